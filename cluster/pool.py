@@ -1,0 +1,89 @@
+"""A pool of plain objects that answer calls, or are late, or die and come back.
+
+Owns the interface and `LocalPool`, which keeps every object in this process. Does not know what the objects
+are: the pipeline hands it factories. Ray stands behind the same interface in ray_pool.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from verification.errors import BarnraiseError
+
+REVIVALS = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one call. Exactly one of value, error and late says what happened; `ms` is our clock."""
+
+    value: Any = None
+    error: str | None = None
+    late: bool = False
+    ms: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """The call returned, in time."""
+        return self.error is None and not self.late
+
+
+class MemberDiedError(Exception):
+    """The object behind a name is gone; the pool makes it anew from its factory and asks again."""
+
+
+class Pool(Protocol):
+    """Objects by name. A call to several of them returns when all answered or the deadline passed."""
+
+    def call(
+        self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
+    ) -> dict[str, Answer]:
+        """Call `method` of each named object; no deadline when 0. Never raises for what an object does."""
+        ...
+
+    def close(self) -> None:
+        """End every object."""
+        ...
+
+
+class LocalPool:
+    """All objects in this process, one call after the other. For tests and for small runs."""
+
+    def __init__(self, factories: Mapping[str, Callable[[], object]]) -> None:
+        self._factories = dict(factories)
+        self._objects: dict[str, object] = {}
+
+    def call(
+        self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
+    ) -> dict[str, Answer]:
+        """As `Pool.call`. A call over its deadline still runs to its end, as it would elsewhere, and is late."""
+        return {name: self._one(name, method, args, deadline_ms) for name, args in arguments.items()}
+
+    def close(self) -> None:
+        """Forget every object."""
+        self._objects.clear()
+
+    def _one(self, name: str, method: str, args: tuple[Any, ...], deadline_ms: int) -> Answer:
+        started = time.monotonic()
+        for _ in range(REVIVALS):
+            try:
+                if name not in self._objects:
+                    self._objects[name] = self._factories[name]()
+                value = getattr(self._objects[name], method)(*args)
+            except MemberDiedError:
+                self._objects.pop(name, None)
+                continue
+            except BarnraiseError as error:
+                return Answer(error=str(error), ms=_since(started))
+            except Exception as error:  # noqa: BLE001 - an object's bug must not end the round
+                return Answer(error=f"{type(error).__name__}: {error}", ms=_since(started))
+            ms = _since(started)
+            return Answer(late=True, ms=ms) if 0 < deadline_ms < ms else Answer(value=value, ms=ms)
+        return Answer(error=f"{name} died {REVIVALS} times", ms=_since(started))
+
+
+def _since(started: float) -> int:
+    return int((time.monotonic() - started) * 1000)

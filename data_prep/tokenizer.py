@@ -1,0 +1,117 @@
+"""A byte-level BPE: training one, loading one, documents to tokens.
+
+Owns the tokenizer's kind and the end-of-document token. Does not own which documents it sees. Only here is
+`tokenizers` imported, and only inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_prep.shards import Tokens
+from verification.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END_TOKEN = "<|endoftext|>"  # noqa: S105 - a token of text
+END_ID = 0
+BATCH_CHARACTERS = 1 << 20
+BATCH_DOCUMENTS = 1 << 10
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with `END_TOKEN` as id 0, then the 256 bytes, then merges seen at least twice.
+
+    The same documents give the same tokenizer. Raises UsageError when the documents do not hold enough
+    merges for `vocab_size`.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=[END_TOKEN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    got = tokenizer.get_vocab_size()
+    if got != vocab_size:
+        raise UsageError(
+            "the vocabulary is larger than the training documents support",
+            expected=f"vocab_size up to {got}",
+            got=vocab_size,
+            hint="Lower data.vocab_size or take more text.",
+        )
+    return _ready(tokenizer)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json.
+
+    Raises UsageError when the file cannot be read, FormatError when it is not such a tokenizer.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read", expected="a tokenizer.json", got=error.strerror or str(error)
+        ) from error
+    except UnicodeDecodeError:
+        raise FormatError(f"{path} is not a tokenizer", expected="JSON in UTF-8") from None
+    from tokenizers import Tokenizer  # noqa: PLC0415
+
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise FormatError(f"{path} is not a tokenizer", got=str(error)[:200]) from None
+    end = tokenizer.token_to_id(END_TOKEN)
+    if end != END_ID:
+        raise FormatError(
+            f"{path} has no end-of-document token where it belongs",
+            expected=f"{END_TOKEN} as id {END_ID}",
+            got="no such token" if end is None else f"id {end}",
+        )
+    return _ready(tokenizer)
+
+
+def _ready(tokenizer: Tokenizer) -> Tokenizer:
+    """Settings that must not come from a file, or that a file does not keep."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # A document that spells out the end token holds the text of it, not the end of a document.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def tokenizer_bytes(tokenizer: Tokenizer) -> bytes:
+    """The content of tokenizer.json."""
+    return tokenizer.to_str(pretty=True).encode("utf-8")
+
+
+def encode_documents(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[Tokens]:
+    """Token ids of each document followed by the end token: int64 [length], on all cores, bounded memory."""
+    for batch in _batches(documents):
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            yield np.array([*encoding.ids, END_ID], dtype=np.int64)
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in documents:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,1 @@
+"""The network, its arrays and the local steps. No ray."""

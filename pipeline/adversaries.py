@@ -1,0 +1,183 @@
+"""Scripted cheats for fire drills: contributors that lie in one way each.
+
+Owns how each kind cheats. Nobody but the process of the adversary itself knows of it. Every kind commits,
+reveals and signs as an honest contributor does, with what it would have others believe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from model.arrays import Arrays, arrays_digest, arrays_from_bytes, arrays_to_bytes
+from model.local_steps import local_steps, state_specs
+from pipeline.contributor import Contributor
+from pipeline.member import Place
+from pipeline.work import Work, do_work, finish_work, positions_of
+from verification.encoding import blake3_digest, digest_hex, parse_hex_float
+from verification.errors import ProtocolError, UsageError
+from verification.records import RosterEntry, RoundOpen
+
+
+class Adversary(Contributor):
+    """A contributor that lies. `public` is the run folder, which anyone may read."""
+
+    def __init__(self, name: str, operator: str, manifest: bytes, place: Place, public: Path) -> None:
+        super().__init__(name, operator, manifest, place)
+        self.public = public
+
+    def honest(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:
+        """What an honest contributor would hand in."""
+        return super().work(open_, entry, checkpoint)
+
+    def loaded(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> tuple[Arrays, Arrays]:
+        """(base weights, start state)."""
+        weights = self.job.weights(checkpoint, open_.base.weights)
+        return weights, self.job.state(self._state_bytes(entry.start_state), entry.start_state)
+
+    def with_payload(self, work: Work, payload: bytes) -> Work:
+        """The same claims around other payload bytes."""
+        return replace(work, payload=payload, claims=replace(work.claims, payload=blake3_digest(payload)))
+
+
+class Lazy(Adversary):
+    """Does half of its local steps and claims all of them."""
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
+        weights, start = self.loaded(open_, entry, checkpoint)
+        batch = self.job.config.train.batch
+        batches = self.data.batches(self.job.config.run.seed, positions_of(entry.positions), batch)
+        half = max(1, entry.steps // 2) if entry.steps > 1 else 0
+        rates = [parse_hex_float(text) for text in open_.inner_lr[: max(1, half)]]
+        done = local_steps(self.job.model, self.job.spec, weights, start, batches[: max(1, half)], rates)
+        update = done.update if half else np.zeros_like(done.update)
+        every = self.job.config.train.trace_every
+        leaves = -(-entry.steps // every)
+        padded = (*done.leaves, *(done.leaves[-1],) * leaves)[:leaves]
+        return finish_work(self.job, update, done.state, padded, done.losses)
+
+
+class Random(Adversary):
+    """Hands in noise of the norm that an honest update has."""
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
+        honest = self.honest(open_, entry, checkpoint)
+        codec = self.job.codec
+        true = codec.decode(honest.payload).dense(codec.length)
+        noise = np.random.default_rng(open_.turn).permutation(true)
+        return self.with_payload(honest, codec.encode(noise))
+
+
+class Copycat(Adversary):
+    """Signs a payload of another contributor's as its own, from the last turn it can see."""
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
+        honest = self.honest(open_, entry, checkpoint)
+        mine = {digest_hex(d) for d in self.handed_in()}
+        folder = self.public / "payloads"
+        others = sorted(p for p in folder.glob("*") if p.name not in mine) if folder.is_dir() else []
+        self.remember(honest.claims.payload)
+        return self.with_payload(honest, others[-1].read_bytes()) if others else honest
+
+    def handed_in(self) -> list[str]:
+        """Digests of its own earlier payloads."""
+        path = self.vault.folder / "mine"
+        return path.read_text().split() if path.exists() else []
+
+    def remember(self, digest: str) -> None:
+        """Note a payload of its own."""
+        (self.vault.folder / "mine").write_text(" ".join([*self.handed_in(), digest]))
+
+
+class Stale(Adversary):
+    """Hands in the payload of its own first turn again."""
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
+        honest = self.honest(open_, entry, checkpoint)
+        path = self.vault.folder / "old"
+        if path.exists():
+            return self.with_payload(honest, path.read_bytes())
+        path.write_bytes(honest.payload)
+        return honest
+
+
+class WrongData(Adversary):
+    """Trains on windows of its own choice instead of the assigned ones."""
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
+        weights, start = self.loaded(open_, entry, checkpoint)
+        windows = sum(stop - first for first, stop in entry.positions)
+        favourite = replace(entry, positions=((0, windows),))
+        if favourite.positions == entry.positions:
+            favourite = replace(entry, positions=((windows, 2 * windows),))
+        return do_work(self.job, self.data, open_, favourite, weights, start)
+
+
+class Scaled(Adversary):
+    """The true direction, some fifty times as long, to drown the others."""
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
+        honest = self.honest(open_, entry, checkpoint)
+        codec = self.job.codec
+        true = codec.decode(honest.payload).dense(codec.length)
+        return self.with_payload(honest, codec.encode(true * np.float32(50)))
+
+
+class Nan(Adversary):
+    """Hands in the bytes of floating-point NaNs where the payload should be."""
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
+        honest = self.honest(open_, entry, checkpoint)
+        count = -(-len(honest.payload) // 4)
+        nans = np.full(count, np.nan, dtype=np.float32).tobytes()[: len(honest.payload)]
+        return self.with_payload(honest, nans)
+
+
+class StateSmuggler(Adversary):
+    """Honest steps and an honest payload, but a poisoned error feedback that would come out next round."""
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
+        honest = self.honest(open_, entry, checkpoint)
+        forms = state_specs(self.job.specs, self.job.spec.mode)
+        state = arrays_from_bytes(honest.next_state, forms)
+        poisoned = {**state, "error_feedback": state["error_feedback"] + np.float32(0.01)}
+        claims = replace(honest.claims, next_state=arrays_digest(poisoned))
+        return replace(honest, next_state=arrays_to_bytes(poisoned), claims=claims)
+
+
+class Silent(Adversary):
+    """Commits and never reveals."""
+
+    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:  # noqa: D102
+        del head, index, proof
+        raise ProtocolError(f"{self.name} does not reveal turn {turn}")
+
+
+class Dodger(Adversary):
+    """Looks honest until it is drawn, then serves no state."""
+
+    def serve_state(self, turn: int) -> bytes:  # noqa: D102
+        raise ProtocolError(f"{self.name} does not serve its state of turn {turn}")
+
+
+ADVERSARIES: dict[str, type[Adversary]] = {
+    "copycat": Copycat,
+    "dodger": Dodger,
+    "lazy": Lazy,
+    "nan": Nan,
+    "random": Random,
+    "scaled": Scaled,
+    "silent": Silent,
+    "stale": Stale,
+    "state-smuggler": StateSmuggler,
+    "wrong-data": WrongData,
+}
+
+
+def adversary(kind: str) -> type[Adversary]:
+    """The class of a kind. Raises UsageError for an unknown one."""
+    if kind not in ADVERSARIES:
+        raise UsageError(f"no adversary is called {kind!r}", expected=", ".join(sorted(ADVERSARIES)))
+    return ADVERSARIES[kind]

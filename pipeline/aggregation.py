@@ -1,0 +1,235 @@
+"""Accepted payloads to the next checkpoint: weights, clipping, the sum and the outer step.
+
+Owns section 9 of docs/protocol.md. Does not own which contributions are accepted, what a payload's bytes
+mean (compression.py), or where checkpoints lie. Pure: nothing passed in is changed. numpy only, and of it
+only element-wise + - * / sqrt in f64, one rounding each, so that any machine replays it bit for bit;
+sums of floats are `math.fsum`.
+
+Shapes: P elements of the flat vector, N kept entries of a payload, S elements of a stretch of the vector.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.compression import Codec
+from verification.errors import FormatError, ProtocolError, UsageError, WorkError
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Optimizer = Literal["nesterov", "adamw"]
+Outer = dict[str, NDArray[np.float32] | NDArray[np.float64]]
+State = Mapping[str, NDArray[np.float32] | NDArray[np.float64]]
+
+Forms = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
+_MILLION = 1_000_000
+_STRETCH = 2**16  # elements of the outer step handled at a time, so that temporaries stay in cache
+_VECTORS: dict[Optimizer, tuple[str, ...]] = {"nesterov": ("momentum",), "adamw": ("m", "v")}
+_SCALARS: dict[Optimizer, tuple[str, ...]] = {"nesterov": (), "adamw": ("beta1_product", "beta2_product")}
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """An accepted contribution: whose, for how many tokens, and its payload's bytes."""
+
+    slot: int
+    operator: str
+    tokens: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """`outer.*` and `credit.operator_cap_ppm` of the manifest.
+
+    nesterov reads momentum; adamw reads beta1, beta2, eps and weight_decay.
+    """
+
+    optimizer: Optimizer
+    momentum: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    operator_cap_ppm: int
+
+
+def token_weights(contributions: Iterable[Contribution], operator_cap_ppm: int) -> tuple[int, ...]:
+    """Weights in the order given: tokens, cut down where an operator has more than its cap (section 9.1)."""
+    return _token_weights([(c.operator, c.tokens) for c in contributions], operator_cap_ppm)
+
+
+def _token_weights(claims: Sequence[tuple[str, int]], cap_ppm: int) -> tuple[int, ...]:
+    total = sum(tokens for _, tokens in claims)
+    by_operator: dict[str, int] = {}
+    for operator, tokens in claims:
+        by_operator[operator] = by_operator.get(operator, 0) + tokens
+    return tuple(
+        tokens
+        if by_operator[operator] * _MILLION <= cap_ppm * total
+        else tokens * cap_ppm * total // (_MILLION * by_operator[operator])
+        for operator, tokens in claims
+    )
+
+
+def clip_factors(norms: Sequence[float]) -> tuple[float, ...]:
+    """Factors that bring every norm down to the median of all (section 9.2). UsageError for none."""
+    if not norms:
+        raise UsageError("there is nothing to aggregate", expected="at least one contribution")
+    ordered = sorted(norms)
+    middle = len(ordered) // 2
+    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    return tuple(1.0 if norm <= median else median / norm for norm in norms)
+
+
+def initial_outer(length: int, optimizer: Optimizer) -> Outer:
+    """Outer state of checkpoint 0: f32 [length] zeros, and f64 0-d products of 1 for adamw (section 9.4)."""
+    _require_optimizer(optimizer)
+    outer: Outer = {name: np.zeros(length, dtype=np.float32) for name in _VECTORS[optimizer]}
+    outer.update({name: np.array(1.0, dtype=np.float64) for name in _SCALARS[optimizer]})
+    return outer
+
+
+def aggregate(codec: Codec, contributions: Sequence[Contribution], operator_cap_ppm: int) -> F64:
+    """The weighted, clipped mean g, f64 [P] (sections 9.1 to 9.3).
+
+    Goes over `contributions` twice (norms, then the sum) and holds one decoded payload at a time, so a
+    sequence that reads payloads from disk when asked keeps memory at O(P). Raises UsageError for none,
+    FormatError when the codec refuses a payload and ProtocolError when slots are not in increasing order
+    or all weights are 0.
+    """
+    slots: list[int] = []
+    claims: list[tuple[str, int]] = []
+    norms: list[float] = []
+    for contribution in contributions:
+        slots.append(contribution.slot)
+        claims.append((contribution.operator, contribution.tokens))
+        norms.append(codec.decode(contribution.payload).norm())
+    clips = clip_factors(norms)
+    if any(later <= earlier for earlier, later in itertools.pairwise(slots)):
+        raise ProtocolError(
+            "contributions are not in slot order", expected="increasing slots", got=slots[:16]
+        )
+    weights = _token_weights(claims, operator_cap_ppm)
+    total = sum(weights)
+    if min(weights) < 0 or total <= 0:
+        hint = "Check the tokens of the contributions and credit.operator_cap_ppm."
+        raise ProtocolError(
+            "the contributions weigh nothing", expected="weights of 0 or more", got=weights, hint=hint
+        )
+    sum_P = np.zeros(codec.length, dtype=np.float64)
+    for contribution, clip, weight in zip(contributions, clips, weights, strict=True):
+        factor = clip * (weight / total)  # int / int is correctly rounded at any size
+        sparse = codec.decode(contribution.payload)
+        sum_P[sparse.indices] += factor * sparse.values.astype(np.float64)  # indices never repeat
+    return sum_P
+
+
+def outer_step(  # noqa: PLR0917 - the whole state of a run goes in, in the order of section 9
+    config: AggregationConfig,
+    codec: Codec,
+    specs: Sequence[tuple[str, tuple[int, ...]]],
+    weights_P: F32,
+    outer: State,
+    contributions: Sequence[Contribution],
+    outer_lr: float,
+) -> tuple[F32, Outer]:
+    """Weights f32 [P] and outer state after the accepted contributions, in slot order (section 9).
+
+    `specs` are the manifest's arrays `(name, dims)`, whose elements add up to P. A void turn has no
+    contributions and no outer step: calling this with none is a UsageError. Raises FormatError when weights
+    or outer state do not have their form, WorkError when the step leaves the range of f32, and what
+    `aggregate` raises.
+    """
+    _require_optimizer(config.optimizer)
+    _require_forms(codec.length, specs, weights_P, outer, config.optimizer)
+    sum_P = aggregate(codec, contributions, config.operator_cap_ppm)
+    next_P = np.empty(codec.length, dtype=np.float32)
+    state: Outer = {name: np.empty(codec.length, dtype=np.float32) for name in _VECTORS[config.optimizer]}
+    if config.optimizer == "adamw":
+        state["beta1_product"] = np.array(float(outer["beta1_product"]) * config.beta1, dtype=np.float64)
+        state["beta2_product"] = np.array(float(outer["beta2_product"]) * config.beta2, dtype=np.float64)
+    with np.errstate(all="ignore"):  # what leaves the range is found below, and nothing else is hidden
+        for span, dims in _stretches(specs):
+            sum_S, weights_S = sum_P[span], weights_P[span].astype(np.float64)
+            old = {name: outer[name][span].astype(np.float64) for name in _VECTORS[config.optimizer]}
+            if config.optimizer == "nesterov":
+                state["momentum"][span], step_S = _nesterov(config, sum_S, old["momentum"])
+            else:
+                bias1, bias2 = 1 - float(state["beta1_product"]), 1 - float(state["beta2_product"])
+                m_S, v_S = _moments(config, sum_S, old["m"], old["v"])
+                state["m"][span], state["v"][span] = m_S, v_S
+                mean_S, square_S = m_S.astype(np.float64) / bias1, v_S.astype(np.float64) / bias2
+                # A decay of 0 is multiplied all the same: the sign of a zero follows the formula.
+                decay = config.weight_decay if dims >= 2 else 0.0
+                step_S = mean_S / (np.sqrt(square_S) + config.eps) + decay * weights_S
+            next_P[span] = (weights_S - outer_lr * step_S).astype(np.float32)
+    if not all(np.isfinite(array).all() for array in (next_P, *state.values())):
+        raise WorkError(
+            "the outer step left the range of f32",
+            expected="finite weights and state",
+            hint="Lower outer.lr, or look at the rounds before this one.",
+        )
+    return next_P, state
+
+
+def _nesterov(config: AggregationConfig, sum_S: F64, momentum_S: F64) -> tuple[F32, F64]:
+    """New momentum b, f32 [S], and direction d, f64 [S]."""
+    next_S = (config.momentum * momentum_S + sum_S).astype(np.float32)
+    return next_S, sum_S + config.momentum * next_S.astype(np.float64)
+
+
+def _moments(config: AggregationConfig, sum_S: F64, m_S: F64, v_S: F64) -> tuple[F32, F32]:
+    """New first and second moment of AdamW, f32 [S]."""
+    next_m_S = config.beta1 * m_S + (1 - config.beta1) * sum_S
+    next_v_S = config.beta2 * v_S + (1 - config.beta2) * (sum_S * sum_S)
+    return next_m_S.astype(np.float32), next_v_S.astype(np.float32)
+
+
+def _stretches(specs: Sequence[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[slice, int]]:
+    """Slices of the flat vector that lie within one array, with that array's number of dimensions."""
+    start = 0
+    for _, dims in specs:
+        stop = start + math.prod(dims)
+        for first in range(start, stop, _STRETCH):
+            yield slice(first, min(first + _STRETCH, stop)), len(dims)
+        start = stop
+
+
+def _require_optimizer(optimizer: str) -> None:
+    if optimizer not in _VECTORS:
+        raise UsageError("outer.optimizer is unknown", expected=" or ".join(_VECTORS), got=optimizer)
+
+
+def _require_forms(
+    length: int,
+    specs: Sequence[tuple[str, tuple[int, ...]]],
+    weights_P: F32,
+    outer: State,
+    optimizer: Optimizer,
+) -> None:
+    elements = sum(math.prod(dims) for _, dims in specs)
+    if elements != length or any(size < 0 for _, dims in specs for size in dims):
+        raise FormatError(
+            "the arrays do not make up the flat vector", expected=f"{length} elements", got=elements
+        )
+    if weights_P.dtype != np.float32 or weights_P.shape != (length,):
+        got = _forms({"weights": (weights_P.dtype, weights_P.shape)})
+        raise FormatError("the weights have the wrong form", expected=f"float32 [{length}]", got=got)
+    expected: Forms = {name: (np.dtype(np.float32), (length,)) for name in _VECTORS[optimizer]}
+    expected |= {name: (np.dtype(np.float64), ()) for name in _SCALARS[optimizer]}
+    given: Forms = {name: (array.dtype, array.shape) for name, array in outer.items()}
+    if given != expected:
+        raise FormatError("the outer state has the wrong form", expected=_forms(expected), got=_forms(given))
+
+
+def _forms(forms: Forms) -> str:
+    return ", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in sorted(forms.items()))

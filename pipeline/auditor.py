@@ -1,0 +1,57 @@
+"""An auditor: recomputes a contribution from the same bytes and signs what it found.
+
+Owns the verdict. Does not own the work (work.py), who is drawn, or what a verdict leads to.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.member import Member
+from pipeline.work import do_work
+from verification.errors import ProtocolError
+from verification.judge import differences
+from verification.records import PROTOCOL, Reveal, RoundOpen, Verdict, open_record, seal_record
+
+
+class Auditor(Member):
+    """An honest auditor."""
+
+    role = "auditor"
+
+    def audit(
+        self, open_envelope: bytes, slot: int, look: Literal[1, 2], reveal_envelope: bytes, checkpoint: bytes, state: bytes
+    ) -> bytes:
+        """The signed verdict on a reveal, from the base checkpoint and the served start state.
+
+        Raises ProtocolError when the pieces do not belong together; no verdict is better than one on
+        other bytes than the contributor's.
+        """
+        open_ = open_record(RoundOpen, bytes(open_envelope), self.manifest.coordinator)
+        entry = open_.entry(slot)
+        reveal = open_record(Reveal, bytes(reveal_envelope), entry.key)
+        if (reveal.round, reveal.attempt, reveal.slot) != (open_.round, open_.attempt, slot):
+            raise ProtocolError("a reveal does not belong to the open it came with")
+        weights = self.job.weights(checkpoint, open_.base.weights)
+        start = self.job.state(bytes(state), entry.start_state)
+        claims = do_work(self.job, self.data, open_, entry, weights, start).claims
+        differs = differences(reveal.opening, claims)
+        verdict = Verdict(
+            PROTOCOL,
+            self.run,
+            open_.round,
+            open_.attempt,
+            reveal.slot,
+            look,
+            self.name,
+            self.key.public,
+            "fail" if differs else "pass",
+            differs,
+            claims.payload,
+            claims.next_state,
+            claims.trace,
+            claims.loss_first,
+            claims.loss_last,
+            self.numerics_class,
+        )
+        return seal_record(verdict, self.key)

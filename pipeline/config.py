@@ -1,0 +1,250 @@
+"""The run's configuration: frozen, strict, from TOML, every field documented.
+
+Owns what an organiser may choose, its defaults and its checks, and the form in which it enters the manifest
+(floats as hexadecimal text). Does not own the command line or what any choice means for a round.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_prep.config import DataConfig
+from model.config import ModelConfig
+from verification.encoding import hex_float, parse_hex_float
+from verification.errors import UsageError
+
+Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class RunConfig(_Section):
+    """How long the run is and where its randomness starts."""
+
+    rounds: Count = Field(40, description="Rounds to close with something accepted.")
+    seed: int = Field(1, ge=0, description="Seeds the initial weights and the data order.")
+    max_void: Count = Field(3, description="Void turns in a row after which the run stops.")
+    profile: Literal["exact", "native"] = Field(
+        "exact", description="exact: equal bits on every machine of a CPU vendor. native: faster."
+    )
+
+
+class InnerConfig(_Section):
+    """AdamW inside a contributor's local steps, and the schedule of its learning rate."""
+
+    lr: float = Field(2e-3, gt=0, description="Peak learning rate.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of arrays with two dimensions.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0 leaves it.")
+    warmup_steps: int = Field(20, ge=0, description="Local steps over which the rate rises.")
+    decay_rounds: int = Field(16, ge=0, description="Last rounds, over which the rate falls.")
+
+
+class TrainConfig(_Section):
+    """What one contribution is."""
+
+    mode: Literal["gradient", "local"] = Field(
+        "local", description="gradient: one mean gradient. local: several inner steps, pseudo-gradient."
+    )
+    batch: Count = Field(4, description="Windows a local step.")
+    steps: tuple[Count, ...] = Field(
+        (14, 12, 8, 6, 8), description="Local steps of each contributor, and so how many there are."
+    )
+    trace_every: Count = Field(4, description="Local steps between two digests of the trace.")
+    inner: InnerConfig = Field(InnerConfig(), description="The inner optimizer.")
+
+
+class CompressionConfig(_Section):
+    """Chunked top-k with error feedback."""
+
+    chunk: Count = Field(4096, description="Values in a chunk; a power of two.")
+    k: Count = Field(64, description="Values kept of each chunk; a power of two, 8 to chunk/4.")
+    error_feedback: float = Field(0.95, ge=0, le=1, description="How much of the residue is carried over.")
+
+    @model_validator(mode="after")
+    def _shape(self) -> CompressionConfig:
+        for name, value in (("chunk", self.chunk), ("k", self.k)):
+            if value & (value - 1):
+                raise ValueError(f"{name} must be a power of two")
+        if not 8 <= self.k <= self.chunk // 4:
+            raise ValueError("k must lie between 8 and chunk / 4")
+        return self
+
+
+class OuterConfig(_Section):
+    """The optimizer that applies the aggregate to the weights."""
+
+    optimizer: Literal["nesterov", "adamw"] = Field("nesterov", description="Outer optimizer.")
+    lr: float = Field(1.0, gt=0, description="Outer learning rate (peak, in gradient mode).")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Nesterov momentum.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment.")
+    eps: float = Field(1e-8, gt=0, description="AdamW: added to the root of the second moment.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW: decay of arrays with two dimensions.")
+
+
+class AuditConfig(_Section):
+    """Who is recomputed, and how often twice."""
+
+    auditors: int = Field(2, ge=0, description="Auditors, each of an operator of its own.")
+    rate_ppm: Ppm = Field(1_000_000, description="Audit rate in millionths, once probation is over.")
+    second_look_ppm: Ppm = Field(100_000, description="Share of passes that a second auditor repeats.")
+    probation_rounds: int = Field(3, ge=0, description="Accepted contributions before the rate applies.")
+
+
+class CreditConfig(_Section):
+    """When credit vests, and what costs it."""
+
+    vest_rounds: int = Field(10, ge=0, description="Turns until earned tokens vest.")
+    strikes: Count = Field(2, description="Failures to reveal or serve before quarantine.")
+    operator_cap_ppm: Ppm = Field(500_000, description="Largest share of the weight for one operator.")
+
+
+class StateConfig(_Section):
+    """What bounds the cost of recomputing one old contribution from the run folder."""
+
+    policy: Literal["snapshot", "reset"] = Field(
+        "snapshot", description="snapshot: hidden state is kept. reset: it starts from zero again."
+    )
+    every: Count = Field(10, description="Rounds between two snapshots or resets.")
+
+
+class TimingConfig(_Section):
+    """Whether clocks may decide anything."""
+
+    mode: Literal["fixed", "measured"] = Field(
+        "fixed", description="fixed: steps from the config, nobody is late. measured: the coordinator's clock."
+    )
+    round_ms: Count = Field(5_000, description="measured: how long a contributor's work should take.")
+    deadline_ms: Count = Field(20_000, description="measured: when a contributor is dropped for the turn.")
+    max_steps: Count = Field(64, description="measured: most local steps.")
+
+
+class CheckpointConfig(_Section):
+    """Which checkpoints stay in the folder."""
+
+    every: Count = Field(10, description="Rounds between two checkpoints that are kept.")
+
+
+class EvalConfig(_Section):
+    """Validation during the run."""
+
+    every: Count = Field(5, description="Rounds between two validations; the first and last are added.")
+    windows: Count = Field(64, description="Validation windows used.")
+
+
+class Config(_Section):
+    """Everything that decides what a run computes. It is hashed into the run id."""
+
+    run: RunConfig = Field(RunConfig(), description="Length and seed.")
+    data: DataConfig = Field(DataConfig(), description="What is trained on.")
+    model: ModelConfig = Field(..., description="The network.")
+    train: TrainConfig = Field(TrainConfig(), description="Local work.")
+    compression: CompressionConfig = Field(CompressionConfig(), description="The payload.")
+    outer: OuterConfig = Field(OuterConfig(), description="The outer step.")
+    audit: AuditConfig = Field(AuditConfig(), description="Audits.")
+    credit: CreditConfig = Field(CreditConfig(), description="Credit.")
+    state: StateConfig = Field(StateConfig(), description="Hidden state.")
+    timing: TimingConfig = Field(TimingConfig(), description="Time.")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoints.")
+    eval: EvalConfig = Field(EvalConfig(), description="Validation.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        if self.data.context != self.model.context:
+            raise ValueError(f"data.context {self.data.context} and model.context {self.model.context} differ")
+        if self.data.vocab_size != self.model.vocab_size:
+            raise ValueError(
+                f"data.vocab_size {self.data.vocab_size} and model.vocab_size {self.model.vocab_size} differ"
+            )
+        if self.train.mode == "gradient" and self.outer.optimizer != "adamw":
+            raise ValueError("train.mode gradient needs outer.optimizer adamw")
+        if self.run.rounds >= 1 << 20:
+            raise ValueError("run.rounds must be below 2^20")
+        return self
+
+
+def load_config(path: Path) -> Config:
+    """Read a TOML file. Raises UsageError naming the field, what was expected and what was found."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the configuration {path} cannot be read", got=error.strerror) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"the configuration {path} is not UTF-8 text") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML", got=str(error)) from None
+    return parse_config(values, str(path))
+
+
+def parse_config(values: dict[str, Any], where: str) -> Config:
+    """Validate plain values. Lists stand for tuples, as TOML and JSON have them."""
+    try:
+        # Through JSON, where strict mode takes lists for tuples.
+        return Config.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UsageError(f"{where}: {describe(error)}", hint="See configs/demo.toml for all fields.") from None
+
+
+def describe(error: ValidationError) -> str:
+    """A validation error in one line: every field and what is wrong with it."""
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "configuration"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{place} is not a known field")
+        elif item["type"] == "missing":
+            lines.append(f"{place} is missing")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+            lines.append(f"{place}: {message[0].lower()}{message[1:]}{got}")
+    return "; ".join(lines)
+
+
+def manifest_config(config: Config) -> dict[str, Any]:
+    """The configuration as it stands in the manifest: floats as hex text, everything else as it is."""
+    value = _hexed(config.model_dump(mode="json"))
+    assert isinstance(value, dict)  # noqa: S101 - narrows the type; a model dumps to a dict
+    return value
+
+
+def _hexed(value: Any) -> Any:
+    if isinstance(value, float):
+        return hex_float(value)
+    if isinstance(value, dict):
+        return {key: _hexed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_hexed(item) for item in value]
+    return value
+
+
+_HEX_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]+p[+-][0-9]+\Z")
+
+
+def config_from_manifest(value: dict[str, Any]) -> Config:
+    """The configuration that `manifest_config` wrote. Raises UsageError when it is not one."""
+    return parse_config(_unhexed(value), "manifest.json")
+
+
+def _unhexed(value: Any) -> Any:
+    if isinstance(value, str) and _HEX_FLOAT.match(value):
+        return parse_hex_float(value)
+    if isinstance(value, dict):
+        return {key: _unhexed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unhexed(item) for item in value]
+    return value

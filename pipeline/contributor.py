@@ -1,0 +1,128 @@
+"""A contributor: takes an assignment, commits, reveals, serves its state.
+
+Owns the order in which things become durable before they are said, and the refusal to say two things in one
+turn. Does not own the work (work.py) or transport. It trusts nobody: opens and heads are checked with the
+coordinator's key, and nothing is revealed before the commitment is proven to be in the log.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from pipeline.member import Member
+from pipeline.vault import Committed
+from pipeline.work import Work, do_work
+from verification.encoding import sha256_digest
+from verification.errors import ProtocolError, StorageError
+from verification.judge import trace_root
+from verification.merkle import leaf_hash, verify_inclusion
+from verification.notes import parse_checkpoint
+from verification.records import (
+    PROTOCOL,
+    Commitment,
+    Opening,
+    Reveal,
+    RosterEntry,
+    RoundOpen,
+    open_record,
+    seal_record,
+)
+
+
+class Contributor(Member):
+    """An honest contributor."""
+
+    role = "contributor"
+
+    def commit(self, open_envelope: bytes, checkpoint: bytes) -> bytes:
+        """Do the assigned work on `checkpoint` and return the signed commitment.
+
+        Asked again for the same open, gives the same answer. Raises ProtocolError for a different open of a turn
+        it has committed to, or for an earlier turn.
+        """
+        open_envelope = bytes(open_envelope)
+        open_ = open_record(RoundOpen, open_envelope, self.manifest.coordinator)
+        entry = self._entry(open_)
+        before = self.vault.committed(open_.turn)
+        if before is not None:
+            if before.open != open_envelope:
+                raise ProtocolError(
+                    f"two different opens of turn {open_.turn}",
+                    expected=sha256_digest(before.open),
+                    got=sha256_digest(open_envelope),
+                )
+            return before.commitment
+        if open_.turn < self.vault.last_turn():
+            raise ProtocolError("an open is older than a commitment", expected=self.vault.last_turn(), got=open_.turn)
+        work = self.work(open_, entry, checkpoint)
+        return self._remember(open_, open_envelope, entry, work)
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:
+        """The contribution itself."""
+        weights = self.job.weights(checkpoint, open_.base.weights)
+        start = self.job.state(self._state_bytes(entry.start_state), entry.start_state)
+        return do_work(self.job, self.data, open_, entry, weights, start)
+
+    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:
+        """(signed reveal, payload), once `head` proves that the commitment is entry `index` of the log."""
+        stored = self._stored(turn)
+        checkpoint = parse_checkpoint(head, self.manifest.log_vkey)
+        verify_inclusion(index, checkpoint.size, leaf_hash(stored.commitment), proof, checkpoint.root)
+        payload = self.vault.get("payloads", stored.payload)
+        if payload is None:
+            raise StorageError("the committed payload is gone", expected=stored.payload)
+        return stored.reveal, payload
+
+    def serve_state(self, turn: int) -> bytes:
+        """The canonical bytes of the hidden state that the turn started from."""
+        open_ = open_record(RoundOpen, self._stored(turn).open, self.manifest.coordinator)
+        return self._state_bytes(self._entry(open_).start_state)
+
+    def _entry(self, open_: RoundOpen) -> RosterEntry:
+        for entry in open_.roster:
+            if entry.key == self.key.public:
+                return entry
+        raise ProtocolError(f"{self.name} is not in the roster of turn {open_.turn}")
+
+    def _stored(self, turn: int) -> Committed:
+        stored = self.vault.committed(turn)
+        if stored is None:
+            raise ProtocolError(f"{self.name} committed to nothing in turn {turn}")
+        return stored
+
+    def _state_bytes(self, digest: str) -> bytes:
+        if digest == self.manifest.zero_state:
+            return self.job.zero_state
+        data = self.vault.get("states", digest)
+        if data is None:
+            raise StorageError("the hidden state of this contributor is lost", expected=digest)
+        return data
+
+    def _remember(self, open_: RoundOpen, envelope: bytes, entry: RosterEntry, work: Work) -> bytes:
+        # States and payload first, the turn's file last: it is the commit point.
+        claims = work.claims
+        next_state = self.vault.put("states", work.next_state)
+        payload = self.vault.put("payloads", work.payload)
+        batch, context = self.job.config.train.batch, self.job.model.context
+        opening = Opening(
+            open_.base,
+            entry.positions,
+            entry.numerics_class,
+            entry.steps * batch * context,
+            entry.start_state,
+            claims.next_state,
+            claims.payload,
+            trace_root(claims.trace),
+            len(claims.trace),
+            claims.loss_first,
+            claims.loss_last,
+        )
+        place = (PROTOCOL, self.run, open_.round, open_.attempt, entry.slot, self.name, self.key.public)
+        reveal = Reveal(*place, secrets.token_hex(32), opening)
+        commitment = seal_record(Commitment(*place, reveal.commitment), self.key)
+        sealed = seal_record(reveal, self.key)
+        self.vault.commit(open_.turn, Committed(envelope, commitment, sealed, payload, next_state))
+        self.vault.forget_turns_before(open_.turn)
+        self.vault.keep("payloads", [payload])
+        self.vault.keep("states", [entry.start_state, next_state])
+        return commitment

@@ -1,0 +1,223 @@
+"""The coordinator's turn: open, commit, reveal, draw, audit, close.
+
+Owns the order of a turn and nothing else: what may be written is decided by the state machine
+(verification.rounds, plans), what is acceptable by intake and judge, what the new weights are by
+aggregation, who is asked by the crew. Each step first looks whether the log already holds its result, so
+that a killed coordinator goes on where it was and never signs a phase twice. Knows neither Ray nor wandb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from model.arrays import Arrays
+from pipeline.aggregation import Contribution
+from pipeline.checkpoint import Aggregator, Checkpoint
+from pipeline.crew import AuditCase, Crew
+from pipeline.folder import RunFolder
+from pipeline.ledger import Entry, Ledger
+from verification.encoding import blake3_digest
+from verification.intake import judge_reveal
+from verification.judge import settle
+from verification.lottery import HashChain
+from verification.plans import (
+    accepted_contributions,
+    plan_close,
+    plan_draw,
+    plan_open,
+    plan_run_close,
+    plan_second_draw,
+)
+from verification.records import (
+    PROTOCOL,
+    CommitClose,
+    Record,
+    Refusal,
+    RevealClose,
+    RoundClose,
+    Served,
+)
+from verification.state import RunState
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the coordinator works with. `validate` gives a validation loss in micronats."""
+
+    folder: RunFolder
+    ledger: Ledger
+    chain: HashChain
+    crew: Crew
+    aggregator: Aggregator
+    validate: Callable[[Arrays], int]
+
+
+class Coordinator:
+    """Runs turns until the run is complete."""
+
+    def __init__(self, desk: Desk, checkpoint: Checkpoint) -> None:
+        self.desk = desk
+        self.checkpoint = checkpoint
+        self._served: dict[int, bytes] = {}
+
+    @property
+    def state(self) -> RunState:
+        """What follows from the log so far."""
+        return self.desk.ledger.state
+
+    def run_turn(self) -> RoundClose:
+        """One turn, from its open to its close; one that a crash interrupted is taken up where it was."""
+        self.open()
+        self.collect_commitments()
+        self.collect_reveals()
+        self.draw()
+        self.collect_states()
+        self.audit(1)
+        self.draw_second_looks()
+        self.audit(2)
+        return self.close()
+
+    def enrol(self, names: Iterable[str]) -> None:
+        """Enter the members into the log, in the order given, in one step."""
+        if not self.state.members:
+            self.desk.ledger.append(self.desk.crew.enrolments(self.state, names))
+
+    def open(self) -> None:
+        """Fix roster, base, windows, steps and learning rates."""
+        if self.state.turn is None:
+            self._served = {}
+            self._append(plan_open(self.state))
+
+    def collect_commitments(self) -> None:
+        """Hand out the work and log who committed. Head 1 is the checkpoint over it."""
+        turn = self.state.open_turn
+        if turn.commit_close:
+            return
+        _, envelope = self.desk.ledger.envelope("round-open")
+        base = self.desk.folder.checkpoint(self.state.rounds_done)
+        done = self.desk.crew.commitments(turn, envelope, base)
+        late = tuple(entry.slot for entry in turn.open.roster if entry.slot not in done.entries)
+        closing = CommitClose(*self._place, tuple(done.entries), late, tuple(done.ms.values()))
+        self._append(closing, after=done.entries.values())
+
+    def collect_reveals(self) -> None:
+        """Prove each commitment's inclusion under head 1, log the reveals, keep payloads and snapshots."""
+        state, desk = self.state, self.desk
+        turn = state.open_turn
+        if turn.reveal_close or not turn.commit_close:
+            return
+        proofs = {slot: desk.ledger.inclusion("commitment", slot) for slot in turn.commit_close.committed}
+        entries: list[Entry] = []
+        revealed: list[int] = []
+        refused: list[Refusal] = []
+        seen = set(state.payloads)
+        for slot, answer in desk.crew.reveals(state, desk.ledger.head, proofs).items():
+            reveal, refusal = judge_reveal(
+                state, slot, answer, seen=seen, decode=desk.aggregator.codec.decode
+            )
+            if reveal and answer:
+                entries.append((reveal, answer.envelope))
+            if refusal:
+                refused.append(refusal)
+                if answer and refusal.reason == "malformed-payload":
+                    desk.folder.put_evidence(turn.open, slot, {"payload": answer.payload})
+            elif answer:
+                revealed.append(slot)
+                seen.add(blake3_digest(answer.payload))
+                desk.folder.put_payload(answer.payload)
+                if answer.snapshot is not None:
+                    desk.folder.put_state(answer.snapshot)
+        closing = RevealClose(*self._place, desk.ledger.head, tuple(revealed), tuple(refused))
+        self._append(closing, after=entries)
+
+    def draw(self) -> None:
+        """Only now, with head 2 durable, show the turn's link and draw the audits."""
+        turn, ledger = self.state.open_turn, self.desk.ledger
+        if turn.draw is None:
+            link = self.desk.chain.link(2 * turn.open.turn + 1)
+            self._append(plan_draw(self.state, ledger.checkpoint, ledger.head, link))
+
+    def collect_states(self) -> None:
+        """Ask every drawn contributor for the state it started from; log who served it."""
+        turn = self.state.open_turn
+        if turn.served or not turn.draw or not turn.reveal_close:
+            return
+        owed = [d.slot for d in turn.draw.drawn if d.auditors and d.slot in turn.reveal_close.revealed]
+        self._served = self.desk.crew.states(turn, owed)
+        unserved = tuple(slot for slot in owed if slot not in self._served)
+        self._append(Served(*self._place, tuple(s for s in owed if s in self._served), unserved))
+
+    def audit(self, look: Literal[1, 2]) -> None:
+        """Collect the verdicts of a look; keep what a contributor needs to rerun one that went against it."""
+        turn, desk = self.state.open_turn, self.desk
+        if not turn.draw or not turn.served or any(done == look for _, done in turn.verdicts):
+            return
+        drawn = turn.draw.drawn if look == 1 else (turn.second.looks if turn.second else ())
+        orders = {item.slot: item.auditors for item in drawn if item.slot in turn.served.served}
+        missing = [slot for slot in orders if slot not in self._served]
+        if missing:  # only after a crash: the log says it was served, so it is asked for again
+            self._served |= desk.crew.states(turn, missing)
+        _, open_envelope = desk.ledger.envelope("round-open")
+        base = desk.folder.checkpoint(self.state.rounds_done)
+        cases = {
+            slot: AuditCase(open_envelope, desk.ledger.envelope("reveal", slot)[1], base, self._served[slot])
+            for slot in orders
+            if slot in self._served
+        }
+        found = desk.crew.verdicts(turn, look, {slot: orders[slot] for slot in cases}, cases)
+        for (slot, _), (verdict, _) in found.items():
+            if getattr(verdict, "outcome", "") == "fail":
+                payload = desk.folder.payload(turn.reveals[slot].opening.payload)
+                files = {"start_state": self._served[slot], "payload": payload}
+                desk.folder.put_evidence(turn.open, slot, files)
+        if found:
+            desk.ledger.append([found[key] for key in sorted(found)])
+
+    def draw_second_looks(self) -> None:
+        """With the first verdicts under head 3, show the next link and draw who is looked at twice."""
+        turn, ledger = self.state.open_turn, self.desk.ledger
+        if turn.second is None:
+            link = self.desk.chain.link(2 * turn.open.turn + 2)
+            self._append(plan_second_draw(self.state, ledger.checkpoint, ledger.head, link))
+
+    def close(self) -> RoundClose:
+        """Aggregate what was accepted, take the outer step, store the checkpoint, log the outcome."""
+        state, desk = self.state, self.desk
+        turn, number = state.open_turn, state.round
+        accepted = accepted_contributions(state)
+        operators = {entry.slot: entry.operator for entry in turn.open.roster}
+        work = [
+            Contribution(a.slot, operators[a.slot], a.tokens, desk.folder.payload(a.payload)) for a in accepted
+        ]
+        after = desk.aggregator.step(self.checkpoint, work, turn.open.outer_lr)
+        weights = desk.aggregator.arrays(after)
+        if accepted:
+            desk.folder.put_checkpoint(number, weights, dict(after.outer))
+        val_loss = desk.validate(weights) if accepted and self._validates(number) else None
+        rejected = {o.entry.slot: o.reason for o in settle(turn.evidence) if o.reason}
+        evidence = {
+            slot: desk.folder.close_evidence(turn.open, slot, why) for slot, why in rejected.items()
+        }
+        record = plan_close(state, desk.aggregator.digests(after), evidence=evidence, val_loss=val_loss)
+        self._append(record)
+        self.checkpoint = after
+        desk.folder.keep_checkpoints(self.state.rounds_done, state.config["checkpoint"]["every"])
+        return record
+
+    def finish(self) -> None:
+        """The last entry of the log."""
+        if not self.state.finished:
+            self._append(plan_run_close(self.state))
+
+    def _append(self, record: Record, *, after: Iterable[Entry] = ()) -> None:
+        self.desk.ledger.append([*after, self.desk.ledger.sign(record)])
+
+    @property
+    def _place(self) -> tuple[int, str, int, int]:
+        return PROTOCOL, self.state.run, self.state.round, self.state.attempt
+
+    def _validates(self, number: int) -> bool:
+        config = self.state.config
+        return number in (1, config["run"]["rounds"]) or number % config["eval"]["every"] == 0

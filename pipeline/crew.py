@@ -1,0 +1,191 @@
+"""Asking the members, and believing nothing of it until it is checked.
+
+Owns the way from a question to checked records: who is asked what, what is thrown away and why. Does not own
+the order of a turn (coordinator.py) or where members live (cluster). Its answers are what the log may hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pipeline.ledger import Entry
+from verification.encoding import blake3_digest
+from verification.errors import BarnraiseError, ProtocolError
+from verification.intake import (
+    RevealAnswer,
+    check_commitment,
+    check_enrolment,
+    check_verdict,
+    snapshot_due,
+)
+from verification.judge import Look
+from verification.state import RunState, Turn
+
+
+class Answer(Protocol):
+    """What came of asking a member: a `value` when `ok`, else an `error`; `ms` by our own clock."""
+
+    @property
+    def ok(self) -> bool: ...  # noqa: D102
+    @property
+    def value(self) -> Any: ...  # noqa: D102
+    @property
+    def error(self) -> str | None: ...  # noqa: D102
+    @property
+    def ms(self) -> int: ...  # noqa: D102
+
+
+class Members(Protocol):
+    """The members of a run, wherever they live; cluster.pool has the kinds there are."""
+
+    def call(  # noqa: D102
+        self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
+    ) -> Mapping[str, Answer]: ...
+
+
+@dataclass(frozen=True)
+class Commitments:
+    """Checked commitments by slot, and the milliseconds each took."""
+
+    entries: dict[int, Entry]
+    ms: dict[int, int]
+
+
+@dataclass(frozen=True)
+class AuditCase:
+    """What an auditor needs to judge one slot: the same bytes for every auditor."""
+
+    open: bytes
+    reveal: bytes
+    checkpoint: bytes
+    state: bytes
+
+
+class Crew:
+    """The members as the coordinator sees them. `notice` takes one line for people."""
+
+    def __init__(self, members: Members, notice: Callable[[str], None]) -> None:
+        self._members = members
+        self._notice = notice
+
+    def send_files(self, names: Iterable[str], read: Callable[[str], bytes]) -> None:
+        """Give every member the data files it lacks. ProtocolError when one cannot take them."""
+        asked = self._members.call("missing_files", {name: () for name in names})
+        for member, answer in asked.items():
+            for file in _need(member, answer):
+                stored = self._members.call("store_file", {member: (file, read(file))})
+                _need(member, stored[member])
+
+    def enrolments(self, state: RunState, names: Iterable[str]) -> list[Entry]:
+        """Everyone's signed enrolment, in the order of `names`."""
+        answers = self._members.call("enrol", {name: () for name in names})
+        data = {name: _need(name, answer) for name, answer in answers.items()}
+        return [(check_enrolment(state, envelope), envelope) for envelope in data.values()]
+
+    def commitments(self, turn: Turn, open_envelope: bytes, checkpoint: bytes) -> Commitments:
+        """Hand out the work and wait for the commitments, or for the deadline."""
+        asked = {entry.slot: (open_envelope, checkpoint) for entry in turn.open.roster}
+        done = Commitments({}, {})
+        for slot, answer in self._ask(turn, "commit", asked).items():
+            if answer is None:
+                continue
+            try:
+                done.entries[slot] = (check_commitment(turn.open, slot, answer.value), answer.value)
+                done.ms[slot] = answer.ms
+            except BarnraiseError as error:
+                self._say(turn, slot, f"commitment refused: {error}")
+        return done
+
+    def reveals(
+        self, state: RunState, head: str, proofs: Mapping[int, tuple[int, list[bytes]]]
+    ) -> dict[int, RevealAnswer | None]:
+        """Show head 1 with each commitment's (index, inclusion proof); what came back, by slot, unchecked."""
+        turn = state.open_turn
+        asked = {slot: (turn.open.turn, head, index, proof) for slot, (index, proof) in proofs.items()}
+        answers = self._ask(turn, "reveal", asked)
+        snapshots = self.states(turn, [slot for slot in asked if snapshot_due(state, slot)])
+        found: dict[int, RevealAnswer | None] = {}
+        for slot, answer in answers.items():
+            pair = _byte_pair(answer.value) if answer else None
+            found[slot] = RevealAnswer(*pair, snapshots.get(slot)) if pair else None
+        return found
+
+    def states(self, turn: Turn, slots: Iterable[int]) -> dict[int, bytes]:
+        """Start states that were served and are the right ones, by slot."""
+        found: dict[int, bytes] = {}
+        for slot, answer in self._ask(turn, "serve_state", {s: (turn.open.turn,) for s in slots}).items():
+            # What is hashed is what is used: one copy, out of whatever memory the transport gave us.
+            data = bytes(answer.value) if answer and isinstance(answer.value, (bytes, memoryview)) else b""
+            if blake3_digest(data) == turn.open.entry(slot).start_state:
+                found[slot] = data
+            else:
+                self._say(turn, slot, "did not serve its start state")
+        return found
+
+    def verdicts(
+        self,
+        turn: Turn,
+        look: Literal[1, 2],
+        orders: Mapping[int, tuple[str, ...]],
+        cases: Mapping[int, AuditCase],
+    ) -> dict[Look, Entry]:
+        """Ask auditors in the drawn order until each slot has a verdict or nobody is left to ask."""
+        left = dict(orders)
+        found: dict[Look, Entry] = {}
+        while any(left.values()):
+            # One slot an auditor at a time: a slow auditor holds up only its own slots.
+            batch: dict[str, int] = {}
+            for slot, order in sorted(left.items()):
+                if order:
+                    batch.setdefault(order[0], slot)
+            asked = {name: self._audit_arguments(slot, look, cases[slot]) for name, slot in batch.items()}
+            answers = self._members.call("audit", asked, deadline_ms=turn.open.deadline_ms)
+            for name, slot in batch.items():
+                entry = self._verdict(turn, slot, look, name, answers[name])
+                left[slot] = () if entry else left[slot][1:]
+                if entry:
+                    found[slot, look] = entry
+        return found
+
+    @staticmethod
+    def _audit_arguments(slot: int, look: int, case: AuditCase) -> tuple[Any, ...]:
+        return (case.open, slot, look, case.reveal, case.checkpoint, case.state)
+
+    def _verdict(self, turn: Turn, slot: int, look: int, auditor: str, answer: Answer) -> Entry | None:
+        if not answer.ok:
+            self._notice(f"{auditor}: no verdict on slot {slot}: {answer.error or 'too late'}")
+            return None
+        try:
+            return check_verdict(turn, slot, look, auditor, answer.value), answer.value
+        except BarnraiseError as error:
+            self._notice(f"{auditor}: verdict on slot {slot} refused: {error}")
+            return None
+
+    def _ask(self, turn: Turn, method: str, asked: Mapping[int, tuple[Any, ...]]) -> dict[int, Answer | None]:
+        names = {slot: turn.open.entry(slot).member for slot in asked}
+        arguments = {names[slot]: args for slot, args in asked.items()}
+        answers = self._members.call(method, arguments, deadline_ms=turn.open.deadline_ms)
+        found: dict[int, Answer | None] = {}
+        for slot, name in names.items():
+            answer = answers[name]
+            found[slot] = answer if answer.ok else None
+            if not answer.ok:
+                self._say(turn, slot, f"{method}: {answer.error or 'too late'}")
+        return found
+
+    def _say(self, turn: Turn, slot: int, what: str) -> None:
+        self._notice(f"{turn.open.entry(slot).member}: {what}")
+
+
+def _need(name: str, answer: Answer) -> Any:
+    if not answer.ok:
+        raise ProtocolError(f"{name} could not join the run", got=answer.error or "no answer in time")
+    return answer.value
+
+
+def _byte_pair(value: Any) -> tuple[bytes, bytes] | None:
+    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, bytes) for v in value):
+        return bytes(value[0]), bytes(value[1])
+    return None

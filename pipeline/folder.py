@@ -1,0 +1,149 @@
+"""The run folder: what lies where, written atomically, and what may be removed.
+
+Owns the paths of docs/protocol.md, section 11, except the log's. Does not own what the files mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from model.arrays import Arrays, arrays_to_bytes, safetensors_bytes
+from verification.durable import fsync_folder, write_atomic
+from verification.encoding import Json, blake3_digest, canonical_json, digest_hex, sha256_digest
+from verification.errors import StorageError, UsageError
+from verification.records import RoundOpen
+
+PARTS = ("payloads", "checkpoints", "state", "data", "evidence")
+
+
+class RunFolder:
+    """Paths and durable writes of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.resolve().name
+
+    @property
+    def log(self) -> Path:
+        """The transparency log."""
+        return self.path / "log"
+
+    @property
+    def data(self) -> Path:
+        """Shards and tokenizer."""
+        return self.path / "data"
+
+    @property
+    def manifest_file(self) -> Path:
+        """Entry 0 as a file."""
+        return self.path / "manifest.json"
+
+    def manifest(self) -> bytes:
+        """The bytes of manifest.json. Raises UsageError when this is no run folder."""
+        try:
+            return self.manifest_file.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"{self.path} is not a run folder",
+                expected="a folder with manifest.json",
+                got=error.strerror,
+                hint="`barnraise train` makes one.",
+            ) from None
+
+    def put_payload(self, data: bytes) -> None:
+        """Store a payload under its digest."""
+        write_atomic(self.payload_file(blake3_digest(data)), data)
+
+    def payload(self, digest: str) -> bytes:
+        """A stored payload, checked."""
+        return self._checked(self.payload_file(digest), digest)
+
+    def payload_file(self, digest: str) -> Path:
+        """Where a payload lies."""
+        return self.path / "payloads" / digest_hex(digest)
+
+    def put_state(self, data: bytes) -> None:
+        """Store a hidden state under its digest."""
+        write_atomic(self.state_file(blake3_digest(data)), data)
+
+    def state_file(self, digest: str) -> Path:
+        """Where a snapshot lies."""
+        return self.path / "state" / digest_hex(digest)
+
+    def weights_file(self, round_: int) -> Path:
+        """The weights after a round; 0 is the start."""
+        return self.path / "checkpoints" / f"round-{round_:05d}.safetensors"
+
+    def outer_file(self, round_: int) -> Path:
+        """The outer state after a round."""
+        return self.path / "checkpoints" / f"round-{round_:05d}.outer"
+
+    def put_checkpoint(self, round_: int, weights: Arrays, outer: Arrays) -> None:
+        """Store a checkpoint: weights, then outer state."""
+        write_atomic(self.weights_file(round_), safetensors_bytes(weights))
+        write_atomic(self.outer_file(round_), arrays_to_bytes(outer))
+
+    def checkpoint(self, round_: int) -> bytes:
+        """The weights file of a round. StorageError when it is missing."""
+        path = self.weights_file(round_)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"checkpoint {path} cannot be read", got=error.strerror) from None
+
+    def keep_checkpoints(self, last: int, every: int) -> None:
+        """Remove checkpoints other than the start, every `every`-th and the last closed one."""
+        for path in sorted((self.path / "checkpoints").glob("round-*")):
+            round_ = int(path.name[6:11])
+            if round_ > last or (round_ % every and round_ != last):
+                path.unlink()
+
+    def keep_only(self, part: str, digests: Iterable[str]) -> None:
+        """Remove files of a content-addressed part that the log does not name (left by a crash)."""
+        wanted = {digest_hex(digest) for digest in digests}
+        for path in sorted((self.path / part).iterdir()):
+            if path.name not in wanted:
+                path.unlink()
+        fsync_folder(self.path / part)
+
+    def put_evidence(self, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> None:
+        """Store what a contributor needs to rerun a decision against it."""
+        for name, data in files.items():
+            write_atomic(self.evidence_folder(open_, slot) / name, data)
+
+    def close_evidence(self, open_: RoundOpen, slot: int, reason: str | None) -> str | None:
+        """Write the case file over what `put_evidence` stored; its digest, or None when nothing was."""
+        folder = self.evidence_folder(open_, slot)
+        if not folder.is_dir():
+            return None
+        files = {path.name: path for path in sorted(folder.iterdir()) if path.name != "case.json"}
+        case: Json = {
+            "attempt": open_.attempt,
+            "files": {name: blake3_digest(path.read_bytes()) for name, path in files.items()},
+            "member": open_.entry(slot).member,
+            "reason": reason,
+            "round": open_.round,
+            "run": open_.run,
+            "slot": slot,
+        }
+        data = canonical_json(case)
+        write_atomic(folder / "case.json", data)
+        return sha256_digest(data)
+
+    def evidence_folder(self, open_: RoundOpen, slot: int) -> Path:
+        """The folder of one rejection."""
+        return self.path / "evidence" / f"r{open_.round:05d}-a{open_.attempt}-s{slot}"
+
+    def _checked(self, path: Path, digest: str) -> bytes:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read", got=error.strerror) from None
+        if blake3_digest(data) != digest:
+            raise StorageError(f"{path} was changed", expected=digest, got=blake3_digest(data))
+        return data

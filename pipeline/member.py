@@ -1,0 +1,87 @@
+"""What contributors and auditors have in common: a vault, the manifest, the data, enrolment.
+
+Owns the verbs by which a member joins a run. Does not own the work or the verdicts, and knows nothing of
+where it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from data_prep.dataset import Dataset
+from data_prep.manifest import TOKENIZER_FILE, DatasetManifest
+from model.numerics import numerics_class, prepare
+from pipeline.vault import Vault
+from pipeline.work import Job
+from verification.durable import write_atomic
+from verification.encoding import blake3_digest, parse_canonical
+from verification.errors import ProtocolError
+from verification.records import PROTOCOL, Enrol, Manifest, parse_predicate, seal_record
+
+THREADS = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a member lives: its private folder, and a folder of data files it may share with others."""
+
+    vault: Path
+    data: Path
+
+
+class Member:
+    """A party to a run. Its verbs take and return bytes, so that any transport will do."""
+
+    role: Literal["contributor", "auditor"]
+
+    def __init__(self, name: str, operator: str, manifest: bytes, place: Place) -> None:
+        self.name = name
+        self.operator = operator
+        self.vault = Vault(place.vault)
+        self.manifest = parse_predicate(Manifest, parse_canonical(manifest))
+        self.run = self.manifest.run_id
+        self.dataset = DatasetManifest.from_json(self.manifest.dataset)
+        self.data_folder = place.data
+        self.key = self.vault.key()
+        profile = self.manifest.config["run"]["profile"]
+        prepare(profile, THREADS)
+        self.numerics_class = numerics_class(profile, THREADS)
+
+    def missing_files(self) -> list[str]:
+        """Names of the data files that this machine does not have yet."""
+        return [name for name, digest in self._files().items() if not self._has(name, digest)]
+
+    def store_file(self, name: str, data: bytes) -> None:
+        """Take a data file; ProtocolError unless it is the one the manifest names."""
+        expected = self._files().get(name)
+        if expected is None or blake3_digest(data) != expected:
+            raise ProtocolError(f"data file {name} is not the manifest's", expected=expected, got=blake3_digest(data))
+        write_atomic(self.data_folder / name, data)
+
+    def enrol(self) -> bytes:
+        """The signed statement that this member takes part."""
+        record = Enrol(
+            PROTOCOL, self.run, self.name, self.role, self.operator, self.key.public, self.numerics_class
+        )
+        return seal_record(record, self.key)
+
+    @cached_property
+    def job(self) -> Job:
+        """The work this run consists of."""
+        return Job.of(self.manifest)
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The run's data, checked against the manifest once."""
+        return Dataset(self.data_folder, self.dataset)
+
+    def _files(self) -> dict[str, str]:
+        shards = (*self.dataset.train, *self.dataset.validation)
+        return {TOKENIZER_FILE: self.dataset.tokenizer, **{shard.file: shard.digest for shard in shards}}
+
+    def _has(self, name: str, digest: str) -> bool:
+        path = self.data_folder / name
+        return path.is_file() and blake3_digest(path.read_bytes()) == digest

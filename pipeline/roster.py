@@ -1,0 +1,92 @@
+"""Who takes part, and how each member is made where it lives.
+
+Owns names, operators and folders of a run's members, and the one factory that every pool calls. Does not own
+the pools, and says nothing to coordinator or auditors about who is an adversary: that stays in the
+member's own folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.adversaries import ADVERSARIES, adversary
+from pipeline.auditor import Auditor
+from pipeline.config import Config
+from pipeline.contributor import Contributor
+from pipeline.member import Member, Place
+from verification.durable import write_atomic
+from verification.errors import UsageError
+
+
+@dataclass(frozen=True)
+class MemberSpec:
+    """What a machine must know to make a member. `home` may start with ~, which is that machine's."""
+
+    role: Literal["contributor", "auditor"]
+    name: str
+    operator: str
+    manifest: bytes
+    home: str
+    folder: str
+    adversary: str | None
+    public: str
+
+
+def make_member(spec: MemberSpec) -> Member:
+    """The member, from its own folder on this machine; made anew after a crash it is the same member."""
+    home = Path(spec.home).expanduser()
+    place = Place(home / spec.folder / spec.name, home / spec.folder / "data")
+    if spec.role == "auditor":
+        return Auditor(spec.name, spec.operator, spec.manifest, place)
+    drill = place.vault / "drill"
+    if spec.adversary and not drill.exists():
+        write_atomic(drill, spec.adversary.encode(), mode=0o600)
+    if drill.exists():
+        kind = adversary(drill.read_text())
+        return kind(spec.name, spec.operator, spec.manifest, place, Path(spec.public))
+    return Contributor(spec.name, spec.operator, spec.manifest, place)
+
+
+def member_specs(
+    config: Config, manifest: bytes, home: Path, folder: str, public: Path, drills: Mapping[str, str]
+) -> dict[str, MemberSpec]:
+    """All members by name, contributors first; every member is an operator of its own."""
+    contributors = [f"c{index:02d}" for index in range(len(config.train.steps))]
+    auditors = [f"a{index:02d}" for index in range(config.audit.auditors)]
+    roles: list[tuple[Literal["contributor", "auditor"], str]] = [
+        *(("contributor", name) for name in contributors),  # type: ignore[misc]
+        *(("auditor", name) for name in auditors),  # type: ignore[misc]
+    ]
+    return {
+        name: MemberSpec(
+            role, name, f"op-{name}", manifest, str(home), folder, drills.get(name), str(public)
+        )
+        for role, name in roles
+    }
+
+
+def parse_drills(options: list[str], contributors: int) -> dict[str, str]:
+    """`KIND=COUNT` options as contributor name to kind, taken from the last contributors backwards.
+
+    Raises UsageError for an unknown kind or more adversaries than contributors.
+    """
+    drills: dict[str, str] = {}
+    for option in options:
+        kind, _, count = option.partition("=")
+        if kind not in ADVERSARIES:
+            raise UsageError(
+                f"no adversary is called {kind!r}", expected=", ".join(sorted(ADVERSARIES)), got=kind
+            )
+        if not (count or "1").isdigit() or int(count or "1") < 1:
+            raise UsageError(f"--adversary {option} has no count", expected="KIND=COUNT, COUNT of 1 or more")
+        for _ in range(int(count or "1")):
+            slot = contributors - 1 - len(drills)
+            if slot < 0:
+                raise UsageError(
+                    "more adversaries than contributors", expected=f"at most {contributors}", got=option
+                )
+            drills[f"c{slot:02d}"] = kind
+    return dict(sorted(drills.items()))

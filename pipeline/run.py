@@ -1,0 +1,266 @@
+"""A run from outside: make its folder, put the people together, turn after turn, take it up again.
+
+Owns assembly and the private home of the coordinator's secrets. With cli.py the only module of pipeline
+that knows cluster. Does not own the turn (coordinator.py) or what people see (monitor.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from cluster.pool import LocalPool, Pool
+from data_prep.dataset import Dataset
+from data_prep.manifest import DatasetManifest
+from data_prep.prepare import prepare as prepare_data
+from model.arrays import Arrays, arrays_digest
+from model.init import array_specs, initial_weights
+from model.local_steps import evaluate, zero_state
+from model.numerics import environment, prepare as prepare_numerics
+from pipeline.checkpoint import Aggregator
+from pipeline.compression import Codec
+from pipeline.config import Config, config_from_manifest, manifest_config
+from pipeline.coordinator import Coordinator, Desk
+from pipeline.crew import Crew
+from pipeline.folder import PARTS, RunFolder
+from pipeline.ledger import Ledger
+from pipeline.member import THREADS
+from pipeline.roster import make_member, member_specs
+from verification.durable import write_atomic
+from verification.encoding import canonical_json, digest_hex, parse_canonical, to_json
+from verification.errors import ProtocolError, StorageError, UsageError
+from verification.keys import PrivateKey
+from verification.lottery import HashChain
+from verification.notes import vkey
+from verification.records import PROTOCOL, Base, DrawChain, Manifest, RoundClose, parse_predicate
+
+Tell = Callable[[str], None]
+PACKAGES = ("pipeline", "model", "verification", "data_prep", "cluster")
+
+
+def create_run(config: Config, folder: RunFolder, home: Path, tell: Tell) -> Manifest:
+    """Make a run folder with data, checkpoint 0, manifest and log entry 0: all of it, or nothing.
+
+    Raises UsageError when the folder is there already, the data do not fit the configuration, or the disk
+    cannot hold it.
+    """
+    if folder.path.exists() and any(folder.path.iterdir()):
+        raise UsageError(
+            f"{folder.path} exists already",
+            hint=f"`barnraise resume {folder.path}` goes on with it; --run names another folder.",
+        )
+    partial_folder = RunFolder(folder.path.with_name(f".{folder.path.name}.partial"))
+    shutil.rmtree(partial_folder.path, ignore_errors=True)
+    secrets: Path | None = None
+    try:
+        for part in PARTS[:-2]:
+            (partial_folder.path / part).mkdir(parents=True)
+        (partial_folder.path / "evidence").mkdir()
+        manifest, secrets = _fill(config, partial_folder, folder.name, home, tell)
+        if folder.path.exists():
+            folder.path.rmdir()
+        partial_folder.path.rename(folder.path)
+    except BaseException as error:
+        shutil.rmtree(partial_folder.path, ignore_errors=True)
+        if secrets:
+            shutil.rmtree(secrets, ignore_errors=True)
+        if isinstance(error, (StorageError, OSError)):
+            raise UsageError(f"the run could not be started: {_plain(error)}") from error
+        raise
+    return manifest
+
+
+def _plain(error: Exception) -> str:
+    what = error.what if isinstance(error, StorageError) else str(error)
+    return f"{what}; nothing was kept"
+
+
+def _fill(config: Config, folder: RunFolder, name: str, home: Path, tell: Tell) -> tuple[Manifest, Path]:
+    dataset = prepare_data(config.data, folder.data, tell)
+    (folder.data / "dataset.json").unlink()  # the manifest holds it
+    needed = sum(config.train.steps) * config.train.batch
+    if dataset.train_windows < needed:
+        raise UsageError(
+            "the data are too small for one round",
+            expected=f"at least {needed} training windows",
+            got=dataset.train_windows,
+            hint="Use more text, a smaller context, or fewer local steps.",
+        )
+    tell("initial weights")
+    specs = array_specs(config.model)
+    weights = initial_weights(config.model, config.run.seed)
+    key = PrivateKey.generate()
+    chain = HashChain.generate(2 * config.run.rounds * (config.run.max_void + 1) + 2)
+    codec = Codec(config.compression.chunk, config.compression.k, sum(spec.size for spec in specs))
+    origin = f"barnraise/{_origin_name(name)}"
+    unsigned = Manifest(
+        protocol=PROTOCOL,
+        name=name,
+        origin=origin,
+        log_vkey=vkey(origin, key.public),
+        coordinator=key.public,
+        draw_chain=DrawChain(chain.end, chain.length),
+        versions=software_versions(),
+        source=source_digest(),
+        dataset=dataset.to_json(),
+        arrays=tuple((spec.name, spec.shape) for spec in specs),
+        initial=Base("sha256:" + "0" * 64, "sha256:" + "0" * 64),
+        zero_state=arrays_digest(zero_state(specs, config.train.mode)),
+        objective="next-token-v1",
+        codec=codec.name,
+        aggregation="median-clip-weighted-mean-v1",
+        config=manifest_config(config),
+    )
+    aggregator = Aggregator.of(unsigned)
+    start = aggregator.start(weights)
+    manifest = parse_predicate(Manifest, {**to_json(unsigned), "initial": to_json(aggregator.digests(start))})
+    secrets = home / member_folder(manifest)
+    (secrets / "coordinator").mkdir(parents=True, mode=0o700)
+    key.save(secrets / "coordinator" / "key")
+    chain.save(secrets / "coordinator" / "chain")
+    folder.put_checkpoint(0, weights, dict(start.outer))
+    write_atomic(folder.manifest_file, canonical_json(to_json(manifest)))
+    Ledger.create(folder.log, key, manifest)
+    return manifest, secrets
+
+
+def _origin_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "run"
+
+
+def member_folder(manifest: Manifest) -> str:
+    """The part of a private home that belongs to a run."""
+    return f"runs/{digest_hex(manifest.run_id)[:16]}"
+
+
+def software_versions() -> dict[str, str]:
+    """What software makes the run."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("barnraise", "torch", "numpy", "tokenizers", "ray", "blake3", "cryptography"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source_digest() -> str:
+    """A digest over the source of all packages, equal wherever the same version is installed."""
+    hashed = hashlib.sha256()
+    root = Path(__file__).resolve().parent.parent
+    for package in sorted(PACKAGES):
+        for path in sorted((root / package).rglob("*.py")):
+            data = path.read_bytes()
+            hashed.update(f"{path.relative_to(root).as_posix()}\0{len(data)}\0".encode() + data)
+    return "sha256:" + hashed.hexdigest()
+
+
+@dataclass(frozen=True)
+class View:
+    """What a run tells as it goes. `turn` gets the close and the seconds the turn took."""
+
+    tell: Tell
+    turn: Callable[[RoundClose, Coordinator, float], None]
+
+
+def continue_run(
+    folder: RunFolder,
+    home: Path,
+    view: View,
+    *,
+    pool: Literal["local", "ray"] = "local",
+    drills: Mapping[str, str] | None = None,
+) -> Coordinator:
+    """Run turns until the log ends with run-close; where the log is in mid-turn, from there.
+
+    Raises UsageError when the run is another version's or its secrets are not here, ProtocolError when too many
+    turns were void.
+    """
+    import time  # noqa: PLC0415
+
+    manifest_bytes = folder.manifest()
+    manifest = parse_manifest(manifest_bytes)
+    config = config_from_manifest(manifest.config)
+    secrets = home / member_folder(manifest) / "coordinator"
+    if not secrets.is_dir():
+        raise UsageError(
+            f"the secrets of {folder.path} are not under {home}",
+            expected=str(secrets),
+            hint="Only who started a run can go on with it; --home names another place.",
+        )
+    prepare_numerics(config.run.profile, THREADS)
+    ledger = Ledger.open(folder.log, PrivateKey.load(secrets / "key"), manifest_bytes)
+    specs = member_specs(config, manifest_bytes, home, member_folder(manifest), folder.path, drills or {})
+    members: Pool
+    if pool == "ray":
+        from cluster.ray_pool import RayPool  # noqa: PLC0415
+
+        members = RayPool(
+            {name: partial(make_member, spec) for name, spec in specs.items()},
+            environment(config.run.profile),
+        )
+    else:
+        members = LocalPool({name: partial(make_member, spec) for name, spec in specs.items()})
+    try:
+        coordinator = _assemble(folder, config, ledger, HashChain.load(secrets / "chain"), members, view.tell)
+        coordinator.desk.crew.send_files(specs, lambda name: (folder.data / name).read_bytes())
+        coordinator.enrol(specs)
+        while coordinator.state.rounds_done < config.run.rounds:
+            started = time.monotonic()
+            close = coordinator.run_turn()
+            view.turn(close, coordinator, time.monotonic() - started)
+            if coordinator.state.attempt > config.run.max_void:
+                raise ProtocolError(
+                    f"round {close.round} was void {coordinator.state.attempt} times in a row",
+                    hint="Look at the reasons above: nobody's work was accepted.",
+                )
+        coordinator.finish()
+    finally:
+        members.close()
+    return coordinator
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """A manifest, or UsageError when it is another version's."""
+    value = parse_canonical(data)
+    found = value.get("protocol") if isinstance(value, dict) else None
+    if found != PROTOCOL:
+        raise UsageError(
+            "this run folder is of another protocol version",
+            expected=PROTOCOL,
+            got=found,
+            hint="Use the release of barnraise that made it.",
+        )
+    return parse_predicate(Manifest, value)
+
+
+def _assemble(
+    folder: RunFolder, config: Config, ledger: Ledger, chain: HashChain, members: Pool, tell: Tell
+) -> Coordinator:
+    state = ledger.state
+    revealed = state.payloads
+    folder.keep_only("payloads", revealed)
+    folder.keep_checkpoints(state.rounds_done, config.checkpoint.every)
+    aggregator = Aggregator.of(ledger.manifest)
+    done = state.rounds_done
+    checkpoint = aggregator.load(folder.checkpoint(done), folder.outer_file(done).read_bytes())
+    found = aggregator.digests(checkpoint)
+    if found != state.base:
+        raise StorageError(
+            f"checkpoint {done} is not the one in the log", expected=state.base, got=found
+        )
+    dataset = Dataset(folder.data, DatasetManifest.from_json(ledger.manifest.dataset))
+    windows = dataset.validation(config.eval.windows)
+
+    def validate(weights: Arrays) -> int:
+        return evaluate(config.model, weights, windows, config.train.batch)
+
+    desk = Desk(folder, ledger, chain, Crew(members, tell), aggregator, validate)
+    return Coordinator(desk, checkpoint)

@@ -1,0 +1,111 @@
+"""A member's own folder: key, data files, hidden states, and what it has committed to.
+
+Owns what must survive a crash of the member, and its permissions. Nothing here is ever sent except through
+the member's verbs. Does not own the run folder, which is the coordinator's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from verification.durable import fsync_folder, write_atomic
+from verification.encoding import blake3_digest, digest_hex
+from verification.errors import StorageError
+from verification.keys import PrivateKey
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A turn's answers, stored before the first of them leaves the member."""
+
+    open: bytes
+    commitment: bytes
+    reveal: bytes
+    payload: str
+    next_state: str
+
+
+class Vault:
+    """Private files of one member under `folder` (mode 0700)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("states", "turns", "payloads"):
+            (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        for stale in folder.rglob(".*.tmp"):
+            stale.unlink()
+
+    def key(self) -> PrivateKey:
+        """The member's key, made at the first call."""
+        path = self.folder / "key"
+        if not path.exists():
+            PrivateKey.generate().save(path)
+        return PrivateKey.load(path)
+
+    def put(self, kind: str, data: bytes) -> str:
+        """Store bytes by content under `states` or `payloads`; returns their BLAKE3 digest."""
+        digest = blake3_digest(data)
+        path = self.folder / kind / digest_hex(digest)
+        if not path.exists():
+            write_atomic(path, data, mode=0o600)
+        return digest
+
+    def get(self, kind: str, digest: str) -> bytes | None:
+        """The stored bytes of `digest`, or None. StorageError when the disk changed them."""
+        path = self.folder / kind / digest_hex(digest)
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        if blake3_digest(data) != digest:
+            raise StorageError(f"{path} was damaged", expected=digest, got=blake3_digest(data))
+        return data
+
+    def keep(self, kind: str, digests: Iterable[str]) -> None:
+        """Forget everything of `kind` but these."""
+        wanted = {digest_hex(digest) for digest in digests}
+        for path in (self.folder / kind).iterdir():
+            if path.name not in wanted:
+                path.unlink()
+
+    def commit(self, turn: int, entry: Committed) -> None:
+        """Make a turn's answers durable. From here on the member can say nothing else for this turn."""
+        value = {
+            "open": entry.open.decode(),
+            "commitment": entry.commitment.decode(),
+            "reveal": entry.reveal.decode(),
+            "payload": entry.payload,
+            "next_state": entry.next_state,
+        }
+        write_atomic(self._turn(turn), json.dumps(value).encode(), mode=0o600)
+
+    def committed(self, turn: int) -> Committed | None:
+        """What was committed in `turn`, or None."""
+        path = self._turn(turn)
+        if not path.exists():
+            return None
+        value = json.loads(path.read_text())
+        return Committed(
+            value["open"].encode(),
+            value["commitment"].encode(),
+            value["reveal"].encode(),
+            value["payload"],
+            value["next_state"],
+        )
+
+    def last_turn(self) -> int:
+        """The highest turn that was committed to; -1 before the first."""
+        return max((int(path.stem) for path in (self.folder / "turns").glob("*.json")), default=-1)
+
+    def forget_turns_before(self, turn: int) -> None:
+        """Drop the answers of turns that are over."""
+        for path in (self.folder / "turns").glob("*.json"):
+            if int(path.stem) < turn:
+                path.unlink()
+        fsync_folder(self.folder / "turns")
+
+    def _turn(self, turn: int) -> Path:
+        return self.folder / "turns" / f"{turn}.json"

@@ -1,0 +1,122 @@
+"""One contribution, computed: local steps, error feedback, payload, digests.
+
+Owns the only path from an assignment to a payload. Contributor, auditor and the level 3 replay all call
+`do_work`; there is no second implementation to drift away. Does not own keys, files or messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from data_prep.dataset import Dataset
+from model.arrays import (
+    Arrays,
+    ArraySpec,
+    arrays_digest,
+    arrays_from_bytes,
+    arrays_from_safetensors,
+    arrays_to_bytes,
+)
+from model.config import ModelConfig
+from model.local_steps import WorkSpec, local_steps, state_specs, zero_state
+from pipeline.compression import Codec, with_error_feedback
+from pipeline.config import Config, config_from_manifest
+from verification.encoding import blake3_digest, parse_hex_float
+from verification.errors import ProtocolError
+from verification.judge import Recomputed
+from verification.records import Manifest, Range, RosterEntry, RoundOpen
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything of the manifest that a contribution depends on."""
+
+    manifest: Manifest
+    config: Config
+    model: ModelConfig
+    spec: WorkSpec
+    specs: tuple[ArraySpec, ...]
+    codec: Codec
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Job:
+        """The job a manifest describes. Raises UsageError when its configuration is not valid here."""
+        config = config_from_manifest(manifest.config)
+        inner = config.train.inner
+        specs = tuple(ArraySpec(name, shape) for name, shape in manifest.arrays)
+        length = sum(int(np.prod(spec.shape)) for spec in specs)
+        spec = WorkSpec(
+            mode=config.train.mode,
+            trace_every=config.train.trace_every,
+            beta1=inner.beta1,
+            beta2=inner.beta2,
+            eps=inner.eps,
+            weight_decay=inner.weight_decay,
+            max_grad_norm=inner.max_grad_norm,
+        )
+        codec = Codec(config.compression.chunk, config.compression.k, length)
+        return cls(manifest, config, config.model, spec, specs, codec)
+
+    def weights(self, checkpoint: bytes, digest: str) -> Arrays:
+        """Weights from checkpoint bytes, copied out and checked. ProtocolError when they are not `digest`."""
+        arrays = arrays_from_safetensors(bytes(checkpoint), self.specs)
+        _check("the base checkpoint", digest, arrays_digest(arrays))
+        return arrays
+
+    def state(self, data: bytes, digest: str) -> Arrays:
+        """Hidden state from its canonical bytes. ProtocolError when they are not `digest`."""
+        _check("the hidden state", digest, blake3_digest(data))
+        return arrays_from_bytes(data, state_specs(self.specs, self.spec.mode))
+
+    @cached_property
+    def zero_state(self) -> bytes:
+        """Canonical bytes of the hidden state that everyone starts from."""
+        return arrays_to_bytes(zero_state(self.specs, self.spec.mode))
+
+
+def _check(what: str, expected: str, got: str) -> None:
+    if expected != got:
+        raise ProtocolError(f"{what} is not the one the round opened with", expected=expected, got=got)
+
+
+def positions_of(ranges: Sequence[Range]) -> list[int]:
+    """The positions of a list of ranges, in order."""
+    return [position for start, stop in ranges for position in range(start, stop)]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A contribution's bytes and what is claimed of them."""
+
+    payload: bytes
+    next_state: bytes
+    claims: Recomputed
+
+
+def do_work(job: Job, data: Dataset, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
+    """Compute the contribution of `entry`, from base weights and start state to payload and next state.
+
+    Raises WorkError when training gives something that is not finite.
+    """
+    batches_SBT = data.batches(job.config.run.seed, positions_of(entry.positions), job.config.train.batch)
+    rates = [parse_hex_float(text) for text in open_.inner_lr[: entry.steps]]
+    done = local_steps(job.model, job.spec, weights, start, batches_SBT, rates)
+    return finish_work(job, done.update, done.state, done.leaves, done.losses)
+
+
+def finish_work(
+    job: Job, update_P: np.ndarray, state: Arrays, leaves: tuple[str, ...], losses: tuple[int, ...]
+) -> Work:
+    """Compress an update with error feedback and state what the contribution claims."""
+    payload, error_P = with_error_feedback(
+        job.codec, update_P, state["error_feedback"], job.config.compression.error_feedback
+    )
+    following = {**state, "error_feedback": error_P}
+    claims = Recomputed(
+        blake3_digest(payload), arrays_digest(following), leaves, losses[0], losses[-1]
+    )
+    return Work(payload, arrays_to_bytes(following), claims)

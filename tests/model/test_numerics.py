@@ -1,0 +1,116 @@
+"""Profiles and classes: the exact profile's bits do not depend on threads, and wrong use is refused in words."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import numerics
+from verification.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_fresh(code, **variables):
+    """Standard output of `code` in a new interpreter without the profile's variables."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in numerics.environment("exact")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited | {"PYTHONPATH": str(ROOT)} | variables,
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_importing_array_code_does_not_import_torch():
+    code = "import sys, model.numerics, model.arrays, model.init, model.export; print('torch' in sys.modules)"
+    assert run_fresh(code) == "False"
+
+
+def test_exact_bits_do_not_depend_on_the_number_of_threads():
+    code = (
+        "from model import numerics\n"
+        "import sys\n"
+        "numerics.prepare('exact', {threads})\n"
+        "import torch\n"
+        "assert torch.get_num_threads() == {threads}\n"
+        "print(numerics.numerics_class('exact', {threads}), numerics.probe_digest())\n"
+    )
+    # Without MKL_DYNAMIC=FALSE MKL would use no more threads than there are cores.
+    answers = {run_fresh(code.format(threads=n), MKL_DYNAMIC="FALSE") for n in (1, 2, 3, 7)}
+    assert answers == {f"{numerics.numerics_class('exact', 1)} {numerics.probe_digest()}"}
+
+
+def test_the_probe_notices_other_arithmetic():
+    exact = numerics.probe_digest()
+    assert exact == numerics.probe_digest()
+    native = run_fresh(
+        "from model import numerics; numerics.prepare('native', 1); print(numerics.probe_digest())",
+        ATEN_CPU_CAPABILITY="default",
+    )
+    assert re.fullmatch("sha256:[0-9a-f]{64}", native)
+    assert native != exact
+
+
+def test_torch_imported_too_early_is_refused_with_a_way_out():
+    code = (
+        "import torch\n"
+        "from model import numerics\n"
+        "from verification.errors import UsageError\n"
+        "try:\n"
+        "    numerics.prepare('exact', 1)\n"
+        "except UsageError as error:\n"
+        "    print(error)\n"
+    )
+    message = run_fresh(code)
+    assert "torch was imported before the exact profile was set up" in message
+    assert "ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2,STRICT" in message
+    assert run_fresh(code, **numerics.environment("exact")) == ""
+
+
+def test_variables_set_too_late_are_noticed():
+    code = (
+        "import os, torch\n"
+        "from model import numerics\n"
+        "torch.rand(1)\n"
+        "os.environ.update(numerics.environment('exact'))\n"
+        "try:\n"
+        "    numerics.prepare('exact', 1)\n"
+        "except numerics.UsageError as error:\n"
+        "    print(error.got)\n"
+    )
+    late = run_fresh(code, ATEN_CPU_CAPABILITY="default")
+    assert late.startswith('{"torch\'s CPU capability":')
+
+
+def test_prepare_sets_torch_up():
+    numerics.prepare("exact", 1)
+    assert torch.backends.cpu.get_cpu_capability() == "AVX2"
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.mkldnn.enabled
+    with pytest.raises(UsageError, match="threads"):
+        numerics.prepare("exact", 0)
+
+
+def test_classes_name_what_changes_bits():
+    version = f"torch-{torch.__version__}"
+    exact = numerics.numerics_class("exact", 1).split("/")
+    assert exact[0] == "exact-avx2.v1"
+    assert exact[2:] == [version]
+    native = numerics.numerics_class("native", 2)
+    assert native.startswith(f"native.v1/{exact[1]}-")
+    assert native.endswith(f"/AVX2/mkl-AVX2,STRICT/threads-2/{version}")
+
+
+def test_the_exact_profile_needs_x86(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(UsageError, match="x86-64"):
+        numerics.prepare("exact", 1)
+    with pytest.raises(UsageError, match="native profile"):
+        numerics.numerics_class("exact", 1)

@@ -1,0 +1,473 @@
+"""Aggregation and the outer step against docs/protocol.md, section 9, and the reference aggregator."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import statistics
+import struct
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.aggregation import (
+    AggregationConfig,
+    Contribution,
+    aggregate,
+    clip_factors,
+    initial_outer,
+    outer_step,
+    token_weights,
+)
+from pipeline.compression import Codec
+from verification.errors import FormatError, ProtocolError, UsageError, WorkError
+
+ROOT = Path(__file__).parents[2]
+NESTEROV = AggregationConfig("nesterov", 0.9, 0.9, 0.95, 1e-8, 0.1, 1_000_000)
+ADAMW = replace(NESTEROV, optimizer="adamw")
+SPECS = (("embed.weight", (9, 7)), ("norm.weight", (11,)), ("up.weight", (2, 3, 5)))
+CODEC = Codec(32, 8, 104)
+
+
+def noise(seed: int, length: int, size: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_t(3, size=length) * size).astype(np.float32)
+
+
+def contribution(slot: int, size: float = 1.0, tokens: int = 100, operator: str = "") -> Contribution:
+    payload = CODEC.encode(noise(slot, CODEC.length, size))
+    return Contribution(slot, operator or f"op{slot}", tokens, payload)
+
+
+def digest(weights: np.ndarray, outer: dict[str, np.ndarray]) -> str:
+    state = hashlib.sha256(weights.tobytes())
+    for name in sorted(outer):
+        state.update(
+            name.encode() + str((outer[name].dtype, outer[name].shape)).encode() + outer[name].tobytes()
+        )
+    return state.hexdigest()
+
+
+# --- weights and clipping
+
+
+def test_token_weights_by_hand() -> None:
+    given_ = [contribution(0, tokens=700, operator="a"), contribution(1, tokens=200, operator="b")]
+    given_ += [contribution(2, tokens=101, operator="a")]
+    # T = 1001, T_a = 801, cap 500: 700 * 500 * 1001 div (1000 * 801) = 437, 101 * ... = 63.
+    assert token_weights(given_, 500_000) == (437, 200, 63)
+    assert token_weights(given_, 1_000_000) == (700, 200, 101)
+    assert token_weights(given_[:1], 1_000_000) == (700,)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 2**40)), min_size=1, max_size=9),
+    st.integers(1, 1_000_000),
+)
+def test_no_operator_has_more_than_its_cap(claims: list[tuple[str, int]], cap: int) -> None:
+    given_ = [Contribution(i, operator, tokens, b"") for i, (operator, tokens) in enumerate(claims)]
+    weights = token_weights(given_, cap)
+    total = sum(tokens for _, tokens in claims)
+    for name in "abc":
+        share = sum(w for w, (operator, _) in zip(weights, claims, strict=True) if operator == name)
+        own = sum(tokens for operator, tokens in claims if operator == name)
+        assert share * 1_000_000 <= cap * total
+        if own * 1_000_000 <= cap * total:
+            assert share == own
+        else:  # floors lose less than one token each
+            assert share * 1_000_000 > cap * total - len(claims) * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [
+        ([3.0], (1.0,)),
+        ([1.0, 4.0, 2.0], (1.0, 0.5, 1.0)),
+        ([1.0, 2.0, 4.0, 8.0], (1.0, 1.0, 0.75, 0.375)),
+        ([0.0, 0.0, 5.0], (1.0, 1.0, 0.0)),
+        ([0.0, 0.0], (1.0, 1.0)),
+    ],
+)
+def test_clip_factors_by_hand(norms: list[float], expected: tuple[float, ...]) -> None:
+    assert clip_factors(norms) == expected
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=12))
+def test_clipping_brings_every_norm_to_the_median(norms: list[float]) -> None:
+    median = statistics.median(norms)
+    for norm, clip in zip(norms, clip_factors(norms), strict=True):
+        assert 0 <= clip <= 1
+        assert norm * clip <= median * (1 + 1e-15)
+        assert (clip == 1) == (norm <= median) or math.isclose(norm, median)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(3, 6), st.integers(0, 5), st.floats(2, 1e6))
+def test_a_scaled_contribution_moves_the_sum_no_more_than_others_do(
+    count: int, slot: int, factor: float
+) -> None:
+    """Sent `factor` times too large, one of three or more moves g by at most the largest honest share."""
+    slot %= count
+    given_ = [contribution(s, factor if s == slot else 1.0) for s in range(count)]
+    sparse = [CODEC.decode(c.payload) for c in given_]
+    clips = clip_factors([s.norm() for s in sparse])
+    rest = np.zeros(CODEC.length)
+    for other in range(count):
+        if other != slot:
+            rest += clips[other] / count * sparse[other].dense(CODEC.length).astype(np.float64)
+    moved = aggregate(CODEC, given_, 1_000_000) - rest
+    largest = max(s.norm() for i, s in enumerate(sparse) if i != slot)
+    assert 0 < math.sqrt(math.fsum(moved**2)) <= largest / count * (1 + 1e-12)
+
+
+def test_fifty_times_too_large_is_held() -> None:
+    honest = [contribution(s, 1e-3) for s in range(5)]
+    loud = replace(honest[2], payload=CODEC.encode(noise(2, CODEC.length, 50e-3)))
+    assert CODEC.decode(loud.payload).norm() > 40 * CODEC.decode(honest[2].payload).norm()
+    plain = aggregate(CODEC, honest, 1_000_000)
+    attacked = aggregate(CODEC, [*honest[:2], loud, *honest[3:]], 1_000_000)
+    difference = math.sqrt(math.fsum((attacked - plain) ** 2))
+    assert 0 < difference < math.sqrt(math.fsum(plain**2))
+
+
+# --- the sum
+
+
+@pytest.mark.parametrize("tokens", range(7, 107, 10))
+def test_sum_follows_slot_order_bit_for_bit(tokens: int) -> None:
+    """Each position is the sequential f64 sum over slots, and the order is visible in the bits."""
+    given_ = [contribution(s, 10.0**-s, tokens=tokens + s) for s in range(5)]
+    clips = clip_factors([CODEC.decode(c.payload).norm() for c in given_])
+    total = sum(c.tokens for c in given_)
+    expected = [0.0] * CODEC.length
+    for c, clip in zip(given_, clips, strict=True):
+        factor = clip * (c.tokens / total)
+        sparse = CODEC.decode(c.payload)
+        for index, value in zip(sparse.indices.tolist(), sparse.values.tolist(), strict=True):
+            expected[index] = expected[index] + factor * value
+    found = aggregate(CODEC, given_, 1_000_000)
+    assert found.dtype == np.float64
+    assert found.tolist() == expected
+    turned = [replace(c, slot=4 - c.slot) for c in reversed(given_)]
+    assert aggregate(CODEC, turned, 1_000_000).tolist() != expected
+    spread = [replace(c, slot=3 * c.slot + 1) for c in given_]
+    assert aggregate(CODEC, spread, 1_000_000).tolist() == expected
+
+
+@pytest.mark.parametrize("slots", [(1, 0), (0, 0), (0, 2, 1)])
+def test_slots_out_of_order_are_refused(slots: tuple[int, ...]) -> None:
+    with pytest.raises(ProtocolError, match="slot order"):
+        aggregate(CODEC, [replace(contribution(0), slot=s) for s in slots], 1_000_000)
+
+
+def test_nothing_to_aggregate_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing to aggregate"):
+        aggregate(CODEC, [], 1_000_000)
+    for tokens, cap in ((0, 1_000_000), (1, 0), (-1, 1_000_000)):
+        with pytest.raises(ProtocolError, match="weigh nothing"):
+            aggregate(CODEC, [contribution(0, tokens=tokens)], cap)
+
+
+def test_a_bad_payload_is_a_format_error() -> None:
+    with pytest.raises(FormatError, match="wrong length"):
+        aggregate(CODEC, [contribution(0), replace(contribution(1), payload=b"")], 1_000_000)
+
+
+class OnDisk(Sequence[Contribution]):
+    """Contributions that exist only when asked for, as from a folder; counts how often they are."""
+
+    def __init__(self, payloads: list[bytes], count: int) -> None:
+        self.payloads, self.count, self.loads = payloads, count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= self.count:
+            raise IndexError(index)
+        self.loads += 1
+        return Contribution(index, "op", 1, self.payloads[index % 2])
+
+
+def test_memory_does_not_grow_with_contributions() -> None:
+    length = 2**20
+    codec = Codec(4096, 64, length)
+    payloads = [codec.encode(noise(seed, length)) for seed in (0, 1)]
+    weights, outer = noise(5, length), initial_outer(length, "nesterov")
+    peaks = []
+    for count in (2, 40):
+        given_ = OnDisk(payloads, count)
+        tracemalloc.start()
+        try:
+            outer_step(
+                NESTEROV, codec, [("w", (1024, 1024))], weights, outer, contributions=given_, outer_lr=1.0
+            )
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert given_.loads == 2 * count
+    assert peaks[1] < peaks[0] * 1.05
+    assert peaks[0] < 24 * length  # g 8 P, weights 4 P, momentum 4 P, and blocks
+
+
+# --- the outer step
+
+
+def test_initial_outer() -> None:
+    assert {n: (a.dtype.name, a.shape, a.sum()) for n, a in initial_outer(5, "nesterov").items()} == {
+        "momentum": ("float32", (5,), 0.0)
+    }
+    assert {n: (a.dtype.name, a.shape, a.sum()) for n, a in initial_outer(5, "adamw").items()} == {
+        "m": ("float32", (5,), 0.0),
+        "v": ("float32", (5,), 0.0),
+        "beta1_product": ("float64", (), 1.0),
+        "beta2_product": ("float64", (), 1.0),
+    }
+    with pytest.raises(UsageError, match="unknown"):
+        initial_outer(5, "sgd")  # type: ignore[arg-type]
+
+
+def f32(x: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", x))[0])
+
+
+def run_steps(config: AggregationConfig, rounds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    weights, outer = noise(99, CODEC.length), initial_outer(CODEC.length, config.optimizer)
+    for turn in range(rounds):
+        given_ = [contribution(s + 3 * turn, tokens=50 + s) for s in range(3)]
+        weights, outer = outer_step(config, CODEC, SPECS, weights, outer, contributions=given_, outer_lr=0.7)
+    return weights, outer
+
+
+@pytest.mark.parametrize("config", [NESTEROV, ADAMW], ids=lambda c: c.optimizer)
+def test_formula_of_one_element(config: AggregationConfig) -> None:
+    """Section 9.4 in Python floats for every element, over three rounds."""
+    weights = noise(99, CODEC.length).tolist()
+    first, second, product1, product2 = [0.0] * 104, [0.0] * 104, 1.0, 1.0
+    for turn in range(3):
+        given_ = [contribution(s + 3 * turn, tokens=50 + s) for s in range(3)]
+        g = aggregate(CODEC, given_, 1_000_000).tolist()
+        product1, product2 = product1 * 0.9, product2 * 0.95
+        for j in range(104):
+            w = weights[j]
+            if config.optimizer == "nesterov":
+                first[j] = f32(0.9 * first[j] + g[j])
+                d = g[j] + 0.9 * first[j]
+            else:
+                first[j] = f32(0.9 * first[j] + (1 - 0.9) * g[j])
+                second[j] = f32(0.95 * second[j] + (1 - 0.95) * (g[j] * g[j]))
+                decay = 0.0 if 63 <= j < 74 else 0.1
+                d = (first[j] / (1 - product1)) / (math.sqrt(second[j] / (1 - product2)) + 1e-8) + decay * w
+            weights[j] = f32(w - 0.7 * d)
+    found, outer = run_steps(config, 3)
+    assert found.tolist() == weights
+    if config.optimizer == "nesterov":
+        assert outer["momentum"].tolist() == first
+    else:
+        assert (outer["m"].tolist(), outer["v"].tolist()) == (first, second)
+        assert (float(outer["beta1_product"]), float(outer["beta2_product"])) == (product1, product2)
+
+
+@pytest.mark.parametrize("config", [NESTEROV, ADAMW], ids=lambda c: c.optimizer)
+def test_inputs_are_left_alone_and_stretches_do_not_show(config, monkeypatch) -> None:
+    weights, outer = run_steps(config, 1)
+    for array in (weights, *outer.values()):
+        array.setflags(write=False)
+    before = digest(weights, outer)
+    given_ = (contribution(7), contribution(8))
+    after = outer_step(config, CODEC, SPECS, weights, outer, contributions=given_, outer_lr=0.1)
+    assert digest(weights, outer) == before
+    assert not any(np.shares_memory(a, b) for a in after[1].values() for b in (weights, *outer.values()))
+    assert digest(*after) != before
+    monkeypatch.setattr("pipeline.aggregation._STRETCH", 5)
+    again = outer_step(config, CODEC, SPECS, weights, outer, contributions=given_, outer_lr=0.1)
+    assert digest(*again) == digest(*after)
+
+
+def test_forms_that_do_not_fit_are_refused() -> None:
+    weights, good = noise(0, 104), initial_outer(104, "nesterov")
+    bad_outers: list[dict[str, np.ndarray]] = [
+        {},
+        initial_outer(103, "nesterov"),
+        initial_outer(104, "adamw"),
+        {"momentum": np.zeros(104)},
+        {**good, "more": np.zeros(1, np.float32)},
+    ]
+    cases: list[tuple[Any, Any, Any]] = [(SPECS, weights, outer) for outer in bad_outers]
+    cases += [(SPECS[:2], weights, good), ((("a", (-104, -1)),), weights, good)]
+    cases += [(SPECS, weights[:-1], good), (SPECS, weights.astype(np.float64), good)]
+    for specs, vector, outer in cases:
+        with pytest.raises(FormatError):
+            outer_step(NESTEROV, CODEC, specs, vector, outer, contributions=[contribution(0)], outer_lr=1.0)
+
+
+@pytest.mark.parametrize("config", [NESTEROV, ADAMW], ids=lambda c: c.optimizer)
+def test_leaving_the_range_is_a_work_error(config: AggregationConfig) -> None:
+    outer = initial_outer(104, config.optimizer)
+    with pytest.raises(WorkError, match="left the range"):
+        outer_step(
+            config, CODEC, SPECS, noise(0, 104), outer, contributions=[contribution(0)], outer_lr=1e300
+        )
+
+
+# --- against the reference aggregator, written from the protocol alone
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    path = ROOT / "tests" / "reference_aggregator.py"
+    spec = importlib.util.spec_from_file_location("reference_aggregator", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def manifest_config(config: AggregationConfig, codec: Codec) -> dict[str, Any]:
+    """The members of manifest.config that section 9 refers to, floats as hex."""
+    names = ("momentum", "beta1", "beta2", "eps", "weight_decay")
+    return {
+        "compression": {"chunk": codec.chunk, "k": codec.k},
+        "credit": {"operator_cap_ppm": config.operator_cap_ppm},
+        "outer": {"optimizer": config.optimizer} | {name: getattr(config, name).hex() for name in names},
+    }
+
+
+def bits(values: Any) -> list[str]:
+    return [float(value).hex() for value in values]
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_equal_to_the_reference_bit_for_bit(reference: ModuleType, data: st.DataObject) -> None:
+    config = AggregationConfig(
+        data.draw(st.sampled_from(["nesterov", "adamw"])),
+        data.draw(st.sampled_from([0.0, 0.7, 0.9])),
+        data.draw(st.sampled_from([0.0, 0.9])),
+        data.draw(st.sampled_from([0.95, 0.999])),
+        data.draw(st.sampled_from([1e-8, 1e-10])),
+        data.draw(st.sampled_from([0.0, 0.1])),
+        data.draw(st.sampled_from([250_000, 500_000, 1_000_000])),
+    )
+    seed, lr = data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from([1.0, 0.3, 1.5]))
+    weights, outer = noise(seed, CODEC.length), initial_outer(CODEC.length, config.optimizer)
+    weights[::7] = -0.0
+    slow_weights: Any = weights.tolist()
+    slow_outer: Any = {name: array.tolist() for name, array in outer.items()}
+    for turn in range(2):
+        given_ = []
+        for slot in range(data.draw(st.integers(1, 5))):
+            vector = noise(
+                seed + 10 * turn + slot, CODEC.length, data.draw(st.sampled_from([0.0, 1e-3, 1.0, 50.0]))
+            )
+            vector[
+                np.random.default_rng(slot).random(CODEC.length) < data.draw(st.sampled_from([0.0, 0.9]))
+            ] = 0
+            tokens, operator = data.draw(st.integers(1, 10**6)), data.draw(st.sampled_from("abc"))
+            given_.append(Contribution(slot, operator, tokens, CODEC.encode(vector)))
+            sparse = CODEC.decode(given_[-1].payload)
+            slow = [(i, v) for i, v in reference.decode(given_[-1].payload, 32, 8, CODEC.length) if v]
+            assert [i for i, _ in slow] == sparse.indices.tolist()
+            assert bits(v for _, v in slow) == bits(sparse.values)
+        weights, outer = outer_step(config, CODEC, SPECS, weights, outer, contributions=given_, outer_lr=lr)
+        accepted = [{"tokens": c.tokens, "operator": c.operator, "payload": c.payload} for c in given_]
+        arrays = [[name, list(dims)] for name, dims in SPECS]
+        slow_weights, slow_outer = reference.outer_step(
+            manifest_config(config, CODEC), arrays, slow_weights, slow_outer, accepted, lr
+        )
+        assert bits(slow_weights) == bits(weights)
+        assert set(slow_outer) == set(outer)
+        for name, array in outer.items():
+            assert bits(np.ravel(slow_outer[name])) == bits(array.ravel())
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 2**32), st.integers(0, 4))
+def test_reference_refuses_the_same_payloads(reference: ModuleType, seed: int, changes: int) -> None:
+    rng = np.random.default_rng(seed)
+    payload = bytearray(CODEC.encode(noise(seed, CODEC.length)))
+    for _ in range(changes):
+        payload[rng.integers(len(payload))] ^= 1 << int(rng.integers(8))
+    try:
+        expected = CODEC.decode(bytes(payload)).indices.tolist()
+    except FormatError:
+        with pytest.raises(Exception):  # noqa: B017, PT011 - the reference has errors of its own
+            reference.decode(bytes(payload), 32, 8, CODEC.length)
+    else:
+        assert [i for i, v in reference.decode(bytes(payload), 32, 8, CODEC.length) if v] == expected
+
+
+# --- another set of vector instructions
+
+CHILD = """
+import hashlib, json, sys
+import numpy as np
+from numpy._core._multiarray_umath import __cpu_features__
+from pipeline.aggregation import AggregationConfig, Contribution, initial_outer, outer_step
+from pipeline.compression import Codec, with_error_feedback
+
+codec = Codec(4096, 64, 50_000)
+digests = []
+for optimizer in ("nesterov", "adamw"):
+    config = AggregationConfig(optimizer, 0.9, 0.9, 0.95, 1e-8, 0.1, 500_000)
+    weights = np.random.default_rng(1).random(50_000, dtype=np.float32)
+    outer, error = initial_outer(50_000, optimizer), np.zeros(50_000, np.float32)
+    for turn in range(3):
+        given = []
+        for slot in range(3):
+            update = np.random.default_rng(10 * turn + slot).random(50_000, dtype=np.float32)
+            update -= np.float32(0.5)
+            update *= update * update
+            payload, error = with_error_feedback(codec, update, error, 0.95)
+            sparse = codec.decode(payload)
+            arrays = (error, sparse.indices, sparse.values, sparse.norm_terms)
+            parts = [payload, *(array.tobytes() for array in arrays), sparse.norm().hex().encode()]
+            digests += [hashlib.sha256(part).hexdigest() for part in parts]
+            given.append(Contribution(slot, "ab"[slot % 2], 100 + slot, payload))
+        specs = [("a", (200, 200)), ("b", (10_000,))]
+        weights, outer = outer_step(config, codec, specs, weights, outer, contributions=given, outer_lr=0.7)
+        digests += [hashlib.sha256(a.tobytes()).hexdigest() for a in (weights, *outer.values())]
+print(json.dumps({"features": __cpu_features__, "digests": digests}))
+"""
+
+
+def child(features: str | None) -> dict[str, Any]:
+    environment = {k: v for k, v in os.environ.items() if k != "NPY_DISABLE_CPU_FEATURES"}
+    if features:
+        environment["NPY_DISABLE_CPU_FEATURES"] = features
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_same_bits_without_wide_vector_instructions() -> None:
+    native = child(None)
+    wanted = ("X86_V3", "X86_V4", "AVX512_ICL", "AVX512_SPR")
+    present = [name for name in wanted if native["features"].get(name)]
+    if "X86_V3" not in present:
+        pytest.skip("this machine has no X86_V3 instructions to switch off")
+    plain = child(" ".join(present))
+    assert [plain["features"][name] for name in present] == [False] * len(present)
+    assert len(native["digests"]) == 2 * 3 * 3 * 6 + 3 * (2 + 5)
+    assert plain["digests"] == native["digests"]

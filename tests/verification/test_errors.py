@@ -1,0 +1,50 @@
+"""How the errors read, and that they survive a process boundary."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from verification import errors
+from verification.errors import BarnraiseError, FormatError, StorageError
+
+FAMILY = [
+    errors.UsageError,
+    errors.FormatError,
+    errors.SignatureError,
+    errors.ProtocolError,
+    errors.StorageError,
+    errors.WorkError,
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FormatError("bad"), "bad."),
+        (FormatError("bad", expected=1), "bad; expected 1."),
+        (FormatError("bad", got=0), "bad; got 0."),
+        (FormatError("bad", expected=1, got=0), "bad; expected 1, got 0."),
+        (StorageError("bad", got="x", hint="Do it."), "bad; got x. Do it."),
+    ],
+)
+def test_an_error_says_what_was_expected_and_found(error: BarnraiseError, text: str) -> None:
+    assert str(error) == text
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_errors_cross_a_process_boundary_whole(kind: type[BarnraiseError]) -> None:
+    error = kind("what", expected=[1], got={"a": 2}, hint="Hint.")
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is kind
+    assert (back.what, back.expected, back.got, back.hint) == ("what", [1], {"a": 2}, "Hint.")
+    assert str(back) == str(error)
+    assert isinstance(back, BarnraiseError)
+
+
+def test_the_kinds_are_told_apart() -> None:
+    for kind in FAMILY:
+        with pytest.raises(kind) as caught:
+            raise kind("x")
+        assert not any(isinstance(caught.value, other) for other in FAMILY if other is not kind)

@@ -1,0 +1,1 @@
+"""Records, signatures, the log, the lottery, verdicts. No torch, no ray, no numpy."""

@@ -1,0 +1,69 @@
+"""The one family of errors.
+
+Owns how an error reads: what is wrong, what was expected, what was found, what to do. Does not decide
+exit codes; the command line maps `UsageError` to 2 and everything else of the family to 1.
+"""
+
+from __future__ import annotations
+
+
+class BarnraiseError(Exception):
+    """Base of every error this project raises on purpose.
+
+    `what` is one sentence without a full stop. `expected` and `got` are shown after it, `hint` says
+    what to do next.
+    """
+
+    def __init__(
+        self, what: str, *, expected: object = None, got: object = None, hint: str | None = None
+    ) -> None:
+        self.what = what
+        self.expected = expected
+        self.got = got
+        self.hint = hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        text = self.what
+        if self.expected is not None:
+            text += f"; expected {self.expected}"
+        if self.got is not None:
+            text += f"{',' if self.expected is not None else ';'} got {self.got}"
+        text += "."
+        if self.hint:
+            text += f" {self.hint}"
+        return text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the keyword fields when an error crosses a process boundary."""
+        return (_rebuild, (type(self), self.what, self.expected, self.got, self.hint))
+
+
+def _rebuild(
+    kind: type[BarnraiseError], what: str, expected: object, got: object, hint: str | None
+) -> BarnraiseError:
+    return kind(what, expected=expected, got=got, hint=hint)
+
+
+class UsageError(BarnraiseError):
+    """The person asked for something that cannot be done as asked (exit code 2)."""
+
+
+class FormatError(BarnraiseError):
+    """Bytes are not what their format allows."""
+
+
+class SignatureError(BarnraiseError):
+    """A key or a signature is not acceptable."""
+
+
+class ProtocolError(BarnraiseError):
+    """A record or a transition breaks the rules of a round."""
+
+
+class StorageError(BarnraiseError):
+    """The run folder or a member's own folder could not be written or is inconsistent."""
+
+
+class WorkError(BarnraiseError):
+    """Training produced something that cannot be contributed, such as a non-finite update."""

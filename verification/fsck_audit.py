@@ -1,0 +1,121 @@
+"""From the draw to the last verdict of a turn (protocol, sections 4 and 6).
+
+Owns the checks of draw, served, verdict and second-draw, and how a slot settles. The arithmetic of the
+lottery is in `fsck_draws`.
+"""
+
+from __future__ import annotations
+
+from verification.fsck_draws import (
+    differences,
+    draw_seed,
+    drawn_slots,
+    judged,
+    missed_calls,
+    second_looks,
+)
+from verification.fsck_turn import Entry, Run, TurnState, check_ascending, check_head, place
+
+
+def _check_link_and_seed(run: Run, turn: TurnState, entry: Entry, look: int) -> None:
+    record, where = entry.record, place(entry)
+    check_head(run, look + 1, entry, entry.index)
+    number = 2 * turn.open["turn"] + look
+    if not run.chain.holds(number, record["link"]):
+        what = f"the link of {entry.kind} in {turn.name} is not link {number} of the draw chain"
+        run.report.add(what, where, f"what hashes to link {run.chain.number}", record["link"])
+    opened = {**turn.open, "run": run.run_id}
+    seed = draw_seed(opened, look, entry.index, run.roots[entry.index], record["link"])
+    run.report.equal(f"the seed of {entry.kind} in {turn.name} is wrong", where, seed, record["seed"])
+
+
+def check_draw(run: Run, turn: TurnState, entry: Entry) -> None:
+    """Head 2, link 2u + 1, the seed, and who is drawn by it."""
+    record, where = entry.record, place(entry)
+    _check_link_and_seed(run, turn, entry, 1)
+    turn.drawn = drawn_slots(record["seed"], turn.roster.values(), run.ledger.auditors)
+    expected = [{"auditors": names, "slot": slot} for slot, names in turn.drawn.items()]
+    want, got = [d["slot"] for d in expected], [d["slot"] for d in record["drawn"]]
+    if run.report.equal(f"the drawn slots of {turn.name} do not follow from the seed", where, want, got):
+        for mine, theirs in zip(expected, record["drawn"], strict=True):
+            what = f"the auditors of slot {mine['slot']} in {turn.name} do not follow from the seed"
+            run.report.equal(what, where, mine["auditors"], theirs["auditors"])
+    turn.draw = record
+
+
+def check_served(run: Run, turn: TurnState, entry: Entry) -> None:
+    """Every drawn slot with a valid reveal and an auditor either served its state or did not."""
+    record, where = entry.record, place(entry)
+    due = [slot for slot, names in turn.drawn.items() if names and slot in turn.valid]
+    listed = [*record["served"], *record["unserved"]]
+    run.report.equal(
+        f"the served and unserved slots of {turn.name} are not those due", where, due, sorted(listed)
+    )
+    check_ascending(run, f"the served slots of {turn.name}", where, record["served"])
+    check_ascending(run, f"the unserved slots of {turn.name}", where, record["unserved"])
+    turn.unserved = set(record["unserved"]) & set(due)
+    turn.served = set(record["served"]) & set(due) - turn.unserved
+    turn.served_record = record
+
+
+def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
+    """A verdict is by an auditor that was called, says what its digests say, and comes once."""
+    record, where, report = entry.record, place(entry), run.report
+    slot, look, name = record["slot"], record["look"], record["auditor"]
+    of = f"look {look} of slot {slot} in {turn.name}"
+    called = turn.drawn.get(slot, []) if look == 1 and slot in turn.served else []
+    if look == 2:
+        called = turn.looks.get(slot, [])
+    if look != (1 if turn.second_draw is None else 2) or name not in called or (look, slot) in turn.verdicts:
+        report.add(f"{name} was not to give a verdict for {of}, or one was given before", where, called, name)
+        return
+    auditor = next(a for a in run.ledger.auditors if a["member"] == name)
+    if not entry.envelope.signed_by(auditor["key"]):
+        report.add(
+            f"the verdict of {of} is not signed by {name}", where, auditor["key"], entry.envelope.keyid
+        )
+    for key in ("key", "class"):
+        report.equal(f"the {key} in the verdict of {of} is not {name}'s", where, auditor[key], record[key])
+    differs = differences(turn.valid[slot], record)
+    report.equal(f"what differs is told wrongly in the verdict of {of}", where, differs, record["differs"])
+    outcome = "fail" if differs else "pass"
+    report.equal(f"the outcome in the verdict of {of} is wrong", where, outcome, record["outcome"])
+    turn.verdicts[look, slot] = record
+
+
+def check_second_draw(run: Run, turn: TurnState, entry: Entry) -> None:
+    """Head 3, link 2u + 2, the seed, and who looks again."""
+    record, where = entry.record, place(entry)
+    _check_link_and_seed(run, turn, entry, 2)
+    first = {slot: verdict for (_, slot), verdict in turn.verdicts.items()}
+    operators = {a["member"]: a["operator"] for a in run.ledger.auditors}
+    ppm = run.settings.second_look_ppm
+    turn.looks = second_looks(record["seed"], turn.drawn, first, operators, ppm)
+    expected = [{"auditors": names, "slot": slot} for slot, names in turn.looks.items()]
+    what = f"the second looks of {turn.name} do not follow from verdicts and seed"
+    run.report.equal(what, where, expected, record["looks"])
+    turn.second_draw = record
+
+
+def settled(turn: TurnState, slot: int) -> str | None:
+    """Section 6, settling: why a roster entry is rejected, or None when it is accepted."""
+    if slot not in turn.commitments:
+        return "late"
+    if slot not in turn.valid:
+        return turn.refused[slot]
+    if slot not in turn.drawn:
+        return None
+    if not turn.drawn[slot]:
+        return "no-eligible-auditor"
+    if slot in turn.unserved:
+        return "unserved"
+    first = turn.verdicts.get((1, slot))
+    if first is None:
+        return "unaudited"
+    return judged(first, turn.verdicts.get((2, slot)), second_was_drawn=slot in turn.looks)
+
+
+def expected_missed(turn: TurnState) -> set[tuple[str, int, int]]:
+    """(auditor, look, slot) of everyone that was called and gave no verdict."""
+    called = {slot: turn.drawn[slot] for slot in turn.served}
+    return missed_calls(called, turn.verdicts, 1) | missed_calls(turn.looks, turn.verdicts, 2)

@@ -1,0 +1,166 @@
+"""The round-close: who was accepted with what weight, and what is carried over.
+
+Owns the checks of that one record (protocol, sections 4, 9 and 10).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from verification.fsck_audit import expected_missed, settled
+from verification.fsck_findings import Record
+from verification.fsck_ledger import Outcome, weights_of
+from verification.fsck_turn import Entry, Run, TurnState, check_ascending, place
+
+
+def check_round_close(run: Run, turn: TurnState, entry: Entry) -> None:
+    """All of a round-close; the ledger goes on from what it says."""
+    record, where = entry.record, place(entry)
+    reasons = _check_settling(run, turn, record, where)
+    accepted = [slot for slot, reason in reasons.items() if reason is None]
+    _check_accepted(run, turn, record, accepted, where)
+    _check_rejected(run, turn, record, where)
+    _check_missed(run, turn, record, where)
+    _check_result(run, turn, record, accepted, where)
+    _carry_over(run, turn, record, reasons, where)
+    turn.close = record
+
+
+def _check_settling(run: Run, turn: TurnState, record: Record, where: str) -> dict[int, str | None]:
+    """How each slot settles: by the rules, and where the close says otherwise, as the close says."""
+    said: dict[int, str | None] = {line["slot"]: line["reason"] for line in record["rejected"]}
+    said |= {line["slot"]: None for line in record["accepted"]}
+    times = Counter(line["slot"] for line in [*record["accepted"], *record["rejected"]])
+    for slot, count in sorted(times.items()):
+        if count > 1 or slot not in turn.roster:
+            what = f"slot {slot} is settled {count} times in {turn.name}"
+            run.report.add(what, where, "every slot of the roster once", sorted(times.elements()))
+    reasons: dict[int, str | None] = {}
+    for slot in turn.roster:
+        reasons[slot] = settled(turn, slot)
+        want = reasons[slot] or "accepted"
+        if slot not in said:
+            run.report.add(
+                f"slot {slot} is neither accepted nor rejected in {turn.name}", where, want, "nothing"
+            )
+            continue
+        got = said[slot] or "accepted"
+        if want == got:
+            continue
+        what = f"slot {slot} is settled wrongly in {turn.name}"
+        if got == "accepted" and want == "unaudited":
+            what = f"slot {slot} is accepted in {turn.name} though its drawn audit was not done"
+        run.report.add(what, where, want, got)
+        if slot in turn.valid or said[slot] is not None:
+            reasons[slot] = said[slot]
+    return reasons
+
+
+def _check_accepted(run: Run, turn: TurnState, record: Record, accepted: list[int], where: str) -> None:
+    check_ascending(run, f"the accepted slots of {turn.name}", where, [a["slot"] for a in record["accepted"]])
+    counts = [(turn.roster[slot]["operator"], turn.valid[slot]["tokens"]) for slot in accepted]
+    weights = dict(zip(accepted, weights_of(counts, run.settings.cap_ppm), strict=True))
+    for line in record["accepted"]:
+        slot = line["slot"]
+        if slot not in weights:
+            continue
+        opening = turn.valid[slot]
+        expected = {
+            "member": turn.roster[slot]["member"],
+            "payload": opening["payload"],
+            "tokens": opening["tokens"],
+            "weight": weights[slot],
+        }
+        for key, want in expected.items():
+            run.report.equal(f"the {key} of slot {slot} in {turn.name} is wrong", where, want, line[key])
+    pieces = [(a, b) for slot in accepted for a, b in turn.roster[slot]["positions"]]
+    for start, stop in run.ledger.accept_positions(pieces):
+        run.report.add(
+            f"positions accepted in {turn.name} were accepted before", where, "each once", [start, stop]
+        )
+
+
+def _check_rejected(run: Run, turn: TurnState, record: Record, where: str) -> None:
+    check_ascending(run, f"the rejected slots of {turn.name}", where, [r["slot"] for r in record["rejected"]])
+    for line in record["rejected"]:
+        slot, failed = line["slot"], line["reason"] == "failed-audit"
+        if slot not in turn.roster:
+            continue
+        of = f"of rejected slot {slot} in {turn.name}"
+        run.report.equal(f"the member {of} is wrong", where, turn.roster[slot]["member"], line["member"])
+        run.report.equal(f"the fault {of} is wrong", where, failed, line["fault"])
+        if failed and line["evidence"] is None:
+            run.report.add(f"the evidence {of} is missing", where, "a digest of its case.json", "null")
+
+
+def _check_missed(run: Run, turn: TurnState, record: Record, where: str) -> None:
+    got = Counter((m["auditor"], m["look"], m["slot"]) for m in record["missed"])
+    want = Counter(expected_missed(turn))
+    for name, look, slot in sorted((want - got).elements()):
+        what = f"{name} gave no verdict for look {look} of slot {slot} in {turn.name}"
+        run.report.add(what, where, "a verdict, or to be listed as missed", "neither")
+    for name, look, slot in sorted((got - want).elements()):
+        what = f"{name} is listed as missed for look {look} of slot {slot} in {turn.name}"
+        run.report.add(what, where, "only auditors that were called and gave no verdict, once", "")
+
+
+def _check_result(run: Run, turn: TurnState, record: Record, accepted: list[int], where: str) -> None:
+    report = run.report
+    report.equal(f"whether {turn.name} is void is told wrongly", where, not accepted, record["void"])
+    if not accepted:
+        for key in ("weights", "outer"):
+            report.equal(
+                f"the {key} changed in {turn.name}, which is void", where, turn.open["base"][key], record[key]
+            )
+    counts = [(turn.valid[slot]["tokens"], turn.valid[slot]["loss_last"]) for slot in accepted]
+    tokens = sum(count for count, _ in counts)
+    loss = sum(count * value for count, value in counts) // tokens if tokens else None
+    report.equal(f"the train loss of {turn.name} is wrong", where, loss, record["train_loss"])
+
+
+def _outcome(turn: TurnState, slot: int, reason: str | None) -> Outcome:
+    line = turn.roster[slot]
+    opening: Record = turn.valid[slot] if reason is None else {"tokens": 0, "next_state": ""}
+    return Outcome(
+        slot=slot,
+        member=line["member"],
+        operator=line["operator"],
+        reason=reason,
+        drawn=slot in turn.drawn,
+        steps=line["steps"],
+        ms=turn.ms.get(slot, 0),
+        pieces=tuple((start, stop) for start, stop in line["positions"]),
+        tokens=opening["tokens"],
+        next_state=opening["next_state"],
+    )
+
+
+def _carry_over(
+    run: Run, turn: TurnState, record: Record, reasons: dict[int, str | None], where: str
+) -> None:
+    """Queue, credit and quarantine after the turn; then take over what the close says, see `Ledger`."""
+    ledger, report = run.ledger, run.report
+    verdicts = [(v["auditor"], turn.valid[slot]["tokens"]) for (_, slot), v in turn.verdicts.items()]
+    outcomes = [_outcome(turn, slot, reason) for slot, reason in reasons.items()]
+    ledger.close(turn.open["turn"], outcomes, verdicts)
+    if turn.handed_out_right:
+        queue = [{"operator": o, "range": [start, stop]} for start, stop, o in ledger.queue]
+        report.equal(f"the queue after {turn.name} is wrong", where, queue, record["requeued"])
+        report.equal(f"the cursor after {turn.name} is wrong", where, ledger.cursor, record["cursor"])
+    ledger.queue = [(q["range"][0], q["range"][1], q["operator"]) for q in record["requeued"]]
+    ledger.cursor = record["cursor"]
+    lines = {line["member"]: line for line in record["credits"]}
+    names = [line["member"] for line in record["credits"]]
+    what = f"the credits of {turn.name} do not list every member by name, once"
+    report.equal(what, where, sorted(ledger.accounts), names)
+    for name, account in sorted(ledger.accounts.items()):
+        line = lines.get(name)
+        if line is None:
+            continue
+        for key in ("earned", "vested", "forfeited"):
+            what = f"the {key} credit of {name} after {turn.name} is wrong"
+            report.equal(what, where, getattr(account, key), line[key])
+        account.earned, account.vested, account.forfeited = line["earned"], line["vested"], line["forfeited"]
+    quarantined = sorted(ledger.quarantined)
+    what = f"the members in quarantine after {turn.name} are wrong"
+    report.equal(what, where, quarantined, record["quarantined"])

@@ -1,0 +1,146 @@
+"""Who is drawn, by whom audited, and what the verdicts make of it (protocol, section 6).
+
+Pure functions of seeds and records; where the records came from is for others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from verification.fsck_findings import Record
+from verification.fsck_formats import hash_object
+from verification.fsck_log import merkle_root
+from verification.fsck_shapes import DIFFERENCES, MILLION
+
+
+def uniform(seed: str, label: str, n: int) -> int:
+    """A number in [0, n), n ≥ 1, drawn from a seed for one purpose."""
+    limit = n * (2**64 // n)
+    counter = 0
+    while True:
+        value = {"counter": counter, "label": label, "seed": seed}
+        x = int(hash_object("barnraise/uniform/v1", value).removeprefix("sha256:")[:16], 16)
+        if x < limit:
+            return x % n
+        counter += 1
+
+
+def draw_seed(opened: Record, look: int, head_size: int, head_root: bytes, link: str) -> str:
+    """The seed of a draw (look 1) or second draw (look 2) of the turn that `opened` opens."""
+    value = {
+        "attempt": opened["attempt"],
+        "beacon": None,
+        "head_root": head_root.hex(),
+        "head_size": head_size,
+        "link": link,
+        "look": look,
+        "round": opened["round"],
+        "run": opened["run"],
+        "turn": opened["turn"],
+        "witnesses": [],
+    }
+    return hash_object("barnraise/draw/v1", value)
+
+
+@dataclass
+class Chain:
+    """The hash chain of draws: the last link that held, and its number (the end is number 0)."""
+
+    last: bytes
+    length: int
+    number: int = 0
+
+    def holds(self, number: int, link: str) -> bool:
+        """Whether `link` is the chain's link of that number; if so, later ones are compared with it."""
+        if not self.number < number <= self.length:
+            return False
+        x = bytes.fromhex(link)
+        value = x
+        for _ in range(number - self.number):
+            value = hashlib.sha256(value).digest()
+        if value == self.last:
+            self.last, self.number = x, number
+            return True
+        return False
+
+
+def drawn_slots(seed: str, roster: Iterable[Record], auditors: Sequence[Record]) -> dict[int, list[str]]:
+    """Drawn slots and their auditors, in the order in which they are asked."""
+    drawn: dict[int, list[str]] = {}
+    for entry in roster:
+        slot = entry["slot"]
+        if uniform(seed, f"audit/{slot}", MILLION) >= entry["audit_ppm"]:
+            continue
+        order = [
+            auditor["member"]
+            for auditor in auditors
+            if auditor["operator"] != entry["operator"] and auditor["class"] == entry["class"]
+        ]
+        for i in range(len(order) - 1, 0, -1):
+            j = uniform(seed, f"auditors/{slot}/{i}", i + 1)
+            order[i], order[j] = order[j], order[i]
+        drawn[slot] = order
+    return drawn
+
+
+def second_looks(
+    seed: str,
+    drawn: Mapping[int, Sequence[str]],
+    first: Mapping[int, Record],
+    operators: Mapping[str, str],
+    second_look_ppm: int,
+) -> dict[int, list[str]]:
+    """Slots that get a second look, and its candidates in order. `first` holds look 1 verdicts by slot."""
+    looks: dict[int, list[str]] = {}
+    for slot, verdict in sorted(first.items()):
+        order = drawn[slot]
+        after = order[order.index(verdict["auditor"]) + 1 :]
+        candidates = [name for name in after if operators[name] != operators[verdict["auditor"]]]
+        failed = verdict["outcome"] == "fail"
+        if candidates and (failed or uniform(seed, f"second/{slot}", MILLION) < second_look_ppm):
+            looks[slot] = candidates
+    return looks
+
+
+def differences(opening: Record, verdict: Record) -> list[str]:
+    """In what an auditor's result differs from an opening, in the protocol's order."""
+    root = merkle_root([bytes.fromhex(leaf.removeprefix("sha256:")) for leaf in verdict["trace"]]).hex()
+    differs = {
+        "trace": (f"sha256:{root}", len(verdict["trace"]))
+        != (opening["trace_root"], opening["trace_leaves"]),
+        "payload": verdict["payload"] != opening["payload"],
+        "next_state": verdict["next_state"] != opening["next_state"],
+        "loss": any(verdict[key] != opening[key] for key in ("loss_first", "loss_last")),
+    }
+    return [name for name in DIFFERENCES if differs[name]]
+
+
+def judged(first: Record, second: Record | None, *, second_was_drawn: bool) -> str | None:
+    """What one or two verdicts make of a contribution: a reason to reject it, or None."""
+    if first["outcome"] == "pass":
+        if not second_was_drawn:
+            return None
+        if second is None:
+            return "unaudited"
+        return "disputed" if second["outcome"] == "fail" else None
+    if second is None:
+        return "unconfirmed"
+    if second["outcome"] == "pass":
+        return "disputed"
+    alike = all(first[key] == second[key] for key in ("payload", "next_state", "trace"))
+    return "failed-audit" if alike else "disputed"
+
+
+def missed_calls(
+    called: Mapping[int, Sequence[str]], verdicts: Mapping[tuple[int, int], Record], look: int
+) -> set[tuple[str, int, int]]:
+    """(auditor, look, slot) of those that were called in their order and gave no verdict."""
+    missed: set[tuple[str, int, int]] = set()
+    for slot, order in called.items():
+        verdict: Any = verdicts.get((look, slot))
+        until = len(order) if verdict is None else order.index(verdict["auditor"])
+        missed |= {(name, look, slot) for name in order[:until]}
+    return missed

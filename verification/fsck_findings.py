@@ -1,0 +1,107 @@
+"""What a level 1 check found: failures, the records it read, and the collector that gathers them.
+
+Owns the shapes of the answer. Knows no rule of the protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being checked, how many are done and how many there are."""
+
+Record = dict[str, Any]
+"""The predicate of one log entry, its keys and types already checked."""
+
+_LONGEST = 300
+
+
+def shown(value: object) -> str:
+    """`value` as one short printable line; hostile bytes cannot reach a terminal through it."""
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}… ({len(text)} characters)"
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that does not hold. All four are text for a person."""
+
+    what: str
+    where: str
+    expected: str
+    got: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The records of one attempt at one round, as far as the log goes.
+
+    `commitments` and `reveals` are by slot, in log order; `verdicts` in log order. `first_entry` is the
+    log index of the round-open. Keys and types of every record here are as in the protocol.
+    """
+
+    first_entry: int
+    open: Record
+    commitments: dict[int, Record]
+    commit_close: Record | None
+    reveals: dict[int, Record]
+    reveal_close: Record | None
+    draw: Record | None
+    served: Record | None
+    verdicts: tuple[Record, ...]
+    second_draw: Record | None
+    close: Record | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The answer of a level 1 check.
+
+    The run holds at level 1 when `failures` is empty. `complete`: the log ends with a run-close.
+    `anchored` names what from outside the folder the log was compared with. `log_head` is `sha256:`
+    and the root, `weights_digest` the array digest of the last closed round. What could not be read
+    is empty text, 0 or an empty object.
+    """
+
+    failures: tuple[Failure, ...]
+    complete: bool
+    run_id: str
+    log_size: int
+    log_head: str
+    log_vkey: str
+    rounds: int
+    weights_digest: str
+    anchored: str | None
+    manifest: Record
+    enrolments: tuple[Record, ...]
+    turns: tuple[Turn, ...]
+    run_close: Record | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that was looked at holds."""
+        return not self.failures
+
+
+@dataclass
+class Report:
+    """Gathers failures in the order in which they are found."""
+
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, what: str, where: str, expected: object = "", got: object = "") -> None:
+        """Note one failure."""
+        self.failures.append(Failure(shown(what), shown(where), shown(expected), shown(got)))
+
+    def equal(self, what: str, where: str, expected: object, got: object) -> bool:
+        """Note a failure unless the two are equal, types included; return whether they are."""
+        same = type(expected) is type(got) and expected == got
+        if not same:
+            self.add(what, where, expected, got)
+        return same

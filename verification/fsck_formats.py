@@ -1,0 +1,334 @@
+"""The encodings of the protocol, read strictly: sections 1 and 2 and the notes of section 3.
+
+Owns bytes in, values out, for files, canonical JSON, digests, keys, hex floats, envelopes and signed
+notes. Written from the protocol text alone; shares no code with what writes runs. Everything here
+raises FormatError (or SignatureError, StorageError) on hostile bytes and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import blake3
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from verification.errors import FormatError, SignatureError, StorageError
+
+PROTOCOL = 1
+MAX_INTEGER = 2**53 - 1
+MAX_ENTRY = 65_535
+
+_STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+_PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_KEY = re.compile(r"ed25519:[0-9a-f]{64}")
+_PREDICATE_TYPE = re.compile(r"barnraise:([a-z][a-z-]*):v1")
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
+_FIELD = 2**255 - 19
+_CURVE_D = -121665 * pow(121666, -1, _FIELD) % _FIELD
+
+
+# --- files ---
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a regular file, piece by piece. Links, pipes and devices are refused, not opened."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StorageError(f"{path.name} cannot be read", expected="a regular file", got=reason) from None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise StorageError(f"{path.name} is not a regular file")
+        while piece := os.read(handle, 1 << 20):
+            yield piece
+    except OSError as error:
+        raise StorageError(f"{path.name} cannot be read", got=error.strerror) from None
+    finally:
+        os.close(handle)
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes."""
+    data = bytearray()
+    for piece in _chunks(path):
+        data += piece
+        if len(data) > limit:
+            raise StorageError(f"{path.name} is too long", expected=f"at most {limit} bytes")
+    return bytes(data)
+
+
+def digest_file(path: Path) -> tuple[str, int]:
+    """BLAKE3 digest text and length in bytes of a regular file of any size."""
+    hasher = blake3.blake3()
+    length = 0
+    for piece in _chunks(path):
+        hasher.update(piece)
+        length += len(piece)
+    return f"blake3:{hasher.hexdigest()}", length
+
+
+# --- canonical JSON, digests, numbers ---
+
+
+def _refuse(text: str) -> NoReturn:
+    raise FormatError("a number is not an integer", got=text[:40])
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, _ in pairs:
+        if not all(" " <= c <= "~" for c in key):
+            raise FormatError("a key is not printable ASCII", got=ascii(key))
+    if len(dict(pairs)) != len(pairs):
+        raise FormatError("an object has a key twice")
+    return dict(pairs)
+
+
+def _integer(text: str) -> int:
+    value = int(text) if len(text) < 20 else MAX_INTEGER + 1
+    if abs(value) > MAX_INTEGER:
+        raise FormatError("an integer is out of range", expected="at most 2^53 - 1", got=text[:40])
+    return value
+
+
+def write_canonical(value: Any) -> bytes:
+    """Canonical JSON of a value that holds no floats (section 1)."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8")
+
+
+def parse_canonical(data: bytes) -> Any:
+    """The value whose canonical JSON is exactly `data`."""
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_members,
+            parse_float=_refuse,
+            parse_constant=_refuse,
+            parse_int=_integer,
+        )
+        again = write_canonical(value)
+    except RecursionError:
+        raise FormatError("JSON is nested too deeply") from None
+    except ValueError as error:
+        raise FormatError("not JSON", got=str(error)) from None
+    if again != data:
+        at = next((i for i, (a, b) in enumerate(zip(again, data, strict=False)) if a != b), len(again))
+        raise FormatError("JSON is not canonical", got=f"a difference at byte {at}")
+    return value
+
+
+def sha256_text(data: bytes) -> str:
+    """`sha256:` digest text."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def hash_object(domain: str, value: Any) -> str:
+    """The protocol's hash of a value within a domain (section 1)."""
+    return sha256_text(domain.encode() + b"\0" + write_canonical(value))
+
+
+def parse_hex_float(text: str) -> float:
+    """A finite f64 from its C99 hexadecimal text, which must be the one Python prints."""
+    try:
+        value = float.fromhex(text)
+    except (ValueError, OverflowError):
+        raise FormatError("not a hex float", got=text[:40]) from None
+    if not math.isfinite(value) or value.hex() != text:
+        raise FormatError("not the one form of a finite hex float", got=text[:40])
+    return value
+
+
+def parse_base64(text: str) -> bytes:
+    """Bytes from standard base64 that encodes back to the same text."""
+    try:
+        data = base64.b64decode(text.encode("ascii"), validate=True)
+    except (binascii.Error, ValueError):
+        raise FormatError("not base64", got=text[:40]) from None
+    if base64.b64encode(data).decode() != text:
+        raise FormatError("not the one base64 form of its bytes", got=text[:40])
+    return data
+
+
+# --- keys and signatures ---
+
+
+def _has_small_order(y: int) -> bool:
+    """Whether eight times the point with ordinate `y` is the identity.
+
+    On -x² + y² = 1 + d·x²·y² the ordinate of 2P depends on y alone: x² = (y² - 1)/(d·y² + 1) and
+    y(2P) = (y² + x²)/(1 - d·x²·y²). The identity is the only point with y = 1.
+    """
+    for _ in range(3):
+        y2 = y * y % _FIELD
+        x2 = (y2 - 1) * pow(_CURVE_D * y2 + 1, _FIELD - 2, _FIELD) % _FIELD
+        y = (y2 + x2) * pow(1 - _CURVE_D * x2 * y2, _FIELD - 2, _FIELD) % _FIELD
+    return y == 1
+
+
+def parse_key(text: str) -> bytes:
+    """The 32 bytes of an Ed25519 key text; non-canonical and small-order keys are refused."""
+    if not _KEY.fullmatch(text):
+        raise SignatureError("not a key", expected="ed25519: and 64 lower-case hex digits", got=text[:80])
+    data = bytes.fromhex(text.removeprefix("ed25519:"))
+    y = int.from_bytes(data, "little") & (2**255 - 1)
+    if y >= _FIELD:
+        raise SignatureError("a key's encoding is not canonical", got=text)
+    if _has_small_order(y):
+        raise SignatureError("a key has small order", got=text)
+    return data
+
+
+def signature_holds(public: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether an Ed25519 signature verifies."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+# --- envelopes ---
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A DSSE envelope around an in-toto statement; nothing is said about who signed it."""
+
+    payload: bytes
+    keyid: str
+    signature: bytes
+    kind: str
+    subject: tuple[str, str]
+    predicate: Any
+
+    def signed_by(self, key: str) -> bool:
+        """Whether the key's holder signed this, and the envelope says so."""
+        head = f"DSSEv1 {len(_PAYLOAD_TYPE)} {_PAYLOAD_TYPE} {len(self.payload)} "
+        try:
+            public = parse_key(key)
+        except SignatureError:
+            return False
+        return self.keyid == key and signature_holds(public, self.signature, head.encode() + self.payload)
+
+
+def _exactly(value: Any, what: str, *keys: str) -> list[Any]:
+    if not isinstance(value, dict) or sorted(value) != sorted(keys):
+        raise FormatError(f"{what} has other members", expected=", ".join(sorted(keys)))
+    return [value[key] for key in keys]
+
+
+def _only(value: Any, what: str) -> Any:
+    if not isinstance(value, list) or len(value) != 1:
+        raise FormatError(f"{what} is not a list of one")
+    return value[0]
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise FormatError(f"{what} is not text")
+    return value
+
+
+def parse_envelope(data: bytes) -> Envelope:
+    """One log entry as an envelope around a statement of this protocol (section 2)."""
+    payload_text, payload_type, signatures = _exactly(
+        parse_canonical(data), "the envelope", "payload", "payloadType", "signatures"
+    )
+    if payload_type != _PAYLOAD_TYPE:
+        raise FormatError("the envelope holds another type", expected=_PAYLOAD_TYPE, got=str(payload_type))
+    keyid, sig = _exactly(_only(signatures, "signatures"), "the signature", "keyid", "sig")
+    signature = parse_base64(_text(sig, "sig"))
+    payload = parse_base64(_text(payload_text, "payload"))
+    kind_of, predicate, predicate_type, subjects = _exactly(
+        parse_canonical(payload), "the statement", "_type", "predicate", "predicateType", "subject"
+    )
+    if kind_of != _STATEMENT_TYPE:
+        raise FormatError("the statement has another type", expected=_STATEMENT_TYPE, got=str(kind_of))
+    kind = _PREDICATE_TYPE.fullmatch(_text(predicate_type, "predicateType"))
+    if kind is None:
+        raise FormatError("unknown predicate type", expected="barnraise:NAME:v1", got=str(predicate_type))
+    digest, name = _exactly(_only(subjects, "subject"), "the subject", "digest", "name")
+    (subject_hex,) = _exactly(digest, "the subject's digest", "sha256")
+    subject = (_text(name, "the subject's name"), _text(subject_hex, "the subject's digest"))
+    return Envelope(payload, _text(keyid, "keyid"), signature, kind.group(1), subject, predicate)
+
+
+# --- signed notes ---
+
+
+@dataclass(frozen=True)
+class VerifierKey:
+    """A signed note's verifier key: who signs (`origin`) and with what."""
+
+    origin: str
+    public: bytes
+
+    @property
+    def key_id(self) -> bytes:
+        """The four bytes before every signature of this key."""
+        return hashlib.sha256(self.origin.encode() + b"\n\x01" + self.public).digest()[:4]
+
+    def __str__(self) -> str:
+        data = base64.b64encode(b"\x01" + self.public).decode()
+        return f"{self.origin}+{self.key_id.hex()}+{data}"
+
+
+def make_verifier_key(origin: str, public: bytes) -> VerifierKey:
+    """The verifier key of an origin; C2SP wants names without spaces and plus signs."""
+    if not origin or "+" in origin or any(c.isspace() or not c.isprintable() for c in origin):
+        raise FormatError("an origin must be printable, without spaces and plus signs", got=ascii(origin))
+    return VerifierKey(origin, public)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A C2SP checkpoint with one signature and no extension lines."""
+
+    origin: str
+    size: int
+    root: bytes
+    key_id: bytes
+    signature: bytes
+
+    @property
+    def text(self) -> str:
+        """The signed text, with its last newline."""
+        return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
+
+    def signed_by(self, key: VerifierKey) -> bool:
+        """Whether this key's holder signed this checkpoint of this key's log."""
+        mine = self.origin == key.origin and self.key_id == key.key_id
+        return mine and signature_holds(key.public, self.signature, self.text.encode())
+
+
+def parse_checkpoint(note: str) -> Checkpoint:
+    """A checkpoint in the strict form of section 3."""
+    lines = note.split("\n")
+    if len(lines) != 6 or lines[3] or lines[5]:
+        raise FormatError("not a checkpoint", expected="origin, size, root, empty line, one signature")
+    origin, size, root_text, _, signature_line, _ = lines
+    if not _DECIMAL.fullmatch(size):
+        raise FormatError("a checkpoint's size is not a decimal number", got=size[:40])
+    root = parse_base64(root_text)
+    prefix = f"— {origin} "
+    if not origin or not signature_line.startswith(prefix):
+        raise FormatError(
+            "a checkpoint's signature is by another name", expected=prefix, got=signature_line[:80]
+        )
+    blob = parse_base64(signature_line.removeprefix(prefix))
+    if len(root) != 32 or len(blob) != 68:
+        raise FormatError("a checkpoint's root or signature has the wrong length")
+    return Checkpoint(origin, int(size), root, blob[:4], blob[4:])

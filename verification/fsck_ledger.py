@@ -1,0 +1,173 @@
+"""What one turn leaves to the next: queue, steps, lineage, probation, credit, quarantine.
+
+Owns the state of sections 5 and 10 and what it makes the next round-open say. Compares nothing; the
+callers hold the log's records against it. Where the log is found to lie, the callers put the log's own
+value in here, so that one lie is named once and later turns are judged by what they follow from.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from verification.fsck_findings import Record
+from verification.fsck_shapes import MILLION, REFUSALS, Settings
+
+Piece = tuple[int, int]
+
+
+@dataclass
+class Account:
+    """A member's tokens; `unvested` are (turn, tokens)."""
+
+    earned: int = 0
+    vested: int = 0
+    forfeited: int = 0
+    unvested: list[Piece] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one roster entry fared in a turn; `reason` is None when it was accepted."""
+
+    slot: int
+    member: str
+    operator: str
+    reason: str | None
+    drawn: bool
+    steps: int
+    ms: int
+    pieces: tuple[Piece, ...]
+    tokens: int
+    next_state: str
+
+
+class Ledger:
+    """The carried state of a run, from the enrolments on."""
+
+    def __init__(self, settings: Settings, zero_state: str, enrolments: Sequence[Record]) -> None:
+        self.settings = settings
+        self.contributors = [e for e in enrolments if e["role"] == "contributor"]
+        self.auditors = [
+            {key: e[key] for key in ("member", "key", "operator", "class")}
+            for e in enrolments
+            if e["role"] == "auditor"
+        ]
+        self.queue: list[tuple[int, int, str]] = []
+        self.cursor = 0
+        self.steps = list(settings.first_steps)
+        self.quarantined: set[str] = set()
+        self.accounts = {e["member"]: Account() for e in enrolments}
+        self._zero_state = zero_state
+        self._last_state: dict[str, str] = {}
+        self._accepted: Counter[str] = Counter()
+        self._strikes: Counter[str] = Counter()
+        self._suspect: set[str] = set()
+        self._taken: list[Piece] = []
+
+    # --- what the next round-open must say ---
+
+    def present(self) -> list[int]:
+        """Slots that belong into the roster."""
+        return [s for s, e in enumerate(self.contributors) if e["member"] not in self.quarantined]
+
+    def start_state(self, round_number: int, member: str) -> str:
+        """Section 10, lineage."""
+        reset = not self.settings.snapshot and (round_number - 1) % self.settings.state_every == 0
+        return self._zero_state if reset else self._last_state.get(member, self._zero_state)
+
+    def audit_ppm(self, member: str) -> int:
+        """Section 6, whom."""
+        certain = self._accepted[member] < self.settings.probation or member in self._suspect
+        return MILLION if certain else self.settings.audit_ppm
+
+    def hand_out(self, operator: str, need: int) -> list[list[int]]:
+        """Take `need` positions for a member of `operator` from queue and cursor."""
+        pieces: list[list[int]] = []
+        rest: list[tuple[int, int, str]] = []
+        for start, stop, owner in self.queue:
+            take = 0 if owner == operator else min(need, stop - start)
+            need -= take
+            if take:
+                pieces.append([start, start + take])
+            if start + take < stop:
+                rest.append((start + take, stop, owner))
+        if need:
+            pieces.append([self.cursor, self.cursor + need])
+            self.cursor += need
+        self.queue = rest
+        return pieces
+
+    # --- what a round-close does ---
+
+    def close(self, turn: int, outcomes: Iterable[Outcome], verdicts: Iterable[tuple[str, int]]) -> None:
+        """Apply a turn; `verdicts` are (auditor, tokens of the contribution it judged)."""
+        new: set[str] = set()
+        earned: list[tuple[str, int]] = list(verdicts)
+        for outcome in outcomes:
+            if outcome.reason is None:
+                earned.append((outcome.member, outcome.tokens))
+                self._accept(outcome)
+                continue
+            self.queue += [(start, stop, outcome.operator) for start, stop in outcome.pieces]
+            if outcome.reason in REFUSALS:
+                self._strikes[outcome.member] += 1
+                self._suspect.add(outcome.member)
+            struck_out = self._strikes[outcome.member] >= self.settings.strikes
+            if outcome.reason == "failed-audit" or (outcome.reason in REFUSALS and struck_out):
+                new.add(outcome.member)
+        self.queue.sort()
+        self.quarantined |= new
+        self._credit(turn, earned, new)
+
+    def _accept(self, outcome: Outcome) -> None:
+        self._accepted[outcome.member] += 1
+        self._last_state[outcome.member] = outcome.next_state
+        if outcome.drawn:
+            self._suspect.discard(outcome.member)
+        if self.settings.measured:
+            every = self.settings.trace_every
+            q = outcome.steps * self.settings.round_ms // max(1, outcome.ms)
+            q = min(q, 2 * outcome.steps, self.settings.max_steps)
+            self.steps[outcome.slot] = max(q // every * every, every)
+
+    def _credit(self, turn: int, earned: list[tuple[str, int]], forfeiting: set[str]) -> None:
+        for member, tokens in earned:
+            account = self.accounts[member]
+            account.earned += tokens
+            account.unvested.append((turn, tokens))
+        for member in forfeiting:
+            account = self.accounts[member]
+            account.forfeited += sum(tokens for _, tokens in account.unvested)
+            account.unvested.clear()
+        ripe = turn - self.settings.vest_rounds
+        for account in self.accounts.values():
+            account.vested += sum(tokens for when, tokens in account.unvested if when <= ripe)
+            account.unvested = [entry for entry in account.unvested if entry[0] > ripe]
+
+    def accept_positions(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Mark positions as accepted; those that were accepted before."""
+        twice: list[Piece] = []
+        for start, stop in sorted(pieces):
+            at = bisect.bisect_left(self._taken, (start, stop))
+            for other in self._taken[max(0, at - 1) : at + 1]:
+                low, high = max(start, other[0]), min(stop, other[1])
+                if low < high:
+                    twice.append((low, high))
+            self._taken.insert(at, (start, stop))
+        return twice
+
+
+def weights_of(tokens: Sequence[tuple[str, int]], cap_ppm: int) -> list[int]:
+    """Section 9, 1: the weights of accepted (operator, tokens), with the operators' cap."""
+    total = sum(count for _, count in tokens)
+    by_operator: Counter[str] = Counter()
+    for operator, count in tokens:
+        by_operator[operator] += count
+    weights: list[int] = []
+    for operator, count in tokens:
+        share = by_operator[operator] * MILLION
+        weights.append(count if share <= cap_ppm * total else count * cap_ppm * total // share)
+    return weights

@@ -1,0 +1,422 @@
+"""Keys and types of every record (protocol, sections 4 and 5).
+
+Owns the tables of what each predicate may hold, and `Settings`, the members of the configuration that
+rules refer to. Whether the values are right is for the rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from verification.errors import FormatError
+from verification.fsck_findings import shown
+from verification.fsck_formats import MAX_INTEGER, PROTOCOL, parse_hex_float
+
+Shape = Callable[[Any, str], None]
+"""Takes a value and its place in the record; raises FormatError when the value does not fit."""
+
+REFUSALS = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
+REASONS = (*REFUSALS, "late", "no-eligible-auditor", "unaudited", "unconfirmed", "disputed", "failed-audit")
+DIFFERENCES = ("trace", "payload", "next_state", "loss")
+MILLION = 1_000_000
+
+
+def _wrong(at: str, expected: str, value: object) -> FormatError:
+    return FormatError(f"{at} does not fit", expected=expected, got=shown(value))
+
+
+def integer(low: int = 0, high: int = MAX_INTEGER) -> Shape:
+    """An integer in [low, high]; true and false are none."""
+
+    def check(value: Any, at: str) -> None:
+        if type(value) is not int or not low <= value <= high:
+            raise _wrong(at, f"an integer in [{low}, {high}]", value)
+
+    return check
+
+
+def pattern(expression: str, named: str) -> Shape:
+    """Text that matches as a whole."""
+    compiled = re.compile(expression)
+
+    def check(value: Any, at: str) -> None:
+        if not isinstance(value, str) or not compiled.fullmatch(value):
+            raise _wrong(at, named, value)
+
+    return check
+
+
+def choice(*options: object) -> Shape:
+    """One of a few values, of the same type."""
+
+    def check(value: Any, at: str) -> None:
+        if not any(type(value) is type(option) and value == option for option in options):
+            raise _wrong(at, " or ".join(map(repr, options)), value)
+
+    return check
+
+
+def list_of(shape: Shape, least: int = 0) -> Shape:
+    """A list whose every element fits."""
+
+    def check(value: Any, at: str) -> None:
+        if not isinstance(value, list) or len(value) < least:
+            raise _wrong(at, f"a list of at least {least}", value)
+        for i, element in enumerate(value):
+            shape(element, f"{at}[{i}]")
+
+    return check
+
+
+def pair(first: Shape, second: Shape) -> Shape:
+    """A list of exactly two."""
+
+    def check(value: Any, at: str) -> None:
+        if not isinstance(value, list) or len(value) != 2:
+            raise _wrong(at, "a list of two", value)
+        first(value[0], f"{at}[0]")
+        second(value[1], f"{at}[1]")
+
+    return check
+
+
+def members(table: Mapping[str, Shape], *, others: bool = False) -> Shape:
+    """An object with exactly these keys (or, with `others`, at least these)."""
+
+    def check(value: Any, at: str) -> None:
+        if not isinstance(value, dict):
+            raise _wrong(at, "an object", value)
+        missing = sorted(table.keys() - value.keys())
+        extra = [] if others else sorted(value.keys() - table.keys())
+        if missing or extra:
+            raise _wrong(at, f"keys {', '.join(sorted(table))}", f"missing {missing}, unknown {extra}")
+        for key, shape in table.items():
+            shape(value[key], f"{at}.{key}")
+
+    return check
+
+
+def nullable(shape: Shape) -> Shape:
+    """null, or what fits."""
+
+    def check(value: Any, at: str) -> None:
+        if value is not None:
+            shape(value, at)
+
+    return check
+
+
+def text(value: Any, at: str) -> None:
+    """Any text."""
+    if not isinstance(value, str):
+        raise _wrong(at, "text", value)
+
+
+def boolean(value: Any, at: str) -> None:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise _wrong(at, "true or false", value)
+
+
+def hex_float(value: Any, at: str) -> None:
+    """A HEXFLOAT."""
+    if not isinstance(value, str):
+        raise _wrong(at, "a hex float", value)
+    parse_hex_float(value)
+
+
+def strings(value: Any, at: str) -> None:
+    """An object of strings."""
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise _wrong(at, "an object of strings", value)
+
+
+def span(value: Any, at: str) -> None:
+    """A range `[start, stop]` of at least one position."""
+    pair(integer(), integer())(value, at)
+    if value[0] >= value[1]:
+        raise _wrong(at, "start < stop", value)
+
+
+def _relative_file(value: Any, at: str) -> None:
+    text(value, at)
+    parts = value.split("/")
+    if any(part in {"", ".", ".."} or "\0" in part or "\\" in part for part in parts):
+        raise _wrong(at, "a relative file name without '..'", value)
+
+
+def _array(value: Any, at: str) -> None:
+    pair(text, list_of(integer(1)))(value, at)
+
+
+_NUMBER = integer()
+_PPM = integer(0, MILLION)
+SHA256 = pattern("sha256:[0-9a-f]{64}", "a sha256 digest")
+BLAKE3 = pattern("blake3:[0-9a-f]{64}", "a blake3 digest")
+DIGEST = pattern("(sha256|blake3):[0-9a-f]{64}", "a digest")
+KEY = pattern("ed25519:[0-9a-f]{64}", "a key")
+HEX64 = pattern("[0-9a-f]{64}", "64 hex digits")
+NAME = pattern("[a-z0-9._-]{1,64}", "1 to 64 of a-z 0-9 . _ -")
+
+_SLOTS = list_of(_NUMBER)
+_PAIR_OF_ARRAYS = members({"outer": BLAKE3, "weights": BLAKE3})
+_SHARD = members({"digest": BLAKE3, "file": _relative_file, "windows": integer(1)})
+_DATASET = members(
+    {
+        "context": integer(1),
+        "licence": strings,
+        "root": SHA256,
+        "source": strings,
+        "tokenizer": BLAKE3,
+        "train": list_of(_SHARD, 1),
+        "validation": list_of(_SHARD),
+        "vocab_size": integer(1),
+    }
+)
+_CONFIG: dict[str, dict[str, Shape]] = {
+    "run": {"rounds": integer(1), "seed": integer(-MAX_INTEGER), "max_void": integer(1)},
+    "train": {
+        "mode": choice("local", "gradient"),
+        "batch": integer(1),
+        "steps": list_of(integer(1)),
+        "trace_every": integer(1),
+        "inner": members({"decay_rounds": _NUMBER, "lr": hex_float, "warmup_steps": _NUMBER}, others=True),
+    },
+    "outer": {"lr": hex_float},
+    "compression": {"chunk": integer(32), "k": integer(8), "error_feedback": hex_float},
+    "audit": {"rate_ppm": _PPM, "second_look_ppm": _PPM, "probation_rounds": _NUMBER},
+    "credit": {"vest_rounds": _NUMBER, "strikes": integer(1), "operator_cap_ppm": _PPM},
+    "state": {"policy": choice("snapshot", "reset"), "every": integer(1)},
+    "timing": {
+        "mode": choice("fixed", "measured"),
+        "round_ms": _NUMBER,
+        "deadline_ms": _NUMBER,
+        "max_steps": integer(1),
+    },
+    "checkpoint": {"every": integer(1)},
+    "eval": {"every": _NUMBER},
+}
+_MANIFEST: dict[str, Shape] = {
+    "protocol": choice(PROTOCOL),
+    "name": text,
+    "origin": text,
+    "log_vkey": text,
+    "coordinator": KEY,
+    "draw_chain": members({"end": SHA256, "length": _NUMBER}),
+    "versions": strings,
+    "source": DIGEST,
+    "dataset": _DATASET,
+    "arrays": list_of(_array, 1),
+    "initial": _PAIR_OF_ARRAYS,
+    "zero_state": BLAKE3,
+    "objective": choice("next-token-v1"),
+    "codec": text,
+    "aggregation": choice("median-clip-weighted-mean-v1"),
+    "config": members({k: members(v, others=True) for k, v in _CONFIG.items()}, others=True),
+}
+
+_POSITIONS = list_of(span)
+_OPENING = members(
+    {
+        "base": _PAIR_OF_ARRAYS,
+        "positions": _POSITIONS,
+        "class": text,
+        "tokens": _NUMBER,
+        "start_state": BLAKE3,
+        "next_state": BLAKE3,
+        "payload": BLAKE3,
+        "trace_root": SHA256,
+        "trace_leaves": _NUMBER,
+        "loss_first": _NUMBER,
+        "loss_last": _NUMBER,
+    }
+)
+_ROSTER_ENTRY = members(
+    {
+        "slot": _NUMBER,
+        "member": NAME,
+        "key": KEY,
+        "operator": NAME,
+        "class": text,
+        "steps": integer(1),
+        "positions": _POSITIONS,
+        "start_state": BLAKE3,
+        "audit_ppm": _PPM,
+    }
+)
+_AUDITOR = members({"member": NAME, "key": KEY, "operator": NAME, "class": text})
+_CALLED = list_of(members({"auditors": list_of(NAME), "slot": _NUMBER}))
+_ACCEPTED = members(
+    {"member": NAME, "payload": BLAKE3, "slot": _NUMBER, "tokens": _NUMBER, "weight": _NUMBER}
+)
+_REJECTED = members(
+    {
+        "evidence": nullable(SHA256),
+        "fault": boolean,
+        "member": NAME,
+        "reason": choice(*REASONS),
+        "slot": _NUMBER,
+    }
+)
+_CREDIT = members({"earned": _NUMBER, "forfeited": _NUMBER, "member": NAME, "vested": _NUMBER})
+
+_OF_RUN: dict[str, Shape] = {"protocol": choice(PROTOCOL), "run": SHA256}
+_OF_TURN: dict[str, Shape] = {**_OF_RUN, "round": integer(1), "attempt": _NUMBER}
+_BY_SLOT: dict[str, Shape] = {**_OF_TURN, "slot": _NUMBER, "member": NAME, "key": KEY}
+
+RECORDS: dict[str, Shape] = {
+    "manifest": members(_MANIFEST),
+    "enrol": members(
+        {
+            **_OF_RUN,
+            "member": NAME,
+            "role": choice("contributor", "auditor"),
+            "operator": NAME,
+            "key": KEY,
+            "class": text,
+        }
+    ),
+    "round-open": members(
+        {
+            **_OF_TURN,
+            "turn": _NUMBER,
+            "base": _PAIR_OF_ARRAYS,
+            "roster": list_of(_ROSTER_ENTRY),
+            "auditors": list_of(_AUDITOR),
+            "inner_lr": list_of(hex_float),
+            "outer_lr": hex_float,
+            "deadline_ms": _NUMBER,
+            "snapshot": boolean,
+        }
+    ),
+    "commitment": members({**_BY_SLOT, "commitment": SHA256}),
+    "commit-close": members({**_OF_TURN, "committed": _SLOTS, "late": _SLOTS, "ms": list_of(_NUMBER)}),
+    "reveal": members({**_BY_SLOT, "salt": HEX64, "opening": _OPENING}),
+    "reveal-close": members(
+        {
+            **_OF_TURN,
+            "head": text,
+            "revealed": _SLOTS,
+            "refused": list_of(members({"reason": choice(*REFUSALS), "slot": _NUMBER})),
+        }
+    ),
+    "draw": members({**_OF_TURN, "head": text, "link": HEX64, "seed": SHA256, "drawn": _CALLED}),
+    "served": members({**_OF_TURN, "served": _SLOTS, "unserved": _SLOTS}),
+    "verdict": members(
+        {
+            **_OF_TURN,
+            "slot": _NUMBER,
+            "look": choice(1, 2),
+            "auditor": NAME,
+            "key": KEY,
+            "outcome": choice("pass", "fail"),
+            "differs": list_of(choice(*DIFFERENCES)),
+            "payload": BLAKE3,
+            "next_state": BLAKE3,
+            "trace": list_of(SHA256),
+            "loss_first": _NUMBER,
+            "loss_last": _NUMBER,
+            "class": text,
+        }
+    ),
+    "second-draw": members({**_OF_TURN, "head": text, "link": HEX64, "seed": SHA256, "looks": _CALLED}),
+    "round-close": members(
+        {
+            **_OF_TURN,
+            "void": boolean,
+            "accepted": list_of(_ACCEPTED),
+            "rejected": list_of(_REJECTED),
+            "missed": list_of(members({"auditor": NAME, "look": choice(1, 2), "slot": _NUMBER})),
+            "weights": BLAKE3,
+            "outer": BLAKE3,
+            "requeued": list_of(members({"operator": NAME, "range": span})),
+            "cursor": _NUMBER,
+            "credits": list_of(_CREDIT),
+            "quarantined": list_of(NAME),
+            "train_loss": nullable(_NUMBER),
+            "val_loss": nullable(_NUMBER),
+        }
+    ),
+    "run-close": members(
+        {**_OF_RUN, "rounds": _NUMBER, "weights": BLAKE3, "outer": BLAKE3, "tokens": _NUMBER}
+    ),
+}
+
+CASE = members(
+    {
+        "attempt": _NUMBER,
+        "files": members({}, others=True),
+        "member": NAME,
+        "reason": choice(*REASONS),
+        "round": integer(1),
+        "run": SHA256,
+        "slot": _NUMBER,
+    }
+)
+"""`evidence/…/case.json`."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration's members that level 1 rules refer to; units as in the protocol."""
+
+    rounds: int
+    max_void: int
+    gradient: bool
+    batch: int
+    context: int
+    first_steps: tuple[int, ...]
+    trace_every: int
+    inner_rate: float
+    outer_rate: float
+    warmup_steps: int
+    decay_rounds: int
+    audit_ppm: int
+    second_look_ppm: int
+    probation: int
+    vest_rounds: int
+    strikes: int
+    cap_ppm: int
+    snapshot: bool
+    state_every: int
+    measured: bool
+    round_ms: int
+    deadline_ms: int
+    max_steps: int
+    checkpoint_every: int
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Settings:
+        """Settings of a manifest that has passed its shape."""
+        config = manifest["config"]
+        run, train, audit, credit = config["run"], config["train"], config["audit"], config["credit"]
+        state, timing = config["state"], config["timing"]
+        return cls(
+            rounds=run["rounds"],
+            max_void=run["max_void"],
+            gradient=train["mode"] == "gradient",
+            batch=train["batch"],
+            context=manifest["dataset"]["context"],
+            first_steps=tuple(train["steps"]),
+            trace_every=train["trace_every"],
+            inner_rate=parse_hex_float(train["inner"]["lr"]),
+            outer_rate=parse_hex_float(config["outer"]["lr"]),
+            warmup_steps=train["inner"]["warmup_steps"],
+            decay_rounds=train["inner"]["decay_rounds"],
+            audit_ppm=audit["rate_ppm"],
+            second_look_ppm=audit["second_look_ppm"],
+            probation=audit["probation_rounds"],
+            vest_rounds=credit["vest_rounds"],
+            strikes=credit["strikes"],
+            cap_ppm=credit["operator_cap_ppm"],
+            snapshot=state["policy"] == "snapshot",
+            state_every=state["every"],
+            measured=timing["mode"] == "measured",
+            round_ms=timing["round_ms"],
+            deadline_ms=timing["deadline_ms"],
+            max_steps=timing["max_steps"],
+            checkpoint_every=config["checkpoint"]["every"],
+        )

@@ -1,0 +1,332 @@
+"""From a round-open to the reveal-close: what was handed out, committed and revealed (protocol, section 4).
+
+Owns the state of one turn while its records are read, and the checks of its first five kinds of record.
+The draws and the close are in `fsck_audit` and `fsck_close`; the order of records in `fsck_rules`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from verification.errors import FormatError, ProtocolError
+from verification.fsck_draws import Chain
+from verification.fsck_findings import Record, Report, Turn
+from verification.fsck_formats import Envelope, VerifierKey, hash_object, parse_checkpoint
+from verification.fsck_ledger import Ledger
+from verification.fsck_shapes import Settings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A log entry whose envelope could be read."""
+
+    index: int
+    envelope: Envelope
+    record: Record
+
+    @property
+    def kind(self) -> str:
+        """NAME of the predicate type."""
+        return self.envelope.kind
+
+
+@dataclass
+class Run:
+    """What holds for the whole run while its log is replayed."""
+
+    run_id: str
+    manifest: Record
+    settings: Settings
+    roots: tuple[bytes, ...]
+    log_key: VerifierKey
+    ledger: Ledger
+    chain: Chain
+    report: Report
+    payloads: set[str] = field(default_factory=set)
+    """Payload digests of all valid reveals so far."""
+
+
+@dataclass
+class TurnState:
+    """One turn as it is read. The `dict`s are by slot."""
+
+    first_entry: int
+    open: Record
+    roster: dict[int, Record] = field(default_factory=dict)
+    handed_out_right: bool = True
+    commitments: dict[int, Record] = field(default_factory=dict)
+    commit_close: Record | None = None
+    committed_size: int = 0
+    """Entries up to the commit-close, with it: what head 1 signs."""
+    ms: dict[int, int] = field(default_factory=dict)
+    reveals: dict[int, Record] = field(default_factory=dict)
+    reveal_close: Record | None = None
+    valid: dict[int, Record] = field(default_factory=dict)
+    """Openings of the valid reveals."""
+    refused: dict[int, str] = field(default_factory=dict)
+    draw: Record | None = None
+    drawn: dict[int, list[str]] = field(default_factory=dict)
+    served_record: Record | None = None
+    served: set[int] = field(default_factory=set)
+    unserved: set[int] = field(default_factory=set)
+    verdicts: dict[tuple[int, int], Record] = field(default_factory=dict)
+    """By (look, slot)."""
+    second_draw: Record | None = None
+    looks: dict[int, list[str]] = field(default_factory=dict)
+    close: Record | None = None
+
+    @property
+    def name(self) -> str:
+        """How failures call the turn."""
+        attempt = f" attempt {self.open['attempt']}" if self.open["attempt"] else ""
+        return f"round {self.open['round']}{attempt}"
+
+    def as_turn(self) -> Turn:
+        """The records, for those who check what level 1 cannot."""
+        return Turn(
+            self.first_entry,
+            self.open,
+            self.commitments,
+            self.commit_close,
+            self.reveals,
+            self.reveal_close,
+            self.draw,
+            self.served_record,
+            tuple(self.verdicts.values()),
+            self.second_draw,
+            self.close,
+        )
+
+
+def place(entry: Entry) -> str:
+    """Where an entry stands, for a failure."""
+    record = entry.record
+    turn = f" of round {record['round']} attempt {record['attempt']}" if "round" in record else ""
+    return f"log entry {entry.index}, {entry.kind}{turn}"
+
+
+def check_head(run: Run, number: int, entry: Entry, size: int) -> None:
+    """The head in a record is signed and is that of exactly the first `size` entries."""
+    where = place(entry)
+    try:
+        head = parse_checkpoint(entry.record["head"])
+    except FormatError as error:
+        run.report.add(f"head {number} is no checkpoint: {error.what}", where, error.expected, error.got)
+        return
+    if not head.signed_by(run.log_key):
+        run.report.add(
+            f"head {number} is not signed with the log's key", where, str(run.log_key), head.origin
+        )
+    want = f"size {size}, root {run.roots[size].hex()}"
+    got = f"size {head.size}, root {head.root.hex()}"
+    run.report.equal(f"head {number} does not sign exactly the entries before it", where, want, got)
+
+
+def check_ascending(run: Run, what: str, where: str, slots: list[int]) -> None:
+    """Lists by slot are in order and name no slot twice."""
+    if slots != sorted(set(slots)):
+        run.report.add(f"{what} are not in order, each once", where, sorted(set(slots)), slots)
+
+
+# --- round-open ---
+
+
+def _rate(lr: float, warm: tuple[int, int], left: tuple[int, int]) -> str:
+    """Section 9, learning rates: two factors `min(a, b) / b`, left to right; a factor with b = 0 is 1."""
+    for a, b in (warm, left):
+        lr = lr * (min(a, b) / b if b else 1.0)
+    return lr.hex()
+
+
+def _expected_rates(run: Run, round_number: int, count: int) -> tuple[list[str], str]:
+    s = run.settings
+    left = (s.rounds - round_number + 1, s.decay_rounds)
+    longest = max(s.first_steps)
+    if s.gradient:
+        return [], _rate(s.outer_rate, (round_number, s.warmup_steps), left)
+    warm = [((round_number - 1) * longest + i + 1, s.warmup_steps) for i in range(count)]
+    return [_rate(s.inner_rate, w, left) for w in warm], s.outer_rate.hex()
+
+
+def check_open(run: Run, turn: TurnState, entry: Entry, base: dict[str, str]) -> None:
+    """Everything in a round-open but its numbers. Raises ProtocolError when no turn can follow from it."""
+    record, report, where, s = entry.record, run.report, place(entry), run.settings
+    number = record["round"]
+    report.equal(f"{turn.name} does not start from the last checkpoint", where, base, record["base"])
+    report.equal(f"the auditors of {turn.name} are wrong", where, run.ledger.auditors, record["auditors"])
+    slots = [line["slot"] for line in record["roster"]]
+    if slots != sorted(set(slots)) or any(slot >= len(run.ledger.contributors) for slot in slots):
+        what = f"the roster of {turn.name} names slots that do not exist, twice or out of order"
+        raise ProtocolError(what, expected=run.ledger.present(), got=slots)
+    report.equal(f"the roster of {turn.name} has the wrong slots", where, run.ledger.present(), slots)
+    for line in record["roster"]:
+        _check_line(run, turn, line, where)
+    longest = max((line["steps"] for line in record["roster"]), default=0)
+    count = 0 if s.gradient else longest
+    report.equal(
+        f"{turn.name} has the wrong number of inner learning rates", where, count, len(record["inner_lr"])
+    )
+    inner, outer = _expected_rates(run, number, min(count, len(record["inner_lr"])))
+    for step, (want, got) in enumerate(zip(inner, record["inner_lr"], strict=False)):
+        report.equal(f"the inner learning rate of step {step} in {turn.name} is wrong", where, want, got)
+    report.equal(f"the outer learning rate of {turn.name} is wrong", where, outer, record["outer_lr"])
+    deadline = s.deadline_ms if s.measured else 0
+    report.equal(f"the deadline of {turn.name} is wrong", where, deadline, record["deadline_ms"])
+    snapshot = s.snapshot and (number - 1) % s.state_every == 0
+    report.equal(f"the snapshot flag of {turn.name} is wrong", where, snapshot, record["snapshot"])
+
+
+def _check_line(run: Run, turn: TurnState, line: Record, where: str) -> None:
+    """One roster entry; what the turn goes on with is the enrolment's identity and the line's work."""
+    ledger, slot = run.ledger, line["slot"]
+    known = ledger.contributors[slot]
+    identity = {key: known[key] for key in ("member", "key", "operator", "class")}
+    pieces = ledger.hand_out(known["operator"], line["steps"] * run.settings.batch)
+    expected: dict[str, Any] = {
+        **identity,
+        "steps": ledger.steps[slot],
+        "positions": pieces,
+        "start_state": ledger.start_state(turn.open["round"], known["member"]),
+        "audit_ppm": ledger.audit_ppm(known["member"]),
+    }
+    for key, want in expected.items():
+        what = f"the {key} of slot {slot} in the roster of {turn.name} is wrong"
+        if not run.report.equal(what, where, want, line[key]) and key == "positions":
+            turn.handed_out_right = False
+    turn.roster[slot] = {**line, **identity}
+
+
+# --- commitments ---
+
+
+def check_commitment(run: Run, turn: TurnState, entry: Entry) -> None:
+    """A commitment is by a roster entry, in slot order, once."""
+    record, slot = entry.record, entry.record["slot"]
+    where = place(entry)
+    if not _check_author(run, turn, entry):
+        return
+    if turn.commitments and slot <= max(turn.commitments):
+        run.report.add(
+            f"the commitment of slot {slot} in {turn.name} is out of order",
+            where,
+            f"a slot after {max(turn.commitments)}",
+            slot,
+        )
+    if slot in turn.commitments:
+        return
+    turn.commitments[slot] = record
+
+
+def _check_author(run: Run, turn: TurnState, entry: Entry) -> bool:
+    """Whether a contributor's record is by a slot of the roster; its signature is checked too."""
+    slot = entry.record["slot"]
+    line = turn.roster.get(slot)
+    if line is None:
+        run.report.add(
+            f"slot {slot} is not in the roster of {turn.name}", place(entry), sorted(turn.roster), slot
+        )
+        return False
+    if not entry.envelope.signed_by(line["key"]):
+        what = f"the {entry.kind} of slot {slot} in {turn.name} is not signed by {line['member']}"
+        run.report.add(what, place(entry), line["key"], entry.envelope.keyid)
+    if entry.kind == "commitment":
+        for key in ("member", "key"):
+            what = f"the {key} in the commitment of slot {slot} in {turn.name} is wrong"
+            run.report.equal(what, place(entry), line[key], entry.record[key])
+    return True
+
+
+def check_commit_close(run: Run, turn: TurnState, entry: Entry) -> None:
+    """Who committed, who was late, and one time for each commitment."""
+    record, where = entry.record, place(entry)
+    committed = sorted(turn.commitments)
+    late = sorted(set(turn.roster) - set(committed))
+    run.report.equal(f"the committed slots of {turn.name} are wrong", where, committed, record["committed"])
+    run.report.equal(f"the late slots of {turn.name} are wrong", where, late, record["late"])
+    times = (len(record["committed"]), len(record["ms"]))
+    run.report.equal(f"the times of {turn.name} do not match its commitments", where, *times)
+    turn.ms = dict(zip(record["committed"], record["ms"], strict=False))
+    turn.commit_close = record
+    turn.committed_size = entry.index + 1
+
+
+# --- reveals ---
+
+
+def check_reveal(run: Run, turn: TurnState, entry: Entry) -> None:
+    """A reveal is by a slot that committed, once. Whether it opens the commitment: see the close."""
+    slot = entry.record["slot"]
+    if not _check_author(run, turn, entry):
+        return
+    if slot not in turn.commitments or slot in turn.reveals:
+        what = f"slot {slot} revealed in {turn.name} without having committed, or twice"
+        run.report.add(what, place(entry), "one reveal for each commitment")
+        return
+    turn.reveals[slot] = entry.record
+
+
+def _mismatch(run: Run, turn: TurnState, slot: int) -> str | None:
+    """In what a logged reveal differs from its commitment or the open, or None."""
+    reveal, line = turn.reveals[slot], turn.roster[slot]
+    opening = reveal["opening"]
+    committed = {key: reveal[key] for key in ("attempt", "key", "opening", "round", "run", "salt", "slot")}
+    if hash_object("barnraise/commitment/v1", committed) != turn.commitments[slot]["commitment"]:
+        return "commitment"
+    windows = sum(stop - start for start, stop in line["positions"])
+    fixed = {
+        "base": turn.open["base"],
+        "positions": line["positions"],
+        "class": line["class"],
+        "tokens": windows * run.settings.context,
+        "start_state": line["start_state"],
+    }
+    wrong = [key for key, want in fixed.items() if opening[key] != want]
+    wrong += [key for key in ("member", "key") if reveal[key] != line[key]]
+    return wrong[0] if wrong else None
+
+
+def _possible(run: Run, turn: TurnState, slot: int) -> tuple[set[str], str]:
+    """What a reveal-close may say of a committed slot, and why."""
+    if slot not in turn.reveals:
+        return {"unrevealed", "opening-mismatch"}, "no reveal is logged"
+    mismatch = _mismatch(run, turn, slot)
+    if mismatch is not None:
+        return {"opening-mismatch"}, f"its {mismatch} does not match"
+    opening, line = turn.reveals[slot]["opening"], turn.roster[slot]
+    possible = {"malformed-payload"}
+    leaves = -(-line["steps"] // run.settings.trace_every)
+    if opening["trace_leaves"] != leaves:
+        possible.add("opening-mismatch")
+    if opening["payload"] in run.payloads:
+        return possible | {"duplicate-payload"}, "its payload was revealed before"
+    if turn.open["snapshot"] and line["start_state"] != run.manifest["zero_state"]:
+        possible.add("unserved")
+    return possible | {"revealed"}, "it opens its commitment and matches the open"
+
+
+def check_reveal_close(run: Run, turn: TurnState, entry: Entry) -> None:
+    """Which reveals are valid, and why the others are not."""
+    record, where = entry.record, place(entry)
+    # Head 1 is signed before the first reveal, so that no reveal can have shaped it.
+    check_head(run, 1, entry, turn.committed_size)
+    refused = {line["slot"]: line["reason"] for line in record["refused"]}
+    check_ascending(run, f"the revealed slots of {turn.name}", where, record["revealed"])
+    check_ascending(run, f"the refused slots of {turn.name}", where, [r["slot"] for r in record["refused"]])
+    both = sorted([*record["revealed"], *refused])
+    run.report.equal(
+        f"revealed and refused of {turn.name} are not what committed", where, sorted(turn.commitments), both
+    )
+    unrevealed = [slot for slot in turn.commitments if slot not in turn.reveals]
+    for slot in [*turn.reveals, *unrevealed]:
+        said = refused.get(slot, "revealed" if slot in record["revealed"] else "unrevealed")
+        possible, why = _possible(run, turn, slot)
+        if said not in possible:
+            what = f"slot {slot} in {turn.name} is listed as {said} though {why}"
+            run.report.add(what, where, " or ".join(sorted(possible)), said)
+        if said == "revealed" and slot in turn.reveals:
+            turn.valid[slot] = turn.reveals[slot]["opening"]
+            run.payloads.add(turn.valid[slot]["payload"])
+        else:
+            turn.refused[slot] = "unrevealed" if said == "revealed" else said
+    turn.reveal_close = record

@@ -1,0 +1,183 @@
+"""Checks on what members send, before any of it reaches the log.
+
+Owns the acceptance of enrolments, commitments, reveals and verdicts against the turn in progress. Does not own
+what the state becomes afterwards (rounds.py). Whatever bytes come in, only the error family goes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+from verification.encoding import blake3_digest
+from verification.envelope import open_envelope
+from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError
+from verification.judge import verdict_is_sound
+from verification.keys import check_public_key
+from verification.records import (
+    Commitment,
+    Enrol,
+    Opening,
+    Refusal,
+    Reveal,
+    RosterEntry,
+    RoundOpen,
+    Verdict,
+    open_record,
+    verified_record,
+)
+from verification.state import RunState, Turn
+
+
+def check_enrolment(state: RunState, data: bytes) -> Enrol:
+    """A member's enrolment, signed by the very key it names (proof of possession)."""
+    sealed = open_envelope(data)
+    check_public_key(sealed.keyid)
+    record = verified_record(Enrol, sealed, sealed.keyid)
+    if record.key != sealed.keyid:
+        raise SignatureError("an enrolment names another key than it is signed with", got=record.member)
+    if record.run != state.run:
+        raise ProtocolError("an enrolment is for another run", expected=state.run, got=record.run)
+    return record
+
+
+def check_commitment(open_: RoundOpen, slot: int, data: bytes) -> Commitment:
+    """A commitment of the roster entry `slot` for this very turn."""
+    entry = open_.entry(slot)
+    record = open_record(Commitment, data, entry.key)
+    _same_turn(open_, entry, record)
+    return record
+
+
+def check_reveal(turn: Turn, slot: int, data: bytes) -> Reveal:
+    """A reveal that opens the logged commitment and claims what the open fixed."""
+    open_, entry = turn.open, turn.open.entry(slot)
+    record = open_record(Reveal, data, entry.key)
+    _same_turn(open_, entry, record)
+    if record.commitment != turn.commitments[slot].commitment:
+        raise ProtocolError(
+            "a reveal does not open its commitment", expected=turn.commitments[slot].commitment
+        )
+    for name, fixed in _fixed(open_, entry).items():
+        if getattr(record.opening, name) != fixed:
+            raise ProtocolError(
+                f"a reveal claims another {name} than the open fixed",
+                expected=fixed,
+                got=getattr(record.opening, name),
+            )
+    return record
+
+
+def _fixed(open_: RoundOpen, entry: RosterEntry) -> dict[str, object]:
+    return {
+        "base": open_.base,
+        "positions": entry.positions,
+        "numerics_class": entry.numerics_class,
+        "start_state": entry.start_state,
+    }
+
+
+def _same_turn(open_: RoundOpen, entry: RosterEntry, record: Commitment | Reveal) -> None:
+    expected = (open_.run, open_.round, open_.attempt, entry.slot, entry.member, entry.key)
+    got = (record.run, record.round, record.attempt, record.slot, record.member, record.key)
+    if expected != got:
+        raise ProtocolError(f"a {record.kind} belongs elsewhere", expected=expected, got=got)
+
+
+@dataclass(frozen=True)
+class RevealAnswer:
+    """What a contributor sent at the reveal; `snapshot` only when one was due."""
+
+    envelope: bytes
+    payload: bytes
+    snapshot: bytes | None
+
+
+def judge_reveal(
+    state: RunState,
+    slot: int,
+    answer: RevealAnswer | None,
+    *,
+    seen: Container[str],
+    decode: Callable[[bytes], object],
+) -> tuple[Reveal | None, Refusal | None]:
+    """(the reveal to log, if its envelope is genuine; the first reason to refuse it, if any).
+
+    `seen` holds the payload digests of earlier valid reveals; `decode` raises FormatError for bad payloads.
+    """
+    turn = state.open_turn
+    if answer is None:
+        return None, Refusal(slot, "unrevealed")
+    try:
+        reveal = check_reveal(turn, slot, answer.envelope)
+    except BarnraiseError:
+        return _genuine(turn, slot, answer.envelope), Refusal(slot, "opening-mismatch")
+    opening = reveal.opening
+    if opening.tokens != tokens_of(state, turn.open.entry(slot)) or opening.trace_leaves < 1:
+        return reveal, Refusal(slot, "opening-mismatch")
+    if not _payload_is_sound(opening, answer.payload, decode):
+        return reveal, Refusal(slot, "malformed-payload")
+    if opening.payload in seen:
+        return reveal, Refusal(slot, "duplicate-payload")
+    if snapshot_due(state, slot) and (
+        answer.snapshot is None or blake3_digest(answer.snapshot) != opening.start_state
+    ):
+        return reveal, Refusal(slot, "unserved")
+    return reveal, None
+
+
+def tokens_of(state: RunState, entry: RosterEntry) -> int:
+    """Predicted positions of an assignment."""
+    return int(entry.steps * state.config["train"]["batch"] * state.manifest.dataset["context"])
+
+
+def snapshot_due(state: RunState, slot: int) -> bool:
+    """Whether a contributor must hand in its start state with this turn's reveal."""
+    open_ = state.open_turn.open
+    return open_.snapshot and open_.entry(slot).start_state != state.manifest.zero_state
+
+
+def _genuine(turn: Turn, slot: int, envelope: bytes) -> Reveal | None:
+    """A reveal that is wrong but signed by its key: it is logged, so that anyone sees what was wrong."""
+    entry = turn.open.entry(slot)
+    try:
+        record = open_record(Reveal, envelope, entry.key)
+        _same_turn(turn.open, entry, record)
+    except BarnraiseError:
+        return None
+    return record
+
+
+def _payload_is_sound(opening: Opening, payload: bytes, decode: Callable[[bytes], object]) -> bool:
+    if blake3_digest(payload) != opening.payload:
+        return False
+    try:
+        decode(payload)
+    except FormatError:
+        return False
+    return True
+
+
+def check_verdict(turn: Turn, slot: int, look: int, auditor: str, data: bytes) -> Verdict:
+    """A verdict by the auditor that was asked, whose outcome follows from the values it states."""
+    key = next((a.key for a in turn.open.auditors if a.member == auditor), None)
+    if key is None:
+        raise ProtocolError("a verdict comes from nobody who may judge", got=auditor)
+    record = open_record(Verdict, data, key)
+    expected = (turn.open.run, turn.open.round, turn.open.attempt, slot, look, auditor, key)
+    got = (
+        record.run,
+        record.round,
+        record.attempt,
+        record.slot,
+        record.look,
+        record.auditor,
+        record.key,
+    )
+    if expected != got:
+        raise ProtocolError("a verdict belongs elsewhere", expected=expected, got=got)
+    if record.numerics_class != turn.open.entry(slot).numerics_class:
+        raise ProtocolError("a verdict was computed in another numerics class", got=record.numerics_class)
+    if not verdict_is_sound(record, turn.reveals[slot]):
+        raise ProtocolError("a verdict's outcome does not follow from its values", got=record.differs)
+    return record

@@ -1,0 +1,149 @@
+"""Judging: a claim against its recomputation, and a turn's evidence into who is accepted.
+
+Owns the comparison behind a verdict and the settling rules of docs/protocol.md, section 6. Does not
+own arrays: a recomputation reaches it as digests and integers. Does not own credit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from verification.encoding import digest_hex
+from verification.merkle import leaf_hash, root
+from verification.records import (
+    Draw,
+    Missed,
+    Opening,
+    Reveal,
+    RosterEntry,
+    RoundOpen,
+    SecondDraw,
+    SlotAuditors,
+    Verdict,
+)
+
+Look = tuple[int, int]  # (slot, 1 or 2)
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What a recomputation of a contribution gave. `trace` holds the leaf digests, losses are micronats."""
+
+    payload: str
+    next_state: str
+    trace: tuple[str, ...]
+    loss_first: int
+    loss_last: int
+
+
+def trace_root(leaves: Sequence[str]) -> str:
+    """`sha256:` RFC 6962 root over the 32-byte leaf digests."""
+    return "sha256:" + root([leaf_hash(bytes.fromhex(digest_hex(leaf))) for leaf in leaves]).hex()
+
+
+def differences(opening: Opening, done: Recomputed) -> tuple[str, ...]:
+    """In which claims `opening` and the recomputation differ, in the protocol's order."""
+    differs = []
+    if (opening.trace_root, opening.trace_leaves) != (trace_root(done.trace), len(done.trace)):
+        differs.append("trace")
+    if opening.payload != done.payload:
+        differs.append("payload")
+    if opening.next_state != done.next_state:
+        differs.append("next_state")
+    if (opening.loss_first, opening.loss_last) != (done.loss_first, done.loss_last):
+        differs.append("loss")
+    return tuple(differs)
+
+
+def verdict_is_sound(verdict: Verdict, reveal: Reveal) -> bool:
+    """Whether a verdict's outcome follows from the values it states and the opening it judges."""
+    done = Recomputed(
+        verdict.payload, verdict.next_state, verdict.trace, verdict.loss_first, verdict.loss_last
+    )
+    differs = differences(reveal.opening, done)
+    return verdict.differs == differs and (verdict.outcome == "pass") == (not differs)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A roster entry's result: `reason` is None when accepted."""
+
+    entry: RosterEntry
+    reason: str | None
+    drawn: bool
+
+    @property
+    def fault(self) -> bool:
+        """Confirmed by two auditors of different operators."""
+        return self.reason == "failed-audit"
+
+
+@dataclass(frozen=True)
+class TurnEvidence:
+    """Everything a turn's settling depends on."""
+
+    open: RoundOpen
+    committed: Sequence[int]
+    refused: Mapping[int, str]
+    draw: Draw
+    unserved: Sequence[int]
+    verdicts: Mapping[Look, Verdict]
+    second: SecondDraw
+
+
+def settle(turn: TurnEvidence) -> tuple[Outcome, ...]:
+    """The outcome of every roster entry, by slot: the first rule of section 6 that applies."""
+    drawn = {item.slot: item.auditors for item in turn.draw.drawn}
+    return tuple(
+        Outcome(entry, _reason(turn, entry.slot, drawn.get(entry.slot)), entry.slot in drawn)
+        for entry in turn.open.roster
+    )
+
+
+def _reason(turn: TurnEvidence, slot: int, auditors: tuple[str, ...] | None) -> str | None:
+    if slot not in turn.committed:
+        return "late"
+    if slot in turn.refused:
+        return turn.refused[slot]
+    if auditors is None:
+        return None
+    if not auditors:
+        return "no-eligible-auditor"
+    if slot in turn.unserved:
+        return "unserved"
+    first, second = turn.verdicts.get((slot, 1)), turn.verdicts.get((slot, 2))
+    if first is None:
+        return "unaudited"
+    if first.outcome == "pass":
+        if slot not in {look.slot for look in turn.second.looks}:
+            return None
+        if second is None:
+            return "unaudited"
+        return None if second.outcome == "pass" else "disputed"
+    if second is None:
+        return "unconfirmed"
+    same = (first.payload, first.next_state, first.trace) == (
+        second.payload,
+        second.next_state,
+        second.trace,
+    )
+    return "failed-audit" if second.outcome == "fail" and same else "disputed"
+
+
+def missed_auditors(turn: TurnEvidence) -> tuple[Missed, ...]:
+    """Who was asked, in the drawn order, and gave no verdict; it follows from who did."""
+    asked = [item for item in turn.draw.drawn if _was_asked(turn, item.slot)]
+    missed = [m for item in asked for m in _missed(item, 1, turn.verdicts)]
+    missed += [m for item in turn.second.looks for m in _missed(item, 2, turn.verdicts)]
+    return tuple(sorted(missed, key=lambda m: (m.slot, m.look)))
+
+
+def _was_asked(turn: TurnEvidence, slot: int) -> bool:
+    return slot in turn.committed and slot not in turn.refused and slot not in turn.unserved
+
+
+def _missed(item: SlotAuditors, look: int, verdicts: Mapping[Look, Verdict]) -> list[Missed]:
+    given = verdicts.get((item.slot, look))
+    stop = item.auditors.index(given.auditor) if given else len(item.auditors)
+    return [Missed(item.slot, 1 if look == 1 else 2, name) for name in item.auditors[:stop]]

@@ -1,0 +1,246 @@
+"""What the coordinator must write next, derived from the state: opens, draws, closes.
+
+Owns the pure functions from a state (and a head, a link, new digests) to the one record that may follow. The
+state machine recomputes them, so a coordinator cannot write anything else by mistake. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from verification.credits import Standing, TurnResult, after_turn
+from verification.handout import Need, give_back, hand_out, learning_rates, next_steps
+from verification.judge import Outcome, missed_auditors, settle
+from verification.lottery import (
+    Auditor,
+    Candidate,
+    FirstLook,
+    draw_audits,
+    draw_second_looks,
+    draw_seed,
+)
+from verification.notes import Checkpoint
+from verification.records import (
+    PROTOCOL,
+    Accepted,
+    AuditorEntry,
+    Base,
+    Credit,
+    Draw,
+    Rejected,
+    Requeued,
+    RosterEntry,
+    RoundClose,
+    RoundOpen,
+    RunClose,
+    SecondDraw,
+    SlotAuditors,
+)
+from verification.state import RunState, Turn
+
+EVERY_TIME = 1_000_000
+
+
+def plan_open(state: RunState) -> RoundOpen:
+    """The next round-open: roster, windows, steps, learning rates, all from the log."""
+    config, auditing = state.config, state.config["audit"]
+    contributors = [
+        (slot, member)
+        for slot, member in enumerate(state.by_role("contributor"))
+        if not state.standings[member.member].quarantined
+    ]
+    batch = config["train"]["batch"]
+    needs = [Need(member.operator, state.pace[slot] * batch) for slot, member in contributors]
+    given, _, _ = hand_out(state.queue, state.cursor, needs)
+    boundary = (state.round - 1) % config["state"]["every"] == 0
+    reset = boundary and config["state"]["policy"] == "reset"
+    roster = []
+    for (slot, member), positions in zip(contributors, given, strict=True):
+        standing = state.standings[member.member]
+        watched = standing.suspect or standing.accepted < auditing["probation_rounds"]
+        start = None if reset else state.lineage.get(member.member)
+        roster.append(
+            RosterEntry(
+                slot,
+                member.member,
+                member.key,
+                member.operator,
+                member.numerics_class,
+                state.pace[slot],
+                positions,
+                start or state.manifest.zero_state,
+                EVERY_TIME if watched else auditing["rate_ppm"],
+            )
+        )
+    inner_lr, outer_lr = learning_rates(config, state.round, max((e.steps for e in roster), default=0))
+    fixed = config["timing"]["mode"] == "fixed"
+    return RoundOpen(
+        PROTOCOL,
+        state.run,
+        state.round,
+        state.attempt,
+        state.turns,
+        state.base,
+        tuple(roster),
+        tuple(AuditorEntry(m.member, m.key, m.operator, m.numerics_class) for m in state.by_role("auditor")),
+        inner_lr,
+        outer_lr,
+        0 if fixed else config["timing"]["deadline_ms"],
+        boundary and config["state"]["policy"] == "snapshot",
+    )
+
+
+def plan_draw(state: RunState, head: Checkpoint, note: str, link: str) -> Draw:
+    """The audit draw over the roster of the open, seeded by head 2 (`note` is its text) and a link."""
+    turn = state.open_turn
+    seed = _seed(state, 1, head, link)
+    roster = [Candidate(e.slot, e.operator, e.numerics_class, e.audit_ppm) for e in turn.open.roster]
+    drawn = draw_audits(seed, roster, _auditors(turn))
+    slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
+    return Draw(PROTOCOL, state.run, state.round, state.attempt, note, link, seed, slots)
+
+
+def plan_second_draw(state: RunState, head: Checkpoint, note: str, link: str) -> SecondDraw:
+    """Who is looked at twice, seeded by head 3, which covers the first verdicts."""
+    turn = state.open_turn
+    seed = _seed(state, 2, head, link)
+    auditors = {auditor.member: auditor for auditor in _auditors(turn)}
+    looks = []
+    for item in turn.draw.drawn if turn.draw else ():
+        verdict = turn.verdicts.get((item.slot, 1))
+        if verdict is not None:
+            missed = item.auditors[: item.auditors.index(verdict.auditor)]
+            order = tuple(auditors[name] for name in item.auditors)
+            looks.append(FirstLook(item.slot, verdict.outcome, auditors[verdict.auditor], order, missed))
+    drawn = draw_second_looks(seed, looks, state.config["audit"]["second_look_ppm"])
+    slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
+    return SecondDraw(PROTOCOL, state.run, state.round, state.attempt, note, link, seed, slots)
+
+
+def _seed(state: RunState, look: Literal[1, 2], head: Checkpoint, link: str) -> str:
+    return draw_seed(
+        run=state.run,
+        round_number=state.round,
+        attempt=state.attempt,
+        turn=state.open_turn.open.turn,
+        look=look,
+        head=head,
+        link=link,
+    )
+
+
+def _auditors(turn: Turn) -> list[Auditor]:
+    return [Auditor(a.member, a.operator, a.numerics_class) for a in turn.open.auditors]
+
+
+def plan_close(
+    state: RunState, base: Base, *, evidence: Mapping[int, str | None], val_loss: int | None
+) -> RoundClose:
+    """The round-close that follows from the turn's records and the new checkpoint's digests.
+
+    `base` are the digests after the outer step, or the old ones when nothing was accepted.
+    """
+    turn = state.open_turn
+    outcomes = settle(turn.evidence)
+    accepted = accepted_contributions(state)
+    standings = standings_after(state, turn, outcomes)
+    left, cursor = _left_over(state, turn)
+    failed = [(o.entry.operator, o.entry.positions) for o in outcomes if o.reason is not None]
+    tokens = sum(item.tokens for item in accepted)
+    losses = sum(item.tokens * turn.reveals[item.slot].opening.loss_last for item in accepted)
+    return RoundClose(
+        PROTOCOL,
+        state.run,
+        state.round,
+        state.attempt,
+        not accepted,
+        accepted,
+        tuple(
+            Rejected(o.entry.slot, o.entry.member, o.reason, o.fault, evidence.get(o.entry.slot))
+            for o in outcomes
+            if o.reason is not None
+        ),
+        missed_auditors(turn.evidence),
+        base.weights,
+        base.outer,
+        give_back(left, failed),
+        cursor,
+        tuple(Credit(name, s.earned, s.vested, s.forfeited) for name, s in sorted(standings.items())),
+        tuple(sorted(name for name, s in standings.items() if s.quarantined)),
+        losses // tokens if tokens else None,
+        val_loss,
+    )
+
+
+def plan_run_close(state: RunState) -> RunClose:
+    """The last entry."""
+    return RunClose(
+        PROTOCOL, state.run, state.rounds_done, state.base.weights, state.base.outer, state.tokens
+    )
+
+
+def accepted_contributions(state: RunState) -> tuple[Accepted, ...]:
+    """What enters the aggregate of the turn in progress, in slot order, with capped weights."""
+    turn = state.open_turn
+    entries = [o.entry for o in settle(turn.evidence) if o.reason is None]
+    openings = {e.slot: turn.reveals[e.slot].opening for e in entries}
+    tokens = [openings[e.slot].tokens for e in entries]
+    weights = capped_weights(
+        [(e.operator, t) for e, t in zip(entries, tokens, strict=True)],
+        state.config["credit"]["operator_cap_ppm"],
+    )
+    return tuple(
+        Accepted(e.slot, e.member, t, w, openings[e.slot].payload)
+        for e, t, w in zip(entries, tokens, weights, strict=True)
+    )
+
+
+def capped_weights(work: list[tuple[str, int]], cap_ppm: int) -> list[int]:
+    """Aggregation weights of (operator, tokens), an operator's share capped (section 9, step 1)."""
+    total = sum(tokens for _, tokens in work)
+    by_operator: dict[str, int] = {}
+    for operator, tokens in work:
+        by_operator[operator] = by_operator.get(operator, 0) + tokens
+    return [
+        tokens
+        if by_operator[operator] * 1_000_000 <= cap_ppm * total
+        else tokens * cap_ppm * total // (1_000_000 * by_operator[operator])
+        for operator, tokens in work
+    ]
+
+
+def _left_over(state: RunState, turn: Turn) -> tuple[tuple[Requeued, ...], int]:
+    batch = state.config["train"]["batch"]
+    needs = [Need(entry.operator, entry.steps * batch) for entry in turn.open.roster]
+    _, left, cursor = hand_out(state.queue, state.cursor, needs)
+    return left, cursor
+
+
+def standings_after(state: RunState, turn: Turn, outcomes: tuple[Outcome, ...]) -> dict[str, Standing]:
+    """Everyone's standing after the turn (section 10)."""
+    batch, context = state.config["train"]["batch"], state.manifest.dataset["context"]
+    tokens = {o.entry.slot: o.entry.steps * batch * context for o in outcomes}
+    earned = [(o.entry.member, tokens[o.entry.slot]) for o in outcomes if o.reason is None]
+    earned += [(verdict.auditor, tokens[slot]) for (slot, _), verdict in sorted(turn.verdicts.items())]
+    result = TurnResult(
+        turn.open.turn,
+        earned,
+        {o.entry.member: o.drawn for o in outcomes if o.reason is None},
+        {o.entry.member: o.reason for o in outcomes if o.reason is not None},
+    )
+    credit = state.config["credit"]
+    return after_turn(state.standings, result, vest_rounds=credit["vest_rounds"], strikes=credit["strikes"])
+
+
+def pace_after(state: RunState, turn: Turn, accepted: set[int]) -> dict[int, int]:
+    """Local steps of every slot's next turn (section 5)."""
+    pace = dict(state.pace)
+    timing = state.config["timing"]
+    if timing["mode"] != "measured" or turn.commit_close is None:
+        return pace
+    clock = dict(zip(turn.commit_close.committed, turn.commit_close.ms, strict=True))
+    for slot in accepted:
+        steps = turn.open.entry(slot).steps
+        pace[slot] = next_steps(steps, clock[slot], timing, state.config["train"]["trace_every"])
+    return pace

@@ -1,0 +1,113 @@
+"""The state of a run as it follows from its log.
+
+Owns the frozen values `RunState` and `Turn` and simple questions to them. Does not own how they change
+(rounds.py) or what comes next (plans.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from verification.credits import Standing
+from verification.errors import ProtocolError
+from verification.judge import Look, TurnEvidence
+from verification.records import (
+    Base,
+    CommitClose,
+    Commitment,
+    Draw,
+    Enrol,
+    Manifest,
+    Requeued,
+    Reveal,
+    RevealClose,
+    RoundClose,
+    RoundOpen,
+    SecondDraw,
+    Served,
+    Verdict,
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The turn in progress: the records that are in the log so far."""
+
+    open: RoundOpen
+    commitments: Mapping[int, Commitment] = field(default_factory=dict)
+    commit_close: CommitClose | None = None
+    reveals: Mapping[int, Reveal] = field(default_factory=dict)
+    reveal_close: RevealClose | None = None
+    draw: Draw | None = None
+    served: Served | None = None
+    verdicts: Mapping[Look, Verdict] = field(default_factory=dict)
+    second: SecondDraw | None = None
+
+    @property
+    def evidence(self) -> TurnEvidence:
+        """What settling needs; ProtocolError before the second draw is in the log."""
+        if not (self.commit_close and self.reveal_close and self.draw and self.served and self.second):
+            raise ProtocolError("a turn cannot be settled yet", expected="all records up to second-draw")
+        return TurnEvidence(
+            self.open,
+            self.commit_close.committed,
+            {refusal.slot: refusal.reason for refusal in self.reveal_close.refused},
+            self.draw,
+            self.served.unserved,
+            self.verdicts,
+            self.second,
+        )
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything that follows from the log. `lineage`: member to the digest it must start from."""
+
+    manifest: Manifest
+    run: str
+    members: tuple[Enrol, ...] = ()
+    turn: Turn | None = None
+    turns: int = 0
+    round: int = 1
+    attempt: int = 0
+    base: Base = field(default_factory=lambda: Base("sha256:" + "0" * 64, "sha256:" + "0" * 64))
+    link: str = ""
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    pace: Mapping[int, int] = field(default_factory=dict)
+    cursor: int = 0
+    queue: tuple[Requeued, ...] = ()
+    payloads: frozenset[str] = frozenset()
+    tokens: int = 0
+    last_close: RoundClose | None = None
+    finished: bool = False
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved configuration as it stands in the manifest."""
+        return self.manifest.config
+
+    def by_role(self, role: str) -> tuple[Enrol, ...]:
+        """Members of a role in log order; a contributor's index here is its slot."""
+        return tuple(member for member in self.members if member.role == role)
+
+    def member(self, name: str) -> Enrol:
+        """An enrolled member; ProtocolError when there is none of that name."""
+        for member in self.members:
+            if member.member == name:
+                return member
+        raise ProtocolError("nobody of that name is enrolled", got=name)
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds closed with something accepted."""
+        return self.round - 1
+
+    @property
+    def open_turn(self) -> Turn:
+        """The turn in progress; ProtocolError when there is none."""
+        if self.turn is None:
+            raise ProtocolError("no turn is open", expected="a turn in progress")
+        return self.turn
