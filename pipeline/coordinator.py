@@ -15,6 +15,7 @@ from typing import Literal
 from model.arrays import Arrays
 from pipeline.aggregation import Contribution
 from pipeline.checkpoint import Aggregator, Checkpoint
+from pipeline.config import Config
 from pipeline.crew import AuditCase, Crew
 from pipeline.folder import RunFolder
 from pipeline.ledger import Entry, Ledger
@@ -39,13 +40,14 @@ from verification.records import (
     RoundClose,
     Served,
 )
-from verification.state import RunState
+from verification.state import RunState, Turn
 
 
 @dataclass(frozen=True)
 class Desk:
     """What the coordinator works with. `validate` gives a validation loss in micronats."""
 
+    config: Config
     folder: RunFolder
     ledger: Ledger
     chain: HashChain
@@ -61,6 +63,7 @@ class Coordinator:
         self.desk = desk
         self.checkpoint = checkpoint
         self._served: dict[int, bytes] = {}
+        self.last_turn: Turn | None = None
 
     @property
     def state(self) -> RunState:
@@ -202,7 +205,7 @@ class Coordinator:
         }
         record = plan_close(state, desk.aggregator.digests(after), evidence=evidence, val_loss=val_loss)
         self._append(record)
-        self.checkpoint = after
+        self.checkpoint, self.last_turn = after, turn
         desk.folder.keep_checkpoints(self.state.rounds_done, state.config["checkpoint"]["every"])
         return record
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from model.arrays import Arrays, arrays_to_bytes, safetensors_bytes
 from verification.durable import fsync_folder, write_atomic
-from verification.encoding import Json, blake3_digest, canonical_json, digest_hex, sha256_digest
+from verification.encoding import Json, blake3_digest, canonical_json, digest_hex, parse_canonical, sha256_digest
 from verification.errors import StorageError, UsageError
-from verification.records import RoundOpen
+from verification.records import PROTOCOL, Manifest, RoundOpen, parse_predicate
 
 PARTS = ("payloads", "checkpoints", "state", "data", "evidence")
 
@@ -43,6 +43,15 @@ class RunFolder:
         """Entry 0 as a file."""
         return self.path / "manifest.json"
 
+    @property
+    def contributions_file(self) -> Path:
+        """One row a contribution, for people with notebooks."""
+        return self.path / "contributions.parquet"
+
+    def rounds_on_disk(self) -> int:
+        """The last round that has a checkpoint; for progress bars only, the log knows better."""
+        return max((int(p.name[6:11]) for p in (self.path / "checkpoints").glob("round-*.outer")), default=0)
+
     def manifest(self) -> bytes:
         """The bytes of manifest.json. Raises UsageError when this is no run folder."""
         try:
@@ -54,6 +63,19 @@ class RunFolder:
                 got=error.strerror,
                 hint="`barnraise train` makes one.",
             ) from None
+
+    def parsed_manifest(self) -> Manifest:
+        """manifest.json as a record. Raises UsageError when it is another version's, FormatError when damaged."""
+        value = parse_canonical(self.manifest())
+        found = value.get("protocol") if isinstance(value, dict) else None
+        if found != PROTOCOL:
+            raise UsageError(
+                f"{self.path} is of another protocol version",
+                expected=PROTOCOL,
+                got=found,
+                hint="Use the release of barnraise that made it.",
+            )
+        return parse_predicate(Manifest, value)
 
     def put_payload(self, data: bytes) -> None:
         """Store a payload under its digest."""

@@ -70,6 +70,10 @@ class Ledger:
         """One of the coordinator's own records, sealed."""
         return record, seal_record(record, self._key)
 
+    def records(self) -> list[Record]:
+        """Every record of the log, verified, the manifest first."""
+        return [record for record, _ in read_entries(self._log, self.manifest)]
+
     @property
     def head(self) -> str:
         """The signed checkpoint over everything appended so far."""

@@ -13,15 +13,14 @@ from typing import Literal
 
 from data_prep.dataset import Dataset
 from data_prep.manifest import TOKENIZER_FILE, DatasetManifest
-from model.numerics import numerics_class, prepare
+from model.numerics import THREADS, numerics_class, prepare
+from pipeline.source import source_digest
 from pipeline.vault import Vault
 from pipeline.work import Job
 from verification.durable import write_atomic
 from verification.encoding import blake3_digest, parse_canonical
 from verification.errors import ProtocolError
 from verification.records import PROTOCOL, Enrol, Manifest, parse_predicate, seal_record
-
-THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,13 @@ class Member:
         self.operator = operator
         self.vault = Vault(place.vault)
         self.manifest = parse_predicate(Manifest, parse_canonical(manifest))
+        if self.manifest.source != source_digest():
+            raise ProtocolError(
+                f"{name} runs other source than the run was made with",
+                expected=self.manifest.source,
+                got=source_digest(),
+                hint="Install the same release of barnraise on every node.",
+            )
         self.run = self.manifest.run_id
         self.dataset = DatasetManifest.from_json(self.manifest.dataset)
         self.data_folder = place.data

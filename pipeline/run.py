@@ -6,13 +6,11 @@ that knows cluster. Does not own the turn (coordinator.py) or what people see (m
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +21,8 @@ from data_prep.prepare import prepare as prepare_data
 from model.arrays import Arrays, arrays_digest
 from model.init import array_specs, initial_weights
 from model.local_steps import evaluate, zero_state
-from model.numerics import environment, prepare as prepare_numerics
+from model.numerics import THREADS, environment
+from model.numerics import prepare as prepare_numerics
 from pipeline.checkpoint import Aggregator
 from pipeline.compression import Codec
 from pipeline.config import Config, config_from_manifest, manifest_config
@@ -31,10 +30,10 @@ from pipeline.coordinator import Coordinator, Desk
 from pipeline.crew import Crew
 from pipeline.folder import PARTS, RunFolder
 from pipeline.ledger import Ledger
-from pipeline.member import THREADS
 from pipeline.roster import make_member, member_specs
+from pipeline.source import software_versions, source_digest
 from verification.durable import write_atomic
-from verification.encoding import canonical_json, digest_hex, parse_canonical, to_json
+from verification.encoding import canonical_json, digest_hex, to_json
 from verification.errors import ProtocolError, StorageError, UsageError
 from verification.keys import PrivateKey
 from verification.lottery import HashChain
@@ -42,7 +41,6 @@ from verification.notes import vkey
 from verification.records import PROTOCOL, Base, DrawChain, Manifest, RoundClose, parse_predicate
 
 Tell = Callable[[str], None]
-PACKAGES = ("pipeline", "model", "verification", "data_prep", "cluster")
 
 
 def create_run(config: Config, folder: RunFolder, home: Path, tell: Tell) -> Manifest:
@@ -140,28 +138,6 @@ def member_folder(manifest: Manifest) -> str:
     return f"runs/{digest_hex(manifest.run_id)[:16]}"
 
 
-def software_versions() -> dict[str, str]:
-    """What software makes the run."""
-    found = {"python": sys.version.split()[0]}
-    for name in ("barnraise", "torch", "numpy", "tokenizers", "ray", "blake3", "cryptography"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def source_digest() -> str:
-    """A digest over the source of all packages, equal wherever the same version is installed."""
-    hashed = hashlib.sha256()
-    root = Path(__file__).resolve().parent.parent
-    for package in sorted(PACKAGES):
-        for path in sorted((root / package).rglob("*.py")):
-            data = path.read_bytes()
-            hashed.update(f"{path.relative_to(root).as_posix()}\0{len(data)}\0".encode() + data)
-    return "sha256:" + hashed.hexdigest()
-
-
 @dataclass(frozen=True)
 class View:
     """What a run tells as it goes. `turn` gets the close and the seconds the turn took."""
@@ -176,6 +152,7 @@ def continue_run(
     view: View,
     *,
     pool: Literal["local", "ray"] = "local",
+    address: str | None = None,
     drills: Mapping[str, str] | None = None,
 ) -> Coordinator:
     """Run turns until the log ends with run-close; where the log is in mid-turn, from there.
@@ -183,10 +160,8 @@ def continue_run(
     Raises UsageError when the run is another version's or its secrets are not here, ProtocolError when too many
     turns were void.
     """
-    import time  # noqa: PLC0415
-
     manifest_bytes = folder.manifest()
-    manifest = parse_manifest(manifest_bytes)
+    manifest = folder.parsed_manifest()
     config = config_from_manifest(manifest.config)
     secrets = home / member_folder(manifest) / "coordinator"
     if not secrets.is_dir():
@@ -205,6 +180,7 @@ def continue_run(
         members = RayPool(
             {name: partial(make_member, spec) for name, spec in specs.items()},
             environment(config.run.profile),
+            address=address,
         )
     else:
         members = LocalPool({name: partial(make_member, spec) for name, spec in specs.items()})
@@ -225,20 +201,6 @@ def continue_run(
     finally:
         members.close()
     return coordinator
-
-
-def parse_manifest(data: bytes) -> Manifest:
-    """A manifest, or UsageError when it is another version's."""
-    value = parse_canonical(data)
-    found = value.get("protocol") if isinstance(value, dict) else None
-    if found != PROTOCOL:
-        raise UsageError(
-            "this run folder is of another protocol version",
-            expected=PROTOCOL,
-            got=found,
-            hint="Use the release of barnraise that made it.",
-        )
-    return parse_predicate(Manifest, value)
 
 
 def _assemble(
@@ -262,5 +224,5 @@ def _assemble(
     def validate(weights: Arrays) -> int:
         return evaluate(config.model, weights, windows, config.train.batch)
 
-    desk = Desk(folder, ledger, chain, Crew(members, tell), aggregator, validate)
+    desk = Desk(config, folder, ledger, chain, Crew(members, tell), aggregator, validate)
     return Coordinator(desk, checkpoint)

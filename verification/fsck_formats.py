@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import json
 import math
@@ -178,6 +179,7 @@ def _has_small_order(y: int) -> bool:
     return y == 1
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_key(text: str) -> bytes:
     """The 32 bytes of an Ed25519 key text; non-canonical and small-order keys are refused."""
     if not _KEY.fullmatch(text):

@@ -112,13 +112,15 @@ class Log:
         """Entry number `index`. Raises FormatError when there is none, StorageError when its file changed."""
         if not 0 <= index < self.size:
             raise FormatError("no such log entry", expected=f"0 <= index < {self.size}", got=index)
-        return self._bundle(index // _WIDTH)[index % _WIDTH]
+        return self._checked(index, self._bundle(index // _WIDTH)[index % _WIDTH])
 
     def entries(self) -> Iterator[bytes]:
         """All entries of the present size, in order. Raises StorageError when a file changed."""
         size = self.size
         for start in range(0, size, _WIDTH):
-            yield from self._bundle(start // _WIDTH)[: size - start]
+            bundle = self._bundle(start // _WIDTH)
+            for index in range(start, min(start + _WIDTH, size)):
+                yield self._checked(index, bundle[index - start])
 
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
         """Audit path of an entry in the log's first `size` entries. Raises FormatError when impossible."""
@@ -187,14 +189,15 @@ class Log:
         return self._tree.nodes(_HEIGHT * level, tile * _WIDTH, tile * _WIDTH + width)
 
     def _bundle(self, tile: int) -> list[bytes]:
-        """The entries of a bundle, checked against the tree; the last, partial one is kept in memory."""
+        """The entries of a bundle; the last, partial one is kept in memory."""
         if tile == self.size // _WIDTH:
             return self._tail
-        path = self._folder / _path(_ENTRIES, tile, _WIDTH)
-        entries = _unpack(path, _WIDTH)
-        if b"".join(map(leaf_hash, entries)) != self._tile(0, tile, _WIDTH):
-            raise _damaged(path)
-        return entries
+        return _unpack(self._folder / _path(_ENTRIES, tile, _WIDTH), _WIDTH)
+
+    def _checked(self, index: int, entry: bytes) -> bytes:
+        if leaf_hash(entry) != self._tree.node(0, index):
+            raise _damaged(self._folder / _path(_ENTRIES, index // _WIDTH, _WIDTH))
+        return entry
 
     def _load(self) -> None:
         """Read and check all bundles and tiles of the signed size. Raises StorageError."""

@@ -34,6 +34,7 @@ def reference(seed: int, root: str, position: int, windows: int) -> int:
             return x
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.integers(0, 2**40), st.binary(min_size=32, max_size=32), st.integers(0, 2**45), st.integers(1, 10**9)
 )
@@ -44,8 +45,8 @@ def test_agrees_with_the_page(seed: int, root: bytes, position: int, windows: in
     assert 0 <= got < windows
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**20), st.integers(1, 300), st.integers(0, 2**20))
-@settings(max_examples=40)
 def test_every_epoch_is_a_permutation(seed: int, windows: int, epoch: int) -> None:
     positions = range(epoch * windows, (epoch + 1) * windows)
     got = windows_at(seed=seed, dataset_root=ROOT, positions=positions, windows=windows)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.corpus import (
@@ -61,6 +61,7 @@ def test_parse_source_refuses(text: str) -> None:
     assert repr(text) in str(caught.value)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=30))
 def test_parse_source_never_raises_outside_the_family(text: str) -> None:
     try:
@@ -140,6 +141,7 @@ def test_folder_mixes_kinds_in_path_order(tmp_path: Path) -> None:
     assert read(tmp_path) == ["first", "second", "third", "fourth", "fifth"]
 
 
+@settings(max_examples=50, deadline=None)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=8))
 def test_rows_round_trip(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("rows")

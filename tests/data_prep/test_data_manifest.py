@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.manifest import (
@@ -70,6 +70,7 @@ texts = st.dictionaries(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.tuples(names, digests, st.integers(1, 2**40)), min_size=2, max_size=6, unique_by=lambda e: e[0]
@@ -168,6 +169,7 @@ json_values = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.sampled_from([*sorted(make().to_json()), ""]), json_values)
 def test_any_value_anywhere_stays_in_the_family(key: str, value: object) -> None:
     changed = make().to_json() | {key: value} if key else value

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.assignment import window_at
@@ -62,6 +62,7 @@ def test_validation_takes_the_first(dataset: Dataset, limit: int, rows: int) -> 
     assert dataset.validation(limit).shape == (rows, 5)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**40), start=st.integers(0, 500), steps=st.integers(0, 6), batch=st.integers(1, 5)
 )

@@ -292,13 +292,14 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# Into the documents (about 20 kB), the tokenizer (about 15 kB) and the shards.
-@pytest.mark.parametrize("size", [1, 4_000, 9_000])
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, size: int) -> None:
-    source = write_jsonl(tmp_path, sentences(150))
+# 30 kB of digits take 43 kB of shards, a tokenizer takes 7 kB: the limits stop each kind of file in turn.
+@pytest.mark.parametrize(("count", "size"), [(150, 1), (150, 15_000), (35, 7_200), (150, 30_500)])
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, count: int, size: int) -> None:
+    rng = random.Random(1)
+    source = write_jsonl(tmp_path, ["".join(rng.choices("0123456789abcdef", k=200)) for _ in range(count)])
     with (
         largest_file(size),
-        pytest.raises(StorageError, match=r"data could not be written; got File too large\."),
+        pytest.raises(StorageError, match=r"could not be written; got File too large\."),
     ):
         prepare(config(source), tmp_path / "out" / "data")
     assert list((tmp_path / "out").iterdir()) == []

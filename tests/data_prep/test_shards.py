@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.manifest import ShardEntry, file_digest
@@ -26,8 +26,9 @@ def write(folder: Path, tokens: np.ndarray, context: int = 8, vocab: int = 300, 
     return [folder / entry.file for entry in entries]
 
 
+@settings(max_examples=50, deadline=None)
 @given(
-    pieces=st.lists(st.integers(0, 40), max_size=20),
+    pieces=st.lists(st.integers(0, 12), max_size=10),
     context=st.integers(1, 7),
     shard_windows=st.integers(1, 9),
     vocab=st.sampled_from([300, 65536, 65537, 10**6]),
@@ -61,6 +62,7 @@ def test_windows_are_the_stream_cut_without_overlap(
     assert (got == tokens[: whole * width].reshape(whole, width)).all()
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 99), max_size=60))
 def test_read_gives_rows_in_the_order_asked(reader: WindowReader, ids: list[int]) -> None:
     whole = stream(900, 300).reshape(100, 9)
@@ -202,6 +204,7 @@ def test_shards_of_other_writers(tmp_path: Path) -> None:
     assert both.read([1, 0]).tolist() == [[3, 4], [1, 2]]
 
 
+@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_broken_bytes_stay_in_the_family(
     seed: int, raw_shard: bytes, tmp_path_factory: pytest.TempPathFactory

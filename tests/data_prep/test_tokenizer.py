@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -39,6 +39,7 @@ def test_end_token_then_bytes_then_merges(tokenizer: Tokenizer) -> None:
     assert max(len(t) for t, i in tokenizer.get_vocab().items() if 1 <= i <= 256) == 1
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40), max_size=6))
 def test_round_trip_of_any_text(tokenizer: Tokenizer, texts: list[str]) -> None:
     pieces = list(encode_documents(tokenizer, texts))
@@ -63,6 +64,29 @@ def test_batches_do_not_change_the_stream(tokenizer: Tokenizer, monkeypatch: pyt
     monkeypatch.setattr(module, "BATCH_DOCUMENTS", 7)
     assert [p.tolist() for p in encode_documents(tokenizer, iter(TEXTS))] == whole
     assert len(whole) == len(TEXTS)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(["\n", "\n\n", " ", "\t", "the", "cat", "'s", "7", "é", ".", "\r\n", "  x"])))
+def test_parts_of_a_long_document_give_the_same_tokens(tokenizer: Tokenizer, words: list[str]) -> None:
+    document = "".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PART_CHARACTERS", 3)
+        parts = list(module._parts(document))
+        pieces = [p.tolist() for p in encode_documents(tokenizer, [document])]
+        trained = tokenizer_bytes(train_tokenizer([document * 50, *TEXTS], 290))
+    assert "".join(text for text, _ in parts) == document
+    assert [last for _, last in parts] == [False] * (len(parts) - 1) + [True]
+    assert [i for piece in pieces for i in piece] == [*tokenizer.encode(document).ids, END_ID]
+    assert trained == tokenizer_bytes(train_tokenizer([document * 50, *TEXTS], 290))
+
+
+def test_a_long_document_is_cut_at_lines() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PART_CHARACTERS", 2)
+        assert list(module._parts("ab\ncd\n\nef\n g\nh")) == [
+            *(("ab\n", False), ("cd\n\nef\n g\n", False), ("h", True)),
+        ]
 
 
 def test_same_documents_same_bytes_in_another_process(tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from model.arrays import (
     safetensors_bytes,
     unflatten,
 )
-from verification.errors import BarnraiseError, FormatError
+from verification.errors import FormatError
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 ARRAY = st.sampled_from(["<f4", "<f8", "<i8"]).flatmap(lambda dtype: hnp.arrays(dtype, SHAPES))
@@ -57,7 +58,7 @@ def test_golden_bytes():
     arrays = {"b": np.array(-2, np.int64), "a": np.array([[1.0, 0.5]], np.float32)}
     wanted = (
         b"barnraise-arrays-v1\n" + struct.pack("<I", 2)
-        + struct.pack("<H", 1) + b"a" + bytes([0, 2]) + struct.pack("<QQ", 1, 2) + struct.pack("<ff", 1.0, 0.5)
+        + struct.pack("<H", 1) + b"a" + bytes([0, 2]) + struct.pack("<QQff", 1, 2, 1.0, 0.5)
         + struct.pack("<H", 1) + b"b" + bytes([2, 0]) + struct.pack("<q", -2)
     )  # fmt: skip
     assert arrays_to_bytes(arrays) == wanted
@@ -75,12 +76,8 @@ def test_bytes_round_trip_to_the_bit(arrays):
 @given(ARRAYS, st.data())
 def test_other_bytes_are_refused_or_are_other_elements(arrays, data):
     hostile = data.draw(mutated(arrays_to_bytes(arrays)))
-    try:
-        read = arrays_from_bytes(hostile, kinds(arrays))
-    except BarnraiseError as error:
-        assert isinstance(error, FormatError)
-    else:
-        assert arrays_to_bytes(read) == hostile
+    with suppress(FormatError):
+        assert arrays_to_bytes(arrays_from_bytes(hostile, kinds(arrays))) == hostile
 
 
 @settings(max_examples=50)
@@ -137,12 +134,8 @@ def test_safetensors_bytes_are_those_of_the_library(weights):
 @given(WEIGHTS, st.data())
 def test_other_safetensors_bytes_are_refused_or_are_other_elements(weights, data):
     hostile = data.draw(mutated(safetensors_bytes(weights)))
-    try:
-        read = arrays_from_safetensors(hostile, specs_of(weights))
-    except BarnraiseError as error:
-        assert isinstance(error, FormatError)
-    else:
-        assert safetensors_bytes(read) == hostile
+    with suppress(FormatError):
+        assert safetensors_bytes(arrays_from_safetensors(hostile, specs_of(weights))) == hostile
 
 
 def test_a_valid_safetensors_file_of_another_layout_is_refused():

@@ -43,14 +43,16 @@ def test_writes_whole_files_with_their_mode(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 
 
-def test_the_order_is_write_fsync_rename_fsync_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_is_write_fsync_rename_fsync_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
 
     def record(name: str) -> None:
         real = getattr(os, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            folder = name == "fsync" and os.path.isdir(f"/proc/self/fd/{args[0]}")
+            folder = name == "fsync" and Path(f"/proc/self/fd/{args[0]}").is_dir()
             calls.append(f"{name} folder" if folder else name)
             return real(*args, **kwargs)
 
@@ -74,17 +76,18 @@ def test_after_a_failure_the_file_is_old_or_new(
         if existing:
             write_atomic(path, b"old")
         error: BaseException = Crash() if crash else OSError(errno.ENOSPC, "No space left on device")
+        caught: BaseException | None = None
         with monkeypatch.context() as patch:
             failing(patch, name, at, error)
             try:
                 write_atomic(path, b"new")
-            except (StorageError, Crash) as caught:
-                failed += 1
-                assert isinstance(caught, Crash) == crash
-                if not crash:
-                    assert "disk is full" in str(caught)
-            else:
-                break
+            except (StorageError, Crash) as raised:
+                caught = raised
+        if caught is None:
+            break
+        failed += 1
+        assert isinstance(caught, Crash) == crash
+        assert crash or "disk is full" in str(caught)
         content = path.read_bytes() if path.exists() else None
         assert content in ((b"old" if existing else None), b"new")
         if not crash:

@@ -50,7 +50,9 @@ def test_canonical_json_round_trips(value: Any) -> None:
     assert canonical_json(parse_canonical(data)) == data
 
 
-@given(st.binary(max_size=60) | st.text(alphabet='{}[]",:0123456789-eE.\\u tfalsn', max_size=40).map(str.encode))
+@given(
+    st.binary(max_size=60) | st.text(alphabet='{}[]",:0123456789-eE.\\u tfalsn', max_size=40).map(str.encode)
+)
 @settings(max_examples=500)
 def test_arbitrary_bytes_parse_to_themselves_or_raise_format_error(data: bytes) -> None:
     try:
@@ -169,8 +171,20 @@ def test_digests() -> None:
 
 @pytest.mark.parametrize(
     "digest",
-    ["", "sha256:", "a" * 64, "md5:" + "a" * 64, "sha256:" + "A" * 64, "sha256:" + "a" * 63]
-    + ["sha256:" + "a" * 65, "sha256:" + "a" * 64 + "\n", " sha256:" + "a" * 64, None, 3, ["sha256"]],
+    [
+        "",
+        "sha256:",
+        "a" * 64,
+        "md5:" + "a" * 64,
+        "sha256:" + "A" * 64,
+        "sha256:" + "a" * 63,
+        "sha256:" + "a" * 65,
+        "sha256:" + "a" * 64 + "\n",
+        " sha256:" + "a" * 64,
+        None,
+        3,
+        ["sha256"],
+    ],
 )
 def test_what_is_no_digest_is_refused(digest: Any) -> None:
     with pytest.raises(FormatError):
@@ -193,9 +207,31 @@ def test_hex_floats_round_trip(value: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["nan", "inf", "-inf", "0x1p+0", "0x1.0000000000000P+0", " 0x1.0000000000000p+0", "1.0", "0.1", "", "x"]
-    + ["0x1.0000000000000p+0\n", "0X1.0000000000000p+0", "0x2.0000000000000p+0", "0x1.8p+0", "0x1p+99999"]
-    + ["\ud800", "é", None, 1, True, [], "0x1.00000000000000p+0", "+0x1.0000000000000p+0"],
+    [
+        "nan",
+        "inf",
+        "-inf",
+        "0x1p+0",
+        "0x1.0000000000000P+0",
+        " 0x1.0000000000000p+0",
+        "1.0",
+        "0.1",
+        "",
+        "x",
+        "0x1.0000000000000p+0\n",
+        "0X1.0000000000000p+0",
+        "0x2.0000000000000p+0",
+        "0x1.8p+0",
+        "0x1p+99999",
+        "�",
+        "é",
+        None,
+        1,
+        True,
+        [],
+        "0x1.00000000000000p+0",
+        "+0x1.0000000000000p+0",
+    ],
 )
 def test_other_forms_of_a_float_are_refused(text: Any) -> None:
     with pytest.raises(FormatError):
@@ -221,7 +257,9 @@ def test_base64_round_trips_and_has_one_form(data: bytes) -> None:
             parse_base64(other)
 
 
-@pytest.mark.parametrize("text", ["AB==", "AAB=", "A", "AA", "AAA", "é===", "_-__", None, 1, b"AAAA", ["AAAA"]])
+@pytest.mark.parametrize(
+    "text", ["AB==", "AAB=", "A", "AA", "AAA", "é===", "_-__", None, 1, b"AAAA", ["AAAA"]]
+)
 def test_other_forms_of_base64_are_refused(text: Any) -> None:
     with pytest.raises(FormatError):
         parse_base64(text)
@@ -246,7 +284,9 @@ class Outer:
     free: dict  # type: ignore[type-arg]
 
 
-OUTER = Outer(1, "b", True, None, Inner("x", (1, "y")), (Inner("z", (2, "")),), {"k": 3}, {"a": [1, {"b": None}]})
+OUTER = Outer(
+    1, "b", True, None, Inner("x", (1, "y")), (Inner("z", (2, "")),), {"k": 3}, {"a": [1, {"b": None}]}
+)
 
 
 def test_records_round_trip() -> None:

@@ -132,8 +132,22 @@ def test_exactly_the_points_of_the_curve_are_accepted(y: int, sign: int) -> None
 
 @pytest.mark.parametrize(
     "key",
-    ["", "ed25519:", "ab" * 32, "ed25519:" + "ab" * 31, "ed25519:" + "ab" * 33, None, 1, [], {}, b"x"]
-    + ["Ed25519:" + "ab" * 32, "ed25519:" + "AB" * 32, "ed25519:" + "ab" * 32 + "\n", "ed25519: " + "ab" * 32],
+    [
+        "",
+        "ed25519:",
+        "ab" * 32,
+        "ed25519:" + "ab" * 31,
+        "ed25519:" + "ab" * 33,
+        None,
+        1,
+        [],
+        {},
+        b"x",
+        "Ed25519:" + "ab" * 32,
+        "ed25519:" + "AB" * 32,
+        "ed25519:" + "ab" * 32 + "\n",
+        "ed25519: " + "ab" * 32,
+    ],
 )
 def test_what_is_no_key_is_refused(key: Any) -> None:
     with pytest.raises(SignatureError, match="not a public key"):
@@ -181,8 +195,19 @@ GOOD = b"barnraise-ed25519-v1\n" + b"ab" * 32 + b"\n"
 
 @pytest.mark.parametrize(
     "content",
-    [b"", GOOD[:-1], GOOD + b"\n", GOOD.replace(b"v1", b"v2"), GOOD.replace(b"ab", b"AB"), GOOD[:-3] + b"\n"]
-    + [GOOD.replace(b"\n", b"\r\n"), b" " + GOOD, GOOD.replace(b"ab", b"xy"), bytes(86), b"\xff" * 86],
+    [
+        b"",
+        GOOD[:-1],
+        GOOD + b"\n",
+        GOOD.replace(b"v1", b"v2"),
+        GOOD.replace(b"ab", b"AB"),
+        GOOD[:-3] + b"\n",
+        GOOD.replace(b"\n", b"\r\n"),
+        b" " + GOOD,
+        GOOD.replace(b"ab", b"xy"),
+        bytes(86),
+        b"\xff" * 86,
+    ],
 )
 def test_a_key_file_has_one_form(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "key"

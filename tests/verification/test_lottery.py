@@ -102,10 +102,18 @@ def test_chain_files_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", f"barnraise-chain-v1\n{'ab' * 32}\n", f"barnraise-chain-v1\n{'ab' * 32}\n0\n"]
-    + [f"barnraise-chain-v1\n{'ab' * 32}\n012\n", f"barnraise-chain-v1\n{'ab' * 32}\n99999999\n"]
-    + [f"barnraise-chain-v1\n{'AB' * 32}\n12\n", f"barnraise-chain-v1\n{'ab' * 32}\n12", "x" * 200]
-    + [f"barnraise-chain-v1\n{'ab' * 32}\n12\n\n", f"barnraise-ed25519-v1\n{'ab' * 32}\n"],
+    [
+        "",
+        f"barnraise-chain-v1\n{'ab' * 32}\n",
+        f"barnraise-chain-v1\n{'ab' * 32}\n0\n",
+        f"barnraise-chain-v1\n{'ab' * 32}\n012\n",
+        f"barnraise-chain-v1\n{'ab' * 32}\n99999999\n",
+        f"barnraise-chain-v1\n{'AB' * 32}\n12\n",
+        f"barnraise-chain-v1\n{'ab' * 32}\n12",
+        "x" * 200,
+        f"barnraise-chain-v1\n{'ab' * 32}\n12\n\n",
+        f"barnraise-ed25519-v1\n{'ab' * 32}\n",
+    ],
 )
 def test_a_chain_file_has_one_form(tmp_path: Path, content: str) -> None:
     path = tmp_path / "chain"
@@ -164,7 +172,10 @@ def test_golden_uniform() -> None:
     assert uniform(SEED, "x", 2**64) == by_hand(SEED, "x", 2**64)
 
 
-@given(st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\')), st.integers(1, 2**64))
+@given(
+    st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\')),
+    st.integers(1, 2**64),
+)
 def test_uniform_is_as_specified(label: str, n: int) -> None:
     assert uniform(SEED, label, n) == by_hand(SEED, label, n) < n
 
@@ -228,7 +239,10 @@ def test_the_order_of_auditors_is_the_shuffle_of_the_specification() -> None:
 
 
 def test_golden_draw() -> None:
-    assert draw_audits(SEED, roster(PPM, 500_000, 500_000), AUDITORS) == (Drawn(slot=0, auditors=('aud1', 'aud0', 'aud3', 'aud2')), Drawn(slot=1, auditors=('aud2', 'aud1', 'aud3', 'aud0')))
+    assert draw_audits(SEED, roster(PPM, 500_000, 500_000), AUDITORS) == (
+        Drawn(slot=0, auditors=("aud1", "aud0", "aud3", "aud2")),
+        Drawn(slot=1, auditors=("aud2", "aud1", "aud3", "aud0")),
+    )
 
 
 def test_nobody_audits_their_own_operator_or_another_class() -> None:

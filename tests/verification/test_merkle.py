@@ -88,7 +88,13 @@ def test_all_vectors_are_there() -> None:
 
 @pytest.mark.parametrize("case", INCLUSION, ids=[case["case"] for case in INCLUSION])
 def test_inclusion_vectors(case: dict[str, Any]) -> None:
-    arguments = (case["leafIdx"], case["treeSize"], decode(case["leafHash"]), hashes(case), decode(case["root"]))
+    arguments = (
+        case["leafIdx"],
+        case["treeSize"],
+        decode(case["leafHash"]),
+        hashes(case),
+        decode(case["root"]),
+    )
     if case["wantErr"]:
         with pytest.raises((FormatError, ProtocolError)):
             verify_inclusion(*arguments)

@@ -1,0 +1,110 @@
+"""The command line: one function a command, errors in words, exit codes 0, 1 and 2.
+
+Owns dispatch and how errors are shown. Does not own what the commands do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from model.numerics import THREADS, Profile, prepare
+from pipeline.config import load_config
+from pipeline.folder import RunFolder
+from verification.errors import BarnraiseError, UsageError
+
+COMMANDS = {
+    "train": "start a run",
+    "resume": "go on with a run that was stopped",
+    "verify": "check a run folder, offline",
+    "report": "an HTML page about a run",
+    "export": "the model for transformers",
+    "generate": "let a run's model continue a text",
+    "data": "prepare a data set",
+    "keys": "make or show a key",
+    "plan": "audit rate, detection, deterrence, cost",
+    "doctor": "what is wrong with this machine",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `barnraise`."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; its exit code: 0 it holds, 1 it does not, 2 wrong use."""
+    console = Console(stderr=False)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        show_commands(console)
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in COMMANDS:
+            raise UsageError(f"there is no command {name!r}", expected=", ".join(COMMANDS))
+        return _dispatch(name, rest, console)
+    except UsageError as error:
+        print(f"barnraise {name}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except BarnraiseError as error:
+        print(f"barnraise {name}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nbarnraise {name}: stopped; `barnraise resume RUN` goes on.", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def show_commands(console: Console) -> None:
+    """The commands, a line each."""
+    console.print("[bold]barnraise[/] COMMAND …: train one model with many machines that do not trust each other\n")
+    for name, what in COMMANDS.items():
+        console.print(f"  [bold]{name:<9}[/] {what}", highlight=False)
+    console.print("\n`barnraise COMMAND --help` explains one. Start with: barnraise train")
+
+
+def _dispatch(name: str, rest: list[str], console: Console) -> int:
+    # Each command imports what it needs, when it runs: levels 1 and 2 of verify work without torch.
+    if name == "train":
+        from pipeline.options import TrainOptions, override
+
+        options, overrides = tyro.cli(TrainOptions, args=rest, prog="barnraise train", return_unknown_args=True)
+        config = override(load_config(options.config), overrides)
+        prepare(config.run.profile, THREADS)
+        from pipeline import commands
+
+        return commands.train(options, config, console)
+    if name == "resume":
+        from pipeline.options import ResumeOptions
+
+        options = _options(ResumeOptions, name, rest)
+        prepare(profile_of(options.run), THREADS)
+        from pipeline import commands
+
+        return commands.resume(options, console)
+    if name == "verify":
+        from pipeline import verify
+
+        return verify.command(_options(verify.VerifyOptions, name, rest), console)
+    from pipeline import tools
+
+    options_type, command = tools.COMMANDS[name]
+    return command(_options(options_type, name, rest), console)
+
+
+def profile_of(folder: Path) -> Profile:
+    """The numerics profile a run was made with; it must be known before torch is imported."""
+    profile: Profile = RunFolder(folder).parsed_manifest().config["run"]["profile"]
+    return profile
+
+
+def _options(kind: Callable[..., Any], name: str, rest: list[str]) -> Any:
+    return tyro.cli(kind, args=rest, prog=f"barnraise {name}")
+
+
+if __name__ == "__main__":
+    main()

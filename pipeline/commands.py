@@ -1,0 +1,102 @@
+"""The commands that run training: train, resume, and the summary they end with.
+
+Owns options, what is shown and what to type next. Does not own the run itself (run.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.config import Config, config_from_manifest
+from pipeline.coordinator import Coordinator
+from pipeline.folder import RunFolder
+from pipeline.monitor import Bars, JsonLines, MetricsFile, Monitor, Sink, Wandb, turn_row
+from pipeline.options import ResumeOptions, TrainOptions
+from pipeline.records_table import write_contributions
+from pipeline.roster import parse_drills
+from pipeline.run import View, continue_run, create_run
+from verification.records import RoundClose
+
+def train(options: TrainOptions, config: Config, console: Console) -> int:
+    """`barnraise train`."""
+    drills = parse_drills(list(options.adversary), len(config.train.steps))
+    folder, home = RunFolder(options.folder), options.home.expanduser()
+    if options.dry_run:
+        show_plan(console, config, drills, options.folder)
+        return 0
+    tell: Callable[[str], None] = (lambda text: None) if options.json else _dim(console)
+    create_run(config, folder, home, tell)
+    return _go(console, folder, home, options, drills)
+
+
+def resume(options: ResumeOptions, console: Console) -> int:
+    """`barnraise resume`."""
+    return _go(console, RunFolder(options.run), options.home.expanduser(), options, {})
+
+
+def _dim(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(f"[dim]{escape(text)}[/]", highlight=False)
+
+
+def _go(
+    console: Console, folder: RunFolder, home: Path, options: TrainOptions | ResumeOptions, drills: dict[str, str]
+) -> int:
+    manifest = folder.parsed_manifest()
+    config = config_from_manifest(manifest.config)
+    payload_bytes = 0
+    monitor: Monitor | None = None
+
+    def seen(close: RoundClose, coordinator: Coordinator, seconds: float) -> None:
+        nonlocal payload_bytes
+        size = coordinator.desk.aggregator.codec.payload_bytes
+        payload_bytes += size * len(close.accepted)
+        if coordinator.last_turn and monitor:
+            monitor.turn(turn_row(close, coordinator.last_turn, coordinator.state, size, seconds))
+
+    def note(text: str) -> None:
+        if monitor:
+            monitor.note(text)
+
+    sinks: list[Sink] = [MetricsFile(folder.path), Wandb(folder.path, manifest)]
+    if options.json or not console.is_terminal:
+        sinks.append(JsonLines(lambda line: print(line, flush=True)))  # noqa: T201
+    else:
+        sinks.append(Bars(console, config.run.rounds, folder.rounds_on_disk()))
+    monitor = Monitor(sinks)
+    try:
+        coordinator = continue_run(
+            folder, home, View(note, seen), pool=options.pool, address=options.address, drills=drills
+        )
+    finally:
+        monitor.close()
+    write_contributions(folder, coordinator.desk.ledger.records())
+    if not options.json:
+        from pipeline.summary import show_summary  # noqa: PLC0415 - needs torch for the sample
+
+        show_summary(console, folder, coordinator, drills)
+    return 0
+
+
+def show_plan(console: Console, config: Config, drills: dict[str, str], folder: Path) -> None:
+    """What `--dry-run` prints: sizes and costs that follow from the configuration."""
+    from model.config import parameter_count  # noqa: PLC0415
+    from pipeline.compression import Codec  # noqa: PLC0415
+
+    parameters = parameter_count(config.model)
+    codec = Codec(config.compression.chunk, config.compression.k, parameters)
+    tokens = sum(config.train.steps) * config.train.batch * config.model.context
+    table = Table(title=f"{folder}: nothing was started", show_header=False)
+    table.add_row("parameters", f"{parameters:,}")
+    table.add_row("contributors, local steps", f"{len(config.train.steps)}: {list(config.train.steps)}")
+    table.add_row("auditors, audit rate", f"{config.audit.auditors}, {config.audit.rate_ppm / 1e4:g} %")
+    table.add_row("tokens a round, in all", f"{tokens:,}, {tokens * config.run.rounds:,}")
+    table.add_row("payload", f"{codec.payload_bytes:,} bytes ({4 * parameters / codec.payload_bytes:.0f}x less than fp32)")
+    if drills:
+        table.add_row("fire drill", ", ".join(f"{name} is {kind}" for name, kind in drills.items()))
+    console.print(table)
+    console.print("Next: the same command without --dry-run.")

@@ -1,0 +1,141 @@
+"""contributions.parquet: one row for every contribution and every verdict, rebuilt from the log.
+
+Owns the table's columns. Does not own what they mean; a verifier builds the same table from the log and
+compares, so nobody has to believe the file.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.folder import RunFolder
+from verification.durable import write_atomic
+from verification.errors import FormatError
+from verification.judge import settle
+from verification.records import Manifest, Record, RoundClose
+from verification.rounds import apply, begin
+from verification.state import RunState, Turn
+
+SCHEMA = pa.schema(
+    [
+        ("round", pa.int64()),
+        ("attempt", pa.int64()),
+        ("contributor", pa.string()),
+        ("role", pa.string()),
+        ("tokens", pa.int64()),
+        ("audited", pa.bool_()),
+        ("verdict", pa.string()),
+        ("reason", pa.string()),
+        ("payload_digest", pa.string()),
+        ("payload_bytes", pa.int64()),
+        ("loss_first", pa.float64()),
+        ("loss_last", pa.float64()),
+        ("seconds", pa.float64()),
+        ("credit", pa.int64()),
+    ]
+)
+Row = dict[str, Any]
+
+
+def contribution_rows(records: Iterable[Record], payload_bytes: int) -> list[Row]:
+    """The table's rows in log order, from all records of a log, the manifest first."""
+    rows: list[Row] = []
+    state: RunState | None = None
+    for record in records:
+        if isinstance(record, Manifest):
+            state = begin(record)
+            continue
+        if state is None:
+            raise FormatError("the log does not begin with a manifest")
+        if isinstance(record, RoundClose) and state.turn:
+            rows += _turn_rows(state, state.turn, payload_bytes)
+        state = apply(state, record)
+    return rows
+
+
+def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
+    batch, context = state.config["train"]["batch"], state.manifest.dataset["context"]
+    clock = dict(zip(turn.commit_close.committed, turn.commit_close.ms, strict=True)) if turn.commit_close else {}
+    rows = []
+    tokens: dict[int, int] = {}
+    for outcome in settle(turn.evidence):
+        entry, slot = outcome.entry, outcome.entry.slot
+        tokens[slot] = entry.steps * batch * context
+        reveal = turn.reveals.get(slot)
+        opening = reveal.opening if reveal else None
+        verdict = turn.verdicts.get((slot, 2)) or turn.verdicts.get((slot, 1))
+        rows.append(
+            {
+                "round": state.round,
+                "attempt": state.attempt,
+                "contributor": entry.member,
+                "role": "contributor",
+                "tokens": tokens[slot],
+                "audited": (slot, 1) in turn.verdicts,
+                "verdict": verdict.outcome if verdict else None,
+                "reason": outcome.reason,
+                "payload_digest": opening.payload if opening else None,
+                "payload_bytes": payload_bytes if opening else None,
+                "loss_first": opening.loss_first / 1e6 if opening else None,
+                "loss_last": opening.loss_last / 1e6 if opening else None,
+                "seconds": clock[slot] / 1000 if slot in clock else None,
+                "credit": tokens[slot] if outcome.reason is None else 0,
+            }
+        )
+    for (slot, _), verdict in sorted(turn.verdicts.items()):
+        rows.append(
+            {
+                "round": state.round,
+                "attempt": state.attempt,
+                "contributor": verdict.auditor,
+                "role": "auditor",
+                "tokens": tokens[slot],
+                "audited": False,
+                "verdict": verdict.outcome,
+                "reason": None,
+                "payload_digest": verdict.payload,
+                "payload_bytes": None,
+                "loss_first": verdict.loss_first / 1e6,
+                "loss_last": verdict.loss_last / 1e6,
+                "seconds": None,
+                "credit": tokens[slot],
+            }
+        )
+    return rows
+
+
+def write_contributions(folder: RunFolder, records: Iterable[Record]) -> None:
+    """Write contributions.parquet, whole or not at all."""
+    records = list(records)
+    buffer = io.BytesIO()
+    rows = contribution_rows(records, payload_length(records))
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+    write_atomic(folder.contributions_file, buffer.getvalue())
+
+
+def payload_length(records: list[Record]) -> int:
+    """Bytes of every payload of the run, which its manifest fixes."""
+    from pipeline.checkpoint import Aggregator  # noqa: PLC0415
+
+    manifest = records[0]
+    if not isinstance(manifest, Manifest):
+        raise FormatError("the log does not begin with a manifest")
+    return Aggregator.of(manifest).codec.payload_bytes
+
+
+def read_contributions(path: Path) -> list[Row]:
+    """The rows of a file. Raises FormatError when it is not such a table."""
+    try:
+        table = pq.read_table(io.BytesIO(path.read_bytes()))
+    except (OSError, pa.ArrowException) as error:
+        raise FormatError(f"{path} is not a readable parquet file", got=str(error).splitlines()[0]) from None
+    if table.schema != SCHEMA:
+        raise FormatError(f"{path} has other columns", expected=SCHEMA.names, got=table.schema.names)
+    rows: list[Row] = table.to_pylist()
+    return rows
