@@ -24,7 +24,7 @@ END_ID = 0
 BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 1 << 10
 PART_CHARACTERS = 1 << 18
-_CUT = re.compile(r"(?<=\S)\n(?=\S)")
+_CUT = re.compile(r"(?<=\S)(?=[ \t\r\n])")
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -130,7 +130,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
 def _parts(document: str) -> Iterator[tuple[str, bool]]:
     """A document in parts that give the same tokens; the library takes some hundred bytes a character.
 
-    No merge spans a line end that has no white space on either side, as text is split there before merging.
+    No merge spans the place before white space, as text is split there before merging.
     """
     start = 0
     while match := _CUT.search(document, start + PART_CHARACTERS):

@@ -81,12 +81,13 @@ def test_parts_of_a_long_document_give_the_same_tokens(tokenizer: Tokenizer, wor
     assert trained == tokenizer_bytes(train_tokenizer([document * 50, *TEXTS], 290))
 
 
-def test_a_long_document_is_cut_at_lines() -> None:
+def test_a_long_document_is_cut_before_white_space() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PART_CHARACTERS", 2)
-        assert list(module._parts("ab\ncd\n\nef\n g\nh")) == [
-            *(("ab\n", False), ("cd\n\nef\n g\n", False), ("h", True)),
+        assert list(module._parts("abc d\n\n ef gh")) == [
+            *(("abc", False), (" d", False), ("\n\n ef", False), (" gh", True)),
         ]
+        assert list(module._parts("x" * 99)) == [("x" * 99, True)]
 
 
 def test_same_documents_same_bytes_in_another_process(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,183 @@
+"""The strict readers of level 1: golden values and refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.verification.test_fsck_writer import draw_number, key_text, note_of, tree_root, vkey
+from verification.errors import FormatError, SignatureError
+from verification.fsck_draws import Chain, uniform
+from verification.fsck_formats import (
+    hash_object,
+    make_verifier_key,
+    parse_base64,
+    parse_canonical,
+    parse_checkpoint,
+    parse_hex_float,
+    parse_key,
+    write_canonical,
+)
+from verification.fsck_ledger import Ledger, weights_of
+from verification.fsck_log import merkle_root
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("az AZ~!", max_size=4), inner, max_size=4),
+)
+
+
+@given(JSON)
+def test_canonical_json_is_read_and_nothing_else(value: Any) -> None:
+    data = write_canonical(value)
+    assert parse_canonical(data) == value
+    loose = json.dumps(value, indent=1).encode()
+    if loose != data:
+        with pytest.raises(FormatError):
+            parse_canonical(loose)
+
+
+def test_canonical_json_golden() -> None:
+    value = {"b": [1, -2, True, None], "a": '\x00\x1f\n"\\/é🦬\x7f', "Z": {}}
+    golden = '{"Z":{},"a":"\\u0000\\u001f\\n\\"\\\\/é🦬\x7f","b":[1,-2,true,null]}'
+    assert write_canonical(value) == golden.encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b" 1", b"1.0", b"1e3", b"-0", b"01", b"NaN", b"Infinity", b"9007199254740992", b"9" * 5000,
+     b'{"a":1,"a":1}', b'{"b":1,"a":1}', b'{"\xc3\xa9":1}', b'{"\x7f":1}', b'"\\u0041"', b'"\\ud800"', b'"\\/"',
+     b'"\\u001F"', b"\xff", b"\xef\xbb\xbf1", b"[" * 100000, b"[1,]", b"1\n", b'"\n"'],
+)  # fmt: skip
+def test_other_json_is_refused(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        parse_canonical(data)
+
+
+def test_hash_object_golden() -> None:
+    assert hash_object("d", {"a": 1}) == "sha256:" + hashlib.sha256(b'd\x00{"a":1}').hexdigest()
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_hex_floats(x: float) -> None:
+    assert parse_hex_float(x.hex()).hex() == x.hex()
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "0x1p3", " 0x1.0p+0", "0x1.8P+0", "1.5", "", "0x1.0p+99999"])
+def test_other_hex_floats_are_refused(text: str) -> None:
+    with pytest.raises(FormatError):
+        parse_hex_float(text)
+
+
+@pytest.mark.parametrize("text", ["A", "AA", "AA=", "AB==", "AA==\n", "é", "A A=", "-_8=", "AA==AA=="])
+def test_other_base64_is_refused(text: str) -> None:
+    with pytest.raises(FormatError):
+        parse_base64(text)
+
+
+P = 2**255 - 19
+ORDER_EIGHT = [
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+]
+
+
+@pytest.mark.parametrize("sign", [0, 1])
+@pytest.mark.parametrize("y", [0, 1, P - 1, *(int.from_bytes(bytes.fromhex(h), "little") for h in ORDER_EIGHT)])
+def test_small_order_keys_are_refused(y: int, sign: int) -> None:
+    data = (y | sign << 255).to_bytes(32, "little").hex()
+    with pytest.raises(SignatureError, match="small order"):
+        parse_key(f"ed25519:{data}")
+
+
+@pytest.mark.parametrize("text", ["", "ed25519:", "ed25519:" + "AB" * 32, "x25519:" + "00" * 32, "ed25519:" + "00" * 33])
+def test_other_keys_are_refused(text: str) -> None:
+    with pytest.raises(SignatureError):
+        parse_key(text)
+
+
+def test_keys_must_be_canonical() -> None:
+    with pytest.raises(SignatureError, match="not canonical"):
+        parse_key("ed25519:" + (P + 3).to_bytes(32, "little").hex())
+    assert parse_key(key_text("ann")).hex() == key_text("ann")[8:]
+
+
+def test_notes() -> None:
+    note = note_of([b"a", b"b"])
+    checkpoint = parse_checkpoint(note)
+    key = make_verifier_key(checkpoint.origin, parse_key(key_text("coordinator")))
+    assert (checkpoint.size, checkpoint.root) == (2, tree_root([b"a", b"b"]))
+    assert str(key) == vkey()
+    assert checkpoint.signed_by(key)
+    assert not parse_checkpoint(note_of([b"a"], signer="ann")).signed_by(key)
+    assert not parse_checkpoint(note_of([b"a"], origin="example.org/other")).signed_by(key)
+    lines = note.split("\n")
+    extended = "\n".join([*lines[:3], "extension", *lines[3:]])
+    for bad in (note[:-1], note + "\n", note + lines[4] + "\n", note.replace("\n2\n", "\n02\n"), extended,
+                note.replace("—", "-"), note.replace("\n", "\r\n"), note.replace("— example", "— other")):  # fmt: skip
+        with pytest.raises(FormatError):
+            parse_checkpoint(bad)
+
+
+@pytest.mark.parametrize("origin", ["", "a b", "a+b", "a\nb", "a\u00a0b"])
+def test_origins(origin: str) -> None:
+    with pytest.raises(FormatError):
+        make_verifier_key(origin, bytes(32))
+
+
+@given(st.lists(st.binary(max_size=3), max_size=40))
+def test_merkle_roots(entries: list[bytes]) -> None:
+    assert merkle_root(entries) == tree_root(entries)
+
+
+@given(st.text("0123456789abcdef", min_size=64, max_size=64), st.integers(1, 2**40))
+def test_uniform(seed: str, n: int) -> None:
+    value = uniform(f"sha256:{seed}", "audit/0", n)
+    assert 0 <= value < n
+    assert value == draw_number(f"sha256:{seed}", "audit/0", n)
+
+
+def test_a_chain_goes_on_after_a_wrong_link() -> None:
+    links = [hashlib.sha256(b"0").digest()]
+    for _ in range(5):
+        links.insert(0, hashlib.sha256(links[0]).digest())
+    chain = Chain(links[0], 5)
+    assert chain.holds(1, links[1].hex())
+    assert not chain.holds(2, links[1].hex())
+    assert chain.holds(3, links[3].hex())
+    assert not chain.holds(3, links[3].hex())
+    assert not chain.holds(6, "00" * 32)
+
+
+def test_weights_with_the_operators_cap() -> None:
+    assert weights_of([("a", 100), ("b", 50), ("a", 50)], 500_000) == [66, 50, 33]
+    assert weights_of([("a", 100), ("b", 100)], 500_000) == [100, 100]
+    assert weights_of([("a", 7)], 0) == [0]
+    assert weights_of([], 1) == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.sampled_from("abc")), max_size=6),
+    st.lists(st.tuples(st.integers(1, 30), st.sampled_from("abc")), max_size=6),
+)
+def test_handing_out_gives_each_position_once(queued: list[tuple[int, str]], needs: list[tuple[int, str]]) -> None:
+    ledger = Ledger.__new__(Ledger)
+    ledger.queue, ledger.cursor = [], 0
+    owner: dict[int, str] = {}
+    for size, operator in queued:
+        ledger.queue.append((ledger.cursor, ledger.cursor + size, operator))
+        owner |= dict.fromkeys(range(ledger.cursor, ledger.cursor + size), operator)
+        ledger.cursor += size
+    given_out: list[int] = []
+    for need, operator in needs:
+        mine = [p for start, stop in ledger.hand_out(operator, need) for p in range(start, stop)]
+        assert len(mine) == need
+        assert all(owner.get(p) != operator for p in mine)
+        given_out += mine
+    left = [p for start, stop, _ in ledger.queue for p in range(start, stop)]
+    assert sorted(given_out + left) == list(range(ledger.cursor))
