@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,11 @@ from torch import Tensor
 
 from model.arrays import Arrays, ArraySpec, arrays_digest, check_arrays, flatten, unflatten
 from model.config import ModelConfig
+from model.hidden_state import Mode, state_specs
 from model.init import array_specs
 from model.transformer import loss
 from verification.encoding import MAX_INTEGER, hash_object
 from verification.errors import WorkError
-
-Mode = Literal["local", "gradient"]
 
 _NORM_BLOCK = 4096
 
@@ -60,18 +59,6 @@ class StepsResult:
     state: Arrays
     leaves: tuple[str, ...]
     losses: tuple[int, ...]
-
-
-def state_specs(specs: Sequence[ArraySpec], mode: Mode) -> dict[str, tuple[npt.DTypeLike, tuple[int, ...]]]:
-    """Names, element types and shapes of a hidden state, as `arrays_from_bytes` takes them."""
-    total = sum(spec.size for spec in specs)
-    vectors = ("error_feedback", "adam_m", "adam_v") if mode == "local" else ("error_feedback",)
-    return {"step": (np.int64, ()), **dict.fromkeys(vectors, (np.float32, (total,)))}
-
-
-def zero_state(specs: Sequence[ArraySpec], mode: Mode) -> Arrays:
-    """The hidden state of a member without history."""
-    return {name: np.zeros(shape, dtype) for name, (dtype, shape) in state_specs(specs, mode).items()}
 
 
 def local_steps(  # noqa: PLR0917 - the arguments of the protocol's function, in its order

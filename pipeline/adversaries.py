@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from model.arrays import Arrays, arrays_digest, arrays_from_bytes, arrays_to_bytes
-from model.local_steps import local_steps, state_specs
+from model.hidden_state import state_specs
+from model.local_steps import local_steps
 from pipeline.contributor import Contributor
 from pipeline.member import Place
 from pipeline.work import Work, do_work, finish_work, positions_of

@@ -6,7 +6,7 @@ only. Does not own which payloads are accepted, or where files lie.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from model.arrays import (
 from pipeline.aggregation import AggregationConfig, Contribution, initial_outer, outer_step
 from pipeline.compression import Codec
 from verification.encoding import parse_hex_float
-from verification.records import Base, Manifest
+from verification.records import Base
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ class Aggregator:
     config: AggregationConfig
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Aggregator:
-        """From the manifest's plain JSON; needs no framework."""
-        specs = tuple(ArraySpec(name, shape) for name, shape in manifest.arrays)
+    def of(cls, arrays: Iterable[tuple[str, Iterable[int]]], config: Mapping[str, Any]) -> Aggregator:
+        """From the manifest's `arrays` and `config`, as plain JSON; needs no framework."""
+        specs = tuple(ArraySpec(name, tuple(shape)) for name, shape in arrays)
         length = sum(int(np.prod(spec.shape)) for spec in specs)
-        compression: Mapping[str, Any] = manifest.config["compression"]
-        outer: Mapping[str, Any] = manifest.config["outer"]
-        config = AggregationConfig(
+        compression: Mapping[str, Any] = config["compression"]
+        outer: Mapping[str, Any] = config["outer"]
+        aggregation = AggregationConfig(
             optimizer=outer["optimizer"],
             momentum=parse_hex_float(outer["momentum"]),
             beta1=parse_hex_float(outer["beta1"]),
             beta2=parse_hex_float(outer["beta2"]),
             eps=parse_hex_float(outer["eps"]),
             weight_decay=parse_hex_float(outer["weight_decay"]),
-            operator_cap_ppm=manifest.config["credit"]["operator_cap_ppm"],
+            operator_cap_ppm=config["credit"]["operator_cap_ppm"],
         )
-        return cls(specs, Codec(compression["chunk"], compression["k"], length), config)
+        return cls(specs, Codec(compression["chunk"], compression["k"], length), aggregation)
 
     def start(self, weights: Arrays) -> Checkpoint:
         """Checkpoint 0 from initial weights."""
@@ -84,12 +84,16 @@ class Aggregator:
 
     def load(self, weights: bytes, outer: bytes) -> Checkpoint:
         """A checkpoint from its two files. Raises FormatError unless they are canonical."""
-        forms = {
-            name: (array.dtype, array.shape)
-            for name, array in initial_outer(self.codec.length, self.config.optimizer).items()
-        }
-        arrays = arrays_from_safetensors(weights, self.specs)
-        return Checkpoint(flatten(arrays, self.specs), arrays_from_bytes(outer, forms))
+        return Checkpoint(flatten(self.read_weights(weights), self.specs), self.read_outer(outer))
+
+    def read_weights(self, data: bytes) -> Arrays:
+        """The weights in a checkpoint's safetensors file."""
+        return arrays_from_safetensors(data, self.specs)
+
+    def read_outer(self, data: bytes) -> Arrays:
+        """The outer state in a checkpoint's other file."""
+        start = initial_outer(self.codec.length, self.config.optimizer)
+        return arrays_from_bytes(data, {name: (array.dtype, array.shape) for name, array in start.items()})
 
 
 @dataclass(frozen=True)

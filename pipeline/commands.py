@@ -74,7 +74,7 @@ def _go(
         )
     finally:
         monitor.close()
-    write_contributions(folder, coordinator.desk.ledger.records())
+    write_contributions(folder, coordinator.desk.ledger.records(), coordinator.desk.aggregator.codec.payload_bytes)
     if not options.json:
         from pipeline.summary import show_summary  # noqa: PLC0415 - needs torch for the sample
 

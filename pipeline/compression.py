@@ -29,8 +29,10 @@ _MAX_CHUNK = 2**31
 _BLOCK = 2**18  # elements handled at a time: a block and its copies stay in the second-level cache
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _INFINITY = 0x7F800000
-_MANTISSA_DROP = 20  # f32 bits above this are exponent and the three mantissa bits of the scale byte
+_DROP = 20  # f32 bits above this are exponent and the three mantissa bits of the scale byte
+_ROUND = np.int32(1 << (_DROP - 1))  # half of what is dropped; no finite float overflows with it
 _BYTE_OF_BITS = (127 - 28) << 3  # exponent field 99 is e = 0: scale = 1.mmm * 2^(e - 28)
+_LAST_BYTE = 0xFF
 
 SCALES = np.array([0.0] + [math.ldexp(8 + (b & 7), (b >> 3) - 31) for b in range(1, 256)], dtype=np.float32)
 """Scale of each scale byte, f32 [256] (docs/protocol.md, section 8); every one is exact."""
@@ -61,23 +63,6 @@ class Sparse:
         dense_P = np.zeros(length, dtype=np.float32)
         dense_P[self.indices] = self.values
         return dense_P
-
-
-@dataclass(frozen=True, eq=False)
-class _Scratch:
-    """Arrays [C, W] that every block of an encoder writes anew: fresh pages cost more than the work."""
-
-    magnitude: I32
-    sorted: I32
-    chosen: Bools
-
-    @classmethod
-    def of(cls, chunks: int, width: int) -> _Scratch:
-        shape = (chunks, width)
-        return cls(np.empty(shape, np.int32), np.empty(shape, np.int32), np.empty(shape, np.bool_))
-
-    def rows(self, chunks: int) -> _Scratch:
-        return _Scratch(self.magnitude[:chunks], self.sorted[:chunks], self.chosen[:chunks])
 
 
 @dataclass(frozen=True)
@@ -135,18 +120,12 @@ class Codec:
         vector_P = _flat_f32("the update", vector_P, self.length)
         payload = np.empty((self.chunks, self.chunk_bytes), dtype=np.uint8)
         whole = self.length // self.chunk
-        step = max(1, _BLOCK // self.chunk)
-        scratch = _Scratch.of(min(step, whole), self.chunk)
-        for first in range(0, whole, step):
-            last = min(first + step, whole)
+        for first in range(0, whole, self._step):
+            last = min(first + self._step, whole)
             rows_CW = vector_P[first * self.chunk : last * self.chunk].reshape(-1, self.chunk)
-            payload[first:last] = self._encode_rows(rows_CW, scratch.rows(last - first))
-        tail_W = vector_P[whole * self.chunk :]
-        if tail_W.size >= self.k:
-            payload[whole] = self._encode_rows(tail_W[None, :], _Scratch.of(1, tail_W.size))[0]
-        elif tail_W.size:
-            _require_finite(tail_W.view(np.int32) & _MAGNITUDE)
-            payload[whole] = self._empty_chunk()
+            payload[first:last] = self._encode_rows(rows_CW)
+        if whole < self.chunks:
+            payload[whole:] = self._encode_rows(vector_P[None, whole * self.chunk :])
         return payload.tobytes()
 
     def decode(self, payload: bytes) -> Sparse:
@@ -161,9 +140,9 @@ class Codec:
                 got=f"{len(payload)} bytes",
             )
         rows_CB = np.frombuffer(payload, dtype=np.uint8).reshape(self.chunks, self.chunk_bytes)
-        step = max(1, _BLOCK // self.chunk)
         blocks = [
-            self._decode_rows(rows_CB[first : first + step], first) for first in range(0, self.chunks, step)
+            self._decode_rows(rows_CB[first : first + self._step], first)
+            for first in range(0, self.chunks, self._step)
         ]
         return Sparse(
             indices=np.concatenate([block.indices for block in blocks]),
@@ -171,126 +150,99 @@ class Codec:
             norm_terms=np.concatenate([block.norm_terms for block in blocks]),
         )
 
-    def _empty_chunk(self) -> U8:
-        """The one form of a chunk of scale 0: indices 0 to k - 1, codes 0."""
-        index_CK = np.arange(self.k, dtype=np.int64)[None, :]
-        nothing_CK = np.zeros((1, self.k), dtype=np.bool_)
-        row_B: U8 = self._pack(np.zeros(1, dtype=np.uint8), index_CK, nothing_CK, nothing_CK)[0]
-        return row_B
+    @property
+    def _step(self) -> int:
+        """Chunks handled at a time."""
+        return max(1, _BLOCK // self.chunk)
 
-    def _encode_rows(self, rows_CW: F32, scratch: _Scratch) -> U8:
-        """Bytes [C, B] of chunks whose first W elements are real, W >= k."""
-        magnitude_CW, sorted_CW, width = scratch.magnitude, scratch.sorted, rows_CW.shape[1]
-        np.bitwise_and(rows_CW.view(np.int32), _MAGNITUDE, out=magnitude_CW)  # floats order as their bits do
-        np.copyto(sorted_CW, magnitude_CW)
-        sorted_CW.partition(width - self.k, axis=1)
-        top_CK = sorted_CW[:, width - self.k :]
-        if int(top_CK.max()) >= _INFINITY:
-            _require_finite(magnitude_CW)
-        median_C = np.partition(top_CK, self.k // 2, axis=1)[:, self.k // 2]
-        byte_C = np.clip((median_C >> _MANTISSA_DROP) - _BYTE_OF_BITS, 0, 255).astype(np.uint8)
-        index_CK = self._select(scratch, top_CK[:, 0])
-        kept_CK = np.take_along_axis(rows_CW, index_CK, axis=1)
-        big_CK = np.abs(kept_CK) >= (SCALES[byte_C] * np.float32(1.5))[:, None]
-        negative_CK = kept_CK < 0
-        empty_C = byte_C == 0
-        index_CK[empty_C] = np.arange(self.k)
-        big_CK[empty_C] = False
-        negative_CK[empty_C] = False
-        return self._pack(byte_C, index_CK, negative_CK, big_CK)
+    def _encode_rows(self, rows_CW: F32) -> U8:
+        """Bytes [C, B] of chunks that have W elements before the padding."""
+        chunks, width = rows_CW.shape
+        kept = min(self.k, width)
+        magnitude_CW = rows_CW.view(np.int32) & _MAGNITUDE  # floats order as their bits do
+        top_CM = np.partition(magnitude_CW, width - kept, axis=1)[:, width - kept :]
+        if int(top_CM.max()) >= _INFINITY:
+            raise _not_finite(np.count_nonzero(magnitude_CW >= _INFINITY))
+        t_C = np.partition(top_CM, kept // 2, axis=1)[:, kept // 2]
+        byte_C = np.clip(((t_C + _ROUND) >> _DROP) - _BYTE_OF_BITS, 0, 255).astype(np.uint8)
+        index_CM = _select(magnitude_CW, top_CM[:, 0], kept)
+        kept_CM = np.take_along_axis(rows_CW, index_CM, axis=1)
+        border_C = SCALES[byte_C] * np.float32(1.5)
 
-    def _select(self, scratch: _Scratch, threshold_C: I32) -> I64:
-        """Increasing indices [C, K] of the k largest, ties to the lower; threshold_C is the k-th largest."""
-        magnitude_CW, chosen_CW = scratch.magnitude, scratch.chosen
-        np.greater_equal(magnitude_CW, threshold_C[:, None], out=chosen_CW)
-        flat = np.flatnonzero(chosen_CW)
-        count = len(threshold_C) * self.k
-        if flat.size != count:
-            tied = np.flatnonzero(np.count_nonzero(chosen_CW, axis=1) > self.k)
-            above = magnitude_CW[tied] > threshold_C[tied, None]
-            equal = magnitude_CW[tied] == threshold_C[tied, None]
-            room = self.k - np.count_nonzero(above, axis=1)
-            chosen_CW[tied] = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= room[:, None]))
-            flat = np.flatnonzero(chosen_CW)
-        width = magnitude_CW.shape[1]
-        return flat.reshape(-1, self.k) - np.arange(0, flat.size // self.k * width, width)[:, None]
+        # What has no value, a chunk of scale 0 and the padding of a short one, keeps the first form.
+        index_CK = np.tile(np.arange(self.k), (chunks, 1))
+        code_CK2 = np.zeros((chunks, self.k, 2), dtype=np.bool_)
+        valued_C1 = (byte_C > 0)[:, None]
+        np.copyto(index_CK[:, :kept], index_CM, where=valued_C1)
+        code_CK2[:, :kept, 0] = (kept_CM < 0) & valued_C1
+        code_CK2[:, :kept, 1] = (np.abs(kept_CM) >= border_C[:, None]) & valued_C1
+        return self._pack(byte_C, index_CK, code_CK2)
 
-    def _pack(self, byte_C: U8, index_CK: I64, negative_CK: Bools, big_CK: Bools) -> U8:
-        """Bytes [C, B] from scale bytes, indices and codes: the layout of section 8."""
+    def _pack(self, byte_C: U8, index_CK: I64, code_CK2: Bools) -> U8:
+        """Bytes [C, B] from scale bytes, indices and codes (sign, magnitude): the layout of section 8."""
         chunks, k, low = len(byte_C), self.k, self.low_bits
-        width = -(-low // 8)
-        raw = (index_CK & ((1 << low) - 1)).astype(">u8").view(np.uint8).reshape(-1, 8)[:, 8 - width :]
-        low_bits = np.unpackbits(np.ascontiguousarray(raw), axis=1)[:, 8 * width - low :]
-        high_bits = np.zeros((chunks, 2 * k), dtype=np.uint8)
-        np.put_along_axis(high_bits, (index_CK >> low) + np.arange(k), 1, axis=1)
-        codes = np.stack([negative_CK, big_CK], axis=2)
-        return np.concatenate(
-            [
-                byte_C[:, None],
-                np.packbits(low_bits.reshape(chunks, k * low), axis=1),
-                np.packbits(high_bits, axis=1),
-                np.packbits(codes.reshape(chunks, 2 * k), axis=1),
-            ],
-            axis=1,
-        )
+        all_CK32 = np.unpackbits(index_CK.astype(">u4").view(np.uint8), axis=1).reshape(chunks, k, 32)
+        high_CH = np.zeros((chunks, 2 * k), dtype=np.bool_)
+        np.put_along_axis(high_CH, (index_CK >> low) + np.arange(k), 1, axis=1)
+        bits = (all_CK32[:, :, 32 - low :].reshape(chunks, -1), high_CH, code_CK2.reshape(chunks, -1))
+        return np.concatenate([byte_C[:, None], *(np.packbits(part, axis=1) for part in bits)], axis=1)
 
     def _decode_rows(self, rows_CB: U8, first: int) -> Sparse:
         """Values of the chunks [C, B] that start with chunk number `first`."""
         low_end = 1 + self.k * self.low_bits // 8
         high_end = low_end + self.k // 4
-        empty_C = rows_CB[:, 0] == 0
-        if empty_C.any() and (rows_CB[empty_C] != self._empty_chunk()).any():
-            raise FormatError(
-                "a chunk of scale 0 holds something", expected=f"indices 0 to {self.k - 1}, codes 0"
-            )
+        byte_C = rows_CB[:, 0]
         index_CK = self._indices(rows_CB[:, 1:low_end], rows_CB[:, low_end:high_end], first)
-        start_C = (np.arange(first, first + len(rows_CB)) * self.chunk)[:, None]
-        flat_CK = index_CK + start_C
-        beyond = flat_CK[~empty_C, -1] >= self.length
-        if beyond.any():
-            raise FormatError(
-                "a payload has a value in the padding",
-                expected=f"positions below {self.length}",
-                got=int(flat_CK.max()),
-            )
-        codes_CK = np.unpackbits(rows_CB[:, high_end:], axis=1).reshape(-1, self.k, 2)
-        big_CK = codes_CK[:, :, 1]
-        scale_C = SCALES[rows_CB[:, 0]]
+        code_CK2 = np.unpackbits(rows_CB[:, high_end:], axis=1).view(np.bool_).reshape(-1, self.k, 2)
+        negative_CK, big_CK = code_CK2[:, :, 0], code_CK2[:, :, 1]
+        start_C = np.arange(first, first + len(rows_CB)) * self.chunk
+        real_C = np.minimum(self.length - start_C, self.chunk)
+        empty_C, short_C = byte_C == 0, real_C < self.k
+        valued_CK = (index_CK < real_C[:, None]) & ~empty_C[:, None]
+
+        fixed_C = empty_C | short_C
+        moved_C = fixed_C & (index_CK[:, -1] >= self.k)  # they increase, so only 0 to k - 1 end at k - 1
+        _refuse(moved_C, first, "has no choice of indices", f"0 to {self.k - 1}")
+        _refuse(~fixed_C & (index_CK[:, -1] >= real_C), first, "has a value in the padding", real_C[-1])
+        coded_C = ((negative_CK | big_CK) & ~valued_CK).any(axis=1)
+        _refuse(coded_C, first, "has a code where it has no value", "codes 0")
+        alias_C = ~empty_C & (byte_C < _LAST_BYTE) & (big_CK | ~valued_CK).all(axis=1)
+        _refuse(alias_C, first, "has magnitude 1 for all values", "the form with a larger scale")
+
+        scale_C = SCALES[byte_C]
         value_CK = np.where(big_CK, 2 * scale_C[:, None], scale_C[:, None])
-        np.negative(value_CK, out=value_CK, where=codes_CK[:, :, 0] == 1)
+        np.negative(value_CK, out=value_CK, where=negative_CK)
         # Eight bits of significand squared times a small count: exact in f64, so no rounding to fix.
-        weight_C = self.k + 3 * np.count_nonzero(big_CK, axis=1)
+        weight_C = np.count_nonzero(valued_CK, axis=1) + 3 * np.count_nonzero(big_CK, axis=1)
         terms_C = scale_C.astype(np.float64) * scale_C.astype(np.float64) * weight_C.astype(np.float64)
-        if empty_C.any():
-            flat_CK, value_CK = flat_CK[~empty_C], value_CK[~empty_C]
-        return Sparse(indices=flat_CK.reshape(-1), values=value_CK.reshape(-1), norm_terms=terms_C)
+        return Sparse((index_CK + start_C[:, None])[valued_CK], value_CK[valued_CK], terms_C)
 
     def _indices(self, low_CB: U8, high_CB: U8, first: int) -> I64:
-        """Indices [C, K] within their chunks from low and high parts; FormatError unless canonical."""
+        """Indices [C, K] within their chunks, strictly increasing and below chunk; FormatError otherwise."""
         chunks, k, low = len(low_CB), self.k, self.low_bits
-        high_bits = np.unpackbits(high_CB, axis=1)
-        count_C = np.count_nonzero(high_bits, axis=1)
-        if (count_C != k).any():
-            bad = int(np.flatnonzero(count_C != k)[0])
-            raise FormatError(
-                f"chunk {first + bad} has a wrong number of indices", expected=k, got=int(count_C[bad])
-            )
-        place_CK = np.flatnonzero(high_bits).reshape(chunks, k) - np.arange(0, chunks * 2 * k, 2 * k)[:, None]
-        width = -(-low // 8)
-        bits = np.zeros((chunks * k, 8 * width), dtype=np.uint8)
-        bits[:, 8 * width - low :] = np.unpackbits(low_CB, axis=1).reshape(-1, low)
-        raw = np.packbits(bits.reshape(-1)).reshape(-1, width)
-        low_CK = raw[:, 0].astype(np.int64)
-        for column in range(1, width):
-            low_CK = (low_CK << 8) | raw[:, column]
-        index_CK = ((place_CK - np.arange(k)) << low) | low_CK.reshape(chunks, k)
-        bad_C = (index_CK[:, 1:] <= index_CK[:, :-1]).any(axis=1) | (index_CK[:, -1] >= self.chunk)
-        if bad_C.any():
-            bad = first + int(np.flatnonzero(bad_C)[0])
-            raise FormatError(
-                f"chunk {bad} has wrong indices", expected=f"strictly increasing, below {self.chunk}"
-            )
+        high_CH = np.unpackbits(high_CB, axis=1)
+        _refuse(np.count_nonzero(high_CH, axis=1) != k, first, "has a wrong number of indices", k)
+        place_CK = np.flatnonzero(high_CH).reshape(chunks, k) - np.arange(0, chunks * 2 * k, 2 * k)[:, None]
+        low_CKL = np.unpackbits(low_CB, axis=1).reshape(chunks, k, low)
+        index_CK = ((place_CK - np.arange(k)) << low) + low_CKL @ (1 << np.arange(low)[::-1])
+        wrong_C = (index_CK[:, 1:] <= index_CK[:, :-1]).any(axis=1) | (index_CK[:, -1] >= self.chunk)
+        _refuse(wrong_C, first, "has wrong indices", f"strictly increasing, below {self.chunk}")
         return index_CK
+
+
+def _select(magnitude_CW: I32, threshold_C: I32, kept: int) -> I64:
+    """Increasing indices [C, M] of the `kept` largest, ties to the lower; threshold_C is the last kept."""
+    chosen_CW = magnitude_CW >= threshold_C[:, None]
+    flat = np.flatnonzero(chosen_CW)
+    chunks, width = magnitude_CW.shape
+    if flat.size != chunks * kept:
+        tied = np.flatnonzero(np.count_nonzero(chosen_CW, axis=1) > kept)
+        above = magnitude_CW[tied] > threshold_C[tied, None]
+        equal = magnitude_CW[tied] == threshold_C[tied, None]
+        room = kept - np.count_nonzero(above, axis=1)
+        chosen_CW[tied] = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= room[:, None]))
+        flat = np.flatnonzero(chosen_CW)
+    return flat.reshape(chunks, kept) - np.arange(0, chunks * width, width)[:, None]
 
 
 def with_error_feedback(codec: Codec, update_P: F32, error_P: F32, beta: float) -> tuple[bytes, F32]:
@@ -322,10 +274,14 @@ def _flat_f32(what: str, vector_P: F32, length: int) -> F32:
     return np.ascontiguousarray(vector_P)
 
 
-def _require_finite(magnitude: I32) -> None:
-    bad = np.flatnonzero(magnitude >= _INFINITY)
-    if bad.size:
-        hint = "Training diverged: lower the learning rate, or look at the data of this round."
-        raise WorkError(
-            "the update is not finite", expected="no NaN or infinity", got=f"at least {bad.size}", hint=hint
-        )
+def _not_finite(count: int) -> WorkError:
+    hint = "Training diverged: lower the learning rate, or look at the data of this round."
+    return WorkError(
+        "the update is not finite", expected="no NaN or infinity", got=f"at least {count}", hint=hint
+    )
+
+
+def _refuse(bad_C: Bools, first: int, what: str, expected: object) -> None:
+    """Raise FormatError for the first chunk that is marked; `first` is the number of chunk 0 of bad_C."""
+    if bad_C.any():
+        raise FormatError(f"chunk {first + int(bad_C.argmax())} {what}", expected=expected)

@@ -110,23 +110,11 @@ def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
     return rows
 
 
-def write_contributions(folder: RunFolder, records: Iterable[Record]) -> None:
+def write_contributions(folder: RunFolder, records: Iterable[Record], payload_bytes: int) -> None:
     """Write contributions.parquet, whole or not at all."""
-    records = list(records)
     buffer = io.BytesIO()
-    rows = contribution_rows(records, payload_length(records))
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
+    pq.write_table(pa.Table.from_pylist(contribution_rows(records, payload_bytes), schema=SCHEMA), buffer)
     write_atomic(folder.contributions_file, buffer.getvalue())
-
-
-def payload_length(records: list[Record]) -> int:
-    """Bytes of every payload of the run, which its manifest fixes."""
-    from pipeline.checkpoint import Aggregator  # noqa: PLC0415
-
-    manifest = records[0]
-    if not isinstance(manifest, Manifest):
-        raise FormatError("the log does not begin with a manifest")
-    return Aggregator.of(manifest).codec.payload_bytes
 
 
 def read_contributions(path: Path) -> list[Row]:

@@ -19,8 +19,9 @@ from data_prep.dataset import Dataset
 from data_prep.manifest import DatasetManifest
 from data_prep.prepare import prepare as prepare_data
 from model.arrays import Arrays, arrays_digest
+from model.hidden_state import zero_state
 from model.init import array_specs, initial_weights
-from model.local_steps import evaluate, zero_state
+from model.local_steps import evaluate
 from model.numerics import THREADS, environment
 from model.numerics import prepare as prepare_numerics
 from pipeline.checkpoint import Aggregator
@@ -116,7 +117,7 @@ def _fill(config: Config, folder: RunFolder, name: str, home: Path, tell: Tell) 
         aggregation="median-clip-weighted-mean-v1",
         config=manifest_config(config),
     )
-    aggregator = Aggregator.of(unsigned)
+    aggregator = Aggregator.of(unsigned.arrays, unsigned.config)
     start = aggregator.start(weights)
     manifest = parse_predicate(Manifest, {**to_json(unsigned), "initial": to_json(aggregator.digests(start))})
     secrets = home / member_folder(manifest)
@@ -210,7 +211,7 @@ def _assemble(
     revealed = state.payloads
     folder.keep_only("payloads", revealed)
     folder.keep_checkpoints(state.rounds_done, config.checkpoint.every)
-    aggregator = Aggregator.of(ledger.manifest)
+    aggregator = Aggregator.of(ledger.manifest.arrays, ledger.manifest.config)
     done = state.rounds_done
     checkpoint = aggregator.load(folder.checkpoint(done), folder.outer_file(done).read_bytes())
     found = aggregator.digests(checkpoint)

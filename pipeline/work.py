@@ -22,7 +22,8 @@ from model.arrays import (
     arrays_to_bytes,
 )
 from model.config import ModelConfig
-from model.local_steps import WorkSpec, local_steps, state_specs, zero_state
+from model.hidden_state import state_specs, zero_state
+from model.local_steps import WorkSpec, local_steps
 from pipeline.compression import Codec, with_error_feedback
 from pipeline.config import Config, config_from_manifest
 from verification.encoding import blake3_digest, parse_hex_float

@@ -6,6 +6,7 @@ protocol's sentences. Faster implementations are compared with it bit for bit. I
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ def scale_of(byte: int) -> float:
 
 
 def _decode_chunk(data: bytes, chunk: int, k: int) -> tuple[float, list[int], list[int]]:
-    """Scale, the k indices and the k two-bit codes of one chunk. Raises ValueError on bytes no encoder writes."""
+    """Scale, indices and two-bit codes of one chunk. Raises ValueError on bytes no encoder writes."""
     low_bits = (chunk // k).bit_length() - 1
     low_end = 1 + k * low_bits // 8
     high_end = low_end + 2 * k // 8
@@ -58,7 +59,7 @@ def _decode_chunk(data: bytes, chunk: int, k: int) -> tuple[float, list[int], li
             low = 2 * low + bit
         indices.append(((place - i) << low_bits) + low)
         codes.append(2 * code_bits[2 * i] + code_bits[2 * i + 1])
-    if any(a >= b for a, b in zip(indices, indices[1:], strict=False)) or indices[-1] >= chunk:
+    if any(a >= b for a, b in itertools.pairwise(indices)) or indices[-1] >= chunk:
         raise ValueError("indices do not increase below the chunk")
     if data[0] == 0 and (indices != list(range(k)) or any(codes)):
         raise ValueError("a chunk of scale 0 is not in its one form")
@@ -159,7 +160,11 @@ def outer_step(
 
 
 def _nesterov(
-    settings: Mapping[str, Any], weights: Sequence[float], momentum: Sequence[float], g: Sequence[float], lr: float
+    settings: Mapping[str, Any],
+    weights: Sequence[float],
+    momentum: Sequence[float],
+    g: Sequence[float],
+    lr: float,
 ) -> tuple[list[float], dict[str, Any]]:
     mu = _number(settings["momentum"])
     new_weights, new_momentum = [], []

@@ -20,7 +20,10 @@ _LONGEST = 300
 
 def shown(value: object) -> str:
     """`value` as one short printable line; hostile bytes cannot reach a terminal through it."""
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:
+        text = "an integer of thousands of digits"
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}… ({len(text)} characters)"
     return "".join(

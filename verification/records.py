@@ -464,8 +464,10 @@ R = TypeVar("R", bound=Record)
 
 
 def _rename(value: Json, old: str, new: str) -> Json:
-    """`class` is a keyword of Python, so the field is called numerics_class here and `class` on the wire."""
+    """`class` is a keyword of Python: the field is called numerics_class here and `class` on the wire."""
     if isinstance(value, dict):
+        if new in value:
+            raise FormatError("a record has an unknown key", expected=old, got=new)
         return {new if k == old else k: _rename(v, old, new) for k, v in value.items()}
     if isinstance(value, list):
         return [_rename(item, old, new) for item in value]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.verification.test_fsck_writer import Writer, envelope, log_files
+from tests.verification.test_fsck_bytes import envelope, log_files
+from tests.verification.test_fsck_writer import Writer
 from verification.errors import UsageError
 from verification.fsck import check_run
 
@@ -46,7 +47,10 @@ def test_flipped_bytes_are_named(written: Writer) -> None:
         assert failures, (name, at)
         # A changed entry is told by its number, everything else by its file.
         entries = "tile/entries" in name
-        assert any(f.where == name or (entries and f.where.startswith("log entry")) for f in failures), (name, at)
+        assert any(f.where == name or (entries and f.where.startswith("log entry")) for f in failures), (
+            name,
+            at,
+        )
 
 
 def test_cut_and_lengthened_files_are_named(written: Writer) -> None:
@@ -62,7 +66,7 @@ def test_cut_and_lengthened_files_are_named(written: Writer) -> None:
 def test_every_byte_of_manifest_and_checkpoint(written: Writer) -> None:
     for path in (written.folder / "log" / "checkpoint", written.folder / "manifest.json"):
         data = path.read_bytes()
-        for at in range(0, len(data), 1 if path.name == "checkpoint" else 7):
+        for at in range(0, len(data), 1 if path.name == "checkpoint" else 29):
             path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
             assert check_run(written.folder).failures, (path, at)
         path.write_bytes(data)
@@ -117,14 +121,19 @@ def test_hostile_records_signed_again_never_raise(written: Writer, data: st.Data
         return
     finally:
         written.write()
-    assert found.failures or changed == record or kind in ("round-close", "verdict") or path == ("ms",)
-    assert all(isinstance(t, str) and t.isprintable() for f in found.failures for t in (f.what, f.where, f.got))
+    # Only what comes after the last head inside the log can change without another record telling.
+    assert found.failures or changed == record or kind in ("round-close", "verdict")
+    assert all(
+        isinstance(t, str) and t.isprintable() for f in found.failures for t in (f.what, f.where, f.got)
+    )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(["manifest.json", "log/checkpoint", "entries", "case"]),
-    data=st.one_of(st.binary(max_size=200), st.sampled_from([b"[" * 60000, b'{"a":' * 9000, b"9" * 60000, b"1e5"])),
+    data=st.one_of(
+        st.binary(max_size=200), st.sampled_from([b"[" * 60000, b'{"a":' * 9000, b"9" * 60000, b"1e5"])
+    ),
 )
 def test_arbitrary_bytes_never_raise(written: Writer, name: str, data: bytes) -> None:
     run = written.folder
@@ -143,8 +152,17 @@ def test_arbitrary_bytes_never_raise(written: Writer, name: str, data: bytes) ->
 
 def test_entries_that_are_not_envelopes_never_raise(written: Writer) -> None:
     random_ = random.Random(3)
-    bad = [b"", b"{}", b"[]", b"[" * 60000, b'{"payload":1,"payloadType":"application/vnd.in-toto+json","signatures":[]}']
-    bad += [written.entries[1].replace(b'"sig":"', b'"sig":"AAAA'), written.entries[1].replace(b'"payload":"', b'"payload":"!')]
+    bad = [
+        b"",
+        b"{}",
+        b"[]",
+        b"[" * 60000,
+        b'{"payload":1,"payloadType":"application/vnd.in-toto+json","signatures":[]}',
+    ]
+    bad += [
+        written.entries[1].replace(b'"sig":"', b'"sig":"AAAA'),
+        written.entries[1].replace(b'"payload":"', b'"payload":"!'),
+    ]
     for entry in bad:
         entries = list(written.entries)
         at = random_.randrange(len(entries))
@@ -164,5 +182,3 @@ def test_a_checkpoint_of_a_huge_size(written: Writer) -> None:
     path.write_bytes(before)
     assert found.log_size == 9007199254740991
     assert any("cannot be read" in f.what for f in found.failures)
-
-

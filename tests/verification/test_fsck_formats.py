@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.verification.test_fsck_writer import draw_number, key_text, note_of, tree_root, vkey
+from tests.verification.test_fsck_bytes import draw_number, key_text, note_of, tree_root, vkey
 from verification.errors import FormatError, SignatureError
 from verification.fsck_draws import Chain, uniform
 from verification.fsck_formats import (
@@ -26,9 +26,12 @@ from verification.fsck_formats import (
 from verification.fsck_ledger import Ledger, weights_of
 from verification.fsck_log import merkle_root
 
+KEYS = st.text("az AZ~!", max_size=4)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("az AZ~!", max_size=4), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text("az AZ~!", max_size=4), inner, max_size=4)
+    ),
 )
 
 
@@ -88,14 +91,18 @@ ORDER_EIGHT = [
 
 
 @pytest.mark.parametrize("sign", [0, 1])
-@pytest.mark.parametrize("y", [0, 1, P - 1, *(int.from_bytes(bytes.fromhex(h), "little") for h in ORDER_EIGHT)])
+@pytest.mark.parametrize(
+    "y", [0, 1, P - 1, *(int.from_bytes(bytes.fromhex(h), "little") for h in ORDER_EIGHT)]
+)
 def test_small_order_keys_are_refused(y: int, sign: int) -> None:
     data = (y | sign << 255).to_bytes(32, "little").hex()
     with pytest.raises(SignatureError, match="small order"):
         parse_key(f"ed25519:{data}")
 
 
-@pytest.mark.parametrize("text", ["", "ed25519:", "ed25519:" + "AB" * 32, "x25519:" + "00" * 32, "ed25519:" + "00" * 33])
+@pytest.mark.parametrize(
+    "text", ["", "ed25519:", "ed25519:" + "AB" * 32, "x25519:" + "00" * 32, "ed25519:" + "00" * 33]
+)
 def test_other_keys_are_refused(text: str) -> None:
     with pytest.raises(SignatureError):
         parse_key(text)
@@ -119,7 +126,7 @@ def test_notes() -> None:
     lines = note.split("\n")
     extended = "\n".join([*lines[:3], "extension", *lines[3:]])
     for bad in (note[:-1], note + "\n", note + lines[4] + "\n", note.replace("\n2\n", "\n02\n"), extended,
-                note.replace("—", "-"), note.replace("\n", "\r\n"), note.replace("— example", "— other")):  # fmt: skip
+                note.replace("—", "-"), note.replace("\n", "\r\n"), note.replace("— ex", "— x")):  # fmt: skip
         with pytest.raises(FormatError):
             parse_checkpoint(bad)
 
@@ -165,7 +172,9 @@ def test_weights_with_the_operators_cap() -> None:
     st.lists(st.tuples(st.integers(1, 20), st.sampled_from("abc")), max_size=6),
     st.lists(st.tuples(st.integers(1, 30), st.sampled_from("abc")), max_size=6),
 )
-def test_handing_out_gives_each_position_once(queued: list[tuple[int, str]], needs: list[tuple[int, str]]) -> None:
+def test_handing_out_gives_each_position_once(
+    queued: list[tuple[int, str]], needs: list[tuple[int, str]]
+) -> None:
     ledger = Ledger.__new__(Ledger)
     ledger.queue, ledger.cursor = [], 0
     owner: dict[int, str] = {}

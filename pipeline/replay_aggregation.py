@@ -1,0 +1,140 @@
+"""Level 2: from the seed and the accepted payloads to every checkpoint digest, bit for bit.
+
+Owns the replay of a run's checkpoints on the records that level 1 read. Shares with the writer only the pure
+decode, aggregation, initial weights and array bytes; imports no torch and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.arrays import arrays_digest
+from model.hidden_state import zero_state
+from model.init import array_specs, initial_weights
+from pipeline.aggregation import Contribution
+from pipeline.checkpoint import Aggregator, Checkpoint
+from pipeline.config import Config, config_from_manifest
+from pipeline.folder import RunFolder
+from pipeline.records_table import contribution_rows, read_contributions
+from verification.errors import BarnraiseError, FormatError
+from verification.fsck import Failure, Findings, Turn
+
+Progress = Callable[[str, int, int], None]
+Fail = Callable[[Failure], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A turn of the log with the checkpoint it started from and the one it led to."""
+
+    turn: Turn
+    before: Checkpoint
+    after: Checkpoint
+
+
+def replay_checkpoints(
+    folder: RunFolder, findings: Findings, fail: Fail, progress: Progress
+) -> Iterator[Step]:
+    """Replay every closed turn in order; a digest that differs is a Failure, and the replay goes on from its own.
+
+    Raises of the error family when the folder cannot be replayed at all.
+    """
+    manifest = findings.manifest
+    config = config_from_manifest(manifest["config"])
+    aggregator = Aggregator.of(manifest["arrays"], manifest["config"])
+    checkpoint = _start(folder, config, aggregator, manifest, fail)
+    closed = [turn for turn in findings.turns if turn.close]
+    for index, turn in enumerate(closed):
+        progress("replaying the aggregation", index, len(closed))
+        close: dict[str, Any] = turn.close or {}
+        after = aggregator.step(checkpoint, _accepted(folder, turn), turn.open["outer_lr"])
+        where = f"round {close['round']}, attempt {close['attempt']}"
+        _compare(aggregator, after, close, where, fail)
+        if not close["void"]:
+            _check_files(folder, aggregator, after, close["round"], fail)
+        yield Step(turn, checkpoint, after)
+        checkpoint = after
+    progress("replaying the aggregation", len(closed), len(closed))
+
+
+def _start(
+    folder: RunFolder, config: Config, aggregator: Aggregator, manifest: dict[str, Any], fail: Fail
+) -> Checkpoint:
+    specs = array_specs(config.model)
+    named = [[spec.name, list(spec.shape)] for spec in specs]
+    if named != manifest["arrays"]:
+        raise FormatError("the manifest's arrays are not its model's", expected=named, got=manifest["arrays"])
+    zero = arrays_digest(zero_state(specs, config.train.mode))
+    if zero != manifest["zero_state"]:
+        fail(Failure("the zero state is wrong", "manifest.json, zero_state", zero, manifest["zero_state"]))
+    if aggregator.codec.name != manifest["codec"]:
+        fail(Failure("the codec's name is wrong", "manifest.json, codec", aggregator.codec.name, manifest["codec"]))
+    start = aggregator.start(initial_weights(config.model, config.run.seed))
+    _compare(aggregator, start, manifest["initial"], "manifest.json, initial", fail)
+    _check_files(folder, aggregator, start, 0, fail)
+    return start
+
+
+def _accepted(folder: RunFolder, turn: Turn) -> list[Contribution]:
+    operators = {entry["slot"]: entry["operator"] for entry in turn.open["roster"]}
+    return [
+        Contribution(a["slot"], operators[a["slot"]], a["tokens"], folder.payload(a["payload"]))
+        for a in (turn.close or {})["accepted"]
+    ]
+
+
+def _compare(aggregator: Aggregator, found: Checkpoint, claimed: dict[str, Any], where: str, fail: Fail) -> None:
+    digests = aggregator.digests(found)
+    for part, digest in (("weights", digests.weights), ("outer", digests.outer)):
+        if claimed[part] != digest:
+            what = "weights" if part == "weights" else "outer state"
+            fail(Failure(f"the {what} are not what the payloads give", where, digest, claimed[part]))
+
+
+def _check_files(folder: RunFolder, aggregator: Aggregator, found: Checkpoint, round_: int, fail: Fail) -> None:
+    """The files of a checkpoint, where level 1 found them, hold exactly the replayed bytes."""
+    weights, outer = folder.weights_file(round_), folder.outer_file(round_)
+    if not weights.exists() or not outer.exists():
+        return  # level 1 has named what is missing and should be there
+    expected = aggregator.digests(found)
+    for path, digest, read in (
+        (weights, expected.weights, lambda: aggregator.read_weights(weights.read_bytes())),
+        (outer, expected.outer, lambda: aggregator.read_outer(outer.read_bytes())),
+    ):
+        where = str(path.relative_to(folder.path))
+        try:
+            got = arrays_digest(read())
+        except (BarnraiseError, OSError) as error:
+            fail(Failure("a checkpoint file is damaged", where, digest, str(error)))
+            continue
+        if got != digest:
+            fail(Failure("a checkpoint file is not what the payloads give", where, digest, got))
+
+
+def check_table(folder: RunFolder, findings: Findings, records: list[Any], payload_bytes: int, fail: Fail) -> None:
+    """contributions.parquet says what the log says. A run that has not ended may lack it."""
+    path: Path = folder.contributions_file
+    where = path.name
+    if not path.exists():
+        if findings.complete:
+            fail(Failure("the table of contributions is missing", where, "a file", "none"))
+        return
+    try:
+        found = read_contributions(path)
+    except BarnraiseError as error:
+        fail(Failure("the table of contributions is damaged", where, "a table", str(error)))
+        return
+    rows = contribution_rows(records, payload_bytes)
+    if not findings.complete:
+        rows = rows[: len(found)]
+    for index, (row, got) in enumerate(zip(rows, found, strict=False)):
+        if row != got:
+            column = next(name for name in row if row[name] != got.get(name))
+            fail(Failure(f"column {column} is not what the log says", f"{where}, row {index}", str(row[column]), str(got.get(column))))
+            return
+    if len(rows) != len(found):
+        fail(Failure("the table of contributions has the wrong length", where, str(len(rows)), str(len(found))))
+

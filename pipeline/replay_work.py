@@ -1,0 +1,197 @@
+"""Level 3: contributions recomputed from their windows, base and hidden state, by the work everyone does.
+
+Owns which contributions must be recomputed to reach a sampled one (its lineage back to a known state), and the
+comparison with what was claimed. The work itself is `do_work`, the same that contributor and auditor
+call. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_prep.dataset import Dataset
+from data_prep.manifest import DatasetManifest
+from model.arrays import Arrays, unflatten
+from model.local_steps import evaluate
+from model.numerics import THREADS, numerics_class
+from pipeline.folder import RunFolder
+from pipeline.replay_aggregation import Step
+from pipeline.work import Job, Work, do_work
+from verification.errors import BarnraiseError, UsageError
+from verification.fsck import Failure, Findings, Turn
+from verification.judge import trace_root
+from verification.records import Manifest, RoundOpen, parse_predicate
+
+Fail = Callable[[Failure], None]
+Progress = Callable[[str, int, int], None]
+Place = tuple[int, int]  # (index of the turn among the closed ones, slot)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to recompute. `wanted` was sampled; `needed` adds the lineage that leads to it."""
+
+    wanted: frozenset[Place]
+    needed: frozenset[Place]
+    population: int
+
+
+def plan_sample(findings: Findings, sample: int | None, seed: int) -> Plan:
+    """Draw `sample` contributions (all when None) with the verifier's own seed, and their lineages.
+
+    The population is every contribution that was accepted or rejected as a fault. Raises UsageError for a
+    sample below 1.
+    """
+    if sample is not None and sample < 1:
+        raise UsageError("a sample needs a contribution", expected="--sample of 1 or more", got=sample)
+    closed = [turn for turn in findings.turns if turn.close]
+    population = [
+        (index, slot) for index, turn in enumerate(closed) for slot in sorted({*_accepted(turn), *_faults(turn)})
+    ]
+    # Not for security: the seed is printed so that anyone can look at the same ones.
+    drawn = population if sample is None else random.Random(seed).sample(population, min(sample, len(population)))  # noqa: S311
+    needed: set[Place] = set()
+    for place in drawn:
+        needed |= _lineage(closed, place, findings.manifest["zero_state"])
+    return Plan(frozenset(drawn), frozenset(needed), len(population))
+
+
+def _accepted(turn: Turn) -> set[int]:
+    return {item["slot"] for item in (turn.close or {})["accepted"]}
+
+
+def _faults(turn: Turn) -> set[int]:
+    return {item["slot"] for item in (turn.close or {})["rejected"] if item["fault"]}
+
+
+def _lineage(closed: list[Turn], place: Place, zero_state: str) -> set[Place]:
+    """`place` and the accepted turns of the same slot before it, back to a state that is known."""
+    index, slot = place
+    found = {place}
+    while not _known_start(closed[index], slot, zero_state):
+        before = [i for i in range(index) if slot in _accepted(closed[i])]
+        if not before:
+            break
+        index = before[-1]
+        found.add((index, slot))
+    return found
+
+
+def _known_start(turn: Turn, slot: int, zero_state: str) -> bool:
+    start = turn.reveals[slot]["opening"]["start_state"]
+    return bool(turn.open["snapshot"]) or start == zero_state
+
+
+@dataclass
+class WorkReplay:
+    """Recomputes as the checkpoints go by; hand it every step of `replay_checkpoints` in order."""
+
+    folder: RunFolder
+    findings: Findings
+    plan: Plan
+    fail: Fail
+    progress: Progress
+    recomputed: int = 0
+    _index: int = 0
+    _states: dict[int, bytes] = field(default_factory=dict)
+    _broken: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.manifest = parse_predicate(Manifest, self.findings.manifest)
+        self.job = Job.of(self.manifest)
+        dataset = DatasetManifest.from_json(self.manifest.dataset)
+        self.data = Dataset(self.folder.data, dataset)
+        self.numerics_class = numerics_class(self.job.config.run.profile, THREADS)
+
+    def step(self, step: Step) -> None:
+        """Recompute what is needed of one turn, and its validation loss where it has one."""
+        index, self._index = self._index, self._index + 1
+        turn = step.turn
+        places = [slot for i, slot in sorted(self.plan.needed) if i == index]
+        if places:
+            open_ = parse_predicate(RoundOpen, turn.open)
+            weights = unflatten(step.before.weights_P, self.job.specs)
+            for slot in places:
+                if slot in self._broken:
+                    continue  # what follows from a lineage that broke says nothing new
+                self.progress("recomputing contributions", self.recomputed, len(self.plan.needed))
+                self._recompute(turn, open_, slot, weights)
+                self.recomputed += 1
+        if (turn.close or {})["val_loss"] is not None and (places or self._is_last(index)):
+            self._validate(step)
+
+    def _recompute(self, turn: Turn, open_: RoundOpen, slot: int, weights: Arrays) -> None:
+        where = f"round {open_.round}, attempt {open_.attempt}, slot {slot}"
+        entry = open_.entry(slot)
+        if entry.numerics_class != self.numerics_class:
+            self.fail(
+                Failure(
+                    "this machine cannot recompute that numerics class",
+                    where,
+                    entry.numerics_class,
+                    self.numerics_class,
+                )
+            )
+            return
+        try:
+            start = self.job.state(self._start_bytes(entry.start_state, slot), entry.start_state)
+            work = do_work(self.job, self.data, open_, entry, weights, start)
+        except (BarnraiseError, OSError) as error:
+            self._broken.add(slot)
+            self.fail(Failure("a contribution cannot be recomputed", where, "start state and windows", str(error)))
+            return
+        accepted = slot in _accepted(turn)
+        opening = turn.reveals[slot]["opening"]
+        differs = _differences(opening, work)
+        if accepted:
+            self._states[slot] = work.next_state
+            if differs:
+                self._broken.add(slot)
+            for name, (claimed, got) in differs.items():
+                self.fail(Failure(f"the {name} of an accepted contribution was not computed", where, got, claimed))
+        elif not differs:
+            self.fail(
+                Failure(
+                    "a contribution was rejected as a fault although it was computed as claimed",
+                    where,
+                    "a difference from the recomputation",
+                    "none",
+                )
+            )
+
+    def _start_bytes(self, digest: str, slot: int) -> bytes:
+        if digest == self.manifest.zero_state:
+            return self.job.zero_state
+        path = self.folder.state_file(digest)
+        if path.exists():
+            return path.read_bytes()
+        return self._states.get(slot, b"")
+
+    def _is_last(self, index: int) -> bool:
+        later = [t for t in self.findings.turns if t.close][index + 1 :]
+        return all((turn.close or {})["val_loss"] is None for turn in later)
+
+    def _validate(self, step: Step) -> None:
+        close = step.turn.close or {}
+        config = self.job.config
+        windows = self.data.validation(config.eval.windows)
+        after = unflatten(step.after.weights_P, self.job.specs)
+        got = evaluate(config.model, after, windows, config.train.batch)
+        if got != close["val_loss"]:
+            where = f"round {close['round']}"
+            self.fail(Failure("the validation loss was not measured", where, str(got), str(close["val_loss"])))
+
+
+def _differences(opening: dict[str, Any], work: Work) -> dict[str, tuple[str, str]]:
+    claims = work.claims
+    pairs = {
+        "trace": (opening["trace_root"], trace_root(claims.trace)),
+        "payload": (opening["payload"], claims.payload),
+        "next state": (opening["next_state"], claims.next_state),
+        "first loss": (str(opening["loss_first"]), str(claims.loss_first)),
+        "last loss": (str(opening["loss_last"]), str(claims.loss_last)),
+    }
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,221 @@
+"""`barnraise verify`: the three levels in order, the answer for people and for programs.
+
+Owns options, the JSON answer and the words. Does not own any check: level 1 is verification.fsck, level 2
+replay_aggregation, level 3 replay_work. Levels 1 and 2 need neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from pipeline.checkpoint import Aggregator
+from pipeline.folder import RunFolder
+from pipeline.ledger import read_entries
+from pipeline.replay_aggregation import Step, check_table, replay_checkpoints
+from pipeline.source import source_digest
+from verification.errors import BarnraiseError, UsageError
+from verification.fsck import Failure, Findings, check_run
+from verification.log import Log
+
+UNANCHORED = "self-consistent, tied to nobody you named"
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Check a run folder, offline: 1 the log, 2 and the aggregation, 3 and the work."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    level: Literal[1, 2, 3] = 2
+    """How deep. Level 3 recomputes contributions and needs the extra `train`."""
+    sample: int | None = None
+    """Level 3: recompute this many contributions, drawn at random, instead of all."""
+    sample_seed: int | None = None
+    """Level 3: look at the same sample as an earlier check, whose seed was printed."""
+    vkey: str | None = None
+    """The log's verifier key, from somewhere other than the folder."""
+    expect_head: str | None = None
+    """SIZE:HEX of a head you saw earlier; the log must contain it."""
+    json: bool = False
+    """One JSON object instead of words."""
+
+
+@dataclass
+class Answer:
+    """What `verify --json` prints. Fields may be added, none renamed."""
+
+    ok: bool
+    complete: bool
+    anchored: str | None
+    level: int
+    run_id: str
+    log_size: int
+    log_head: str
+    log_vkey: str
+    rounds: int
+    weights_digest: str
+    recomputed: int
+    sample_seed: int | None
+    population: int
+    other_source: bool
+    failures: list[dict[str, str]]
+
+
+Bar = Any
+
+
+def command(options: VerifyOptions, console: Console) -> int:
+    """Run the checks; 0 when the run holds, 1 when it does not."""
+    with _bars(console, quiet=options.json or not console.is_terminal) as progress:
+        answer = verify(options, progress)
+    if options.json:
+        print(jsonlib.dumps(asdict(answer)))  # noqa: T201
+    else:
+        show(answer, options, console)
+    return 0 if answer.ok else 1
+
+
+def verify(options: VerifyOptions, progress: Any) -> Answer:
+    """The answer for a run folder. Raises UsageError when there is nothing to check."""
+    findings = check_run(
+        options.run, vkey=options.vkey, expect_head=options.expect_head, progress=progress
+    )
+    failures = list(findings.failures)
+    seed = options.sample_seed
+    recomputed = population = 0
+    # A folder that fails level 1 has no records to replay: what is wrong has been named.
+    if not failures and options.level > 1:
+        if options.level == 3 and options.sample is not None and seed is None:
+            seed = secrets.randbelow(1 << 32)
+        try:
+            recomputed, population = _replay(options, findings, failures, seed or 0, progress)
+        except UsageError:
+            raise
+        except BarnraiseError as error:
+            failures.append(
+                Failure(error.what, str(options.run), str(error.expected or ""), str(error.got or ""))
+            )
+    return Answer(
+        ok=not failures,
+        complete=findings.complete,
+        anchored=findings.anchored,
+        level=options.level,
+        run_id=findings.run_id,
+        log_size=findings.log_size,
+        log_head=findings.log_head,
+        log_vkey=findings.log_vkey,
+        rounds=findings.rounds,
+        weights_digest=findings.weights_digest,
+        recomputed=recomputed,
+        sample_seed=seed,
+        population=population,
+        other_source=findings.manifest.get("source") != source_digest(),
+        failures=[asdict(failure) for failure in failures],
+    )
+
+
+def _replay(
+    options: VerifyOptions, findings: Findings, failures: list[Failure], seed: int, progress: Any
+) -> tuple[int, int]:
+    folder = RunFolder(options.run)
+    work = None
+    if options.level == 3:
+        work = _work_replay(folder, options, findings, failures, seed, progress)
+    for step in _steps(folder, findings, failures, progress):
+        if work:
+            work.step(step)
+    manifest = folder.parsed_manifest()
+    log = Log.open(folder.log, manifest.origin, None, manifest.log_vkey)
+    records = [record for record, _ in read_entries(log, manifest)]
+    codec = Aggregator.of(manifest.arrays, manifest.config).codec
+    check_table(folder, findings, records, codec.payload_bytes, failures.append)
+    return (work.recomputed, work.plan.population) if work else (0, 0)
+
+
+def _steps(
+    folder: RunFolder, findings: Findings, failures: list[Failure], progress: Any
+) -> Iterator[Step]:
+    return replay_checkpoints(folder, findings, failures.append, progress)
+
+
+def _work_replay(
+    folder: RunFolder,
+    options: VerifyOptions,
+    findings: Findings,
+    failures: list[Failure],
+    seed: int,
+    progress: Any,
+) -> Any:
+    from model.numerics import THREADS, prepare  # noqa: PLC0415 - before torch is imported
+
+    try:
+        prepare(findings.manifest["config"]["run"]["profile"], THREADS)
+        from pipeline.replay_work import WorkReplay, plan_sample  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(
+            "level 3 recomputes training and needs torch",
+            got=f"no module {error.name}",
+            hint="Install barnraise[train], or check --level 2.",
+        ) from None
+    plan = plan_sample(findings, options.sample, seed)
+    return WorkReplay(folder, findings, plan, failures.append, progress)
+
+
+def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
+    """The answer in words."""
+    for failure in answer.failures[:20]:
+        console.print(f"[red]wrong[/] [bold]{failure['what']}[/]", highlight=False)
+        console.print(f"      where    {failure['where']}", highlight=False, markup=False)
+        console.print(f"      expected {failure['expected']}", highlight=False, markup=False)
+        console.print(f"      got      {failure['got']}", highlight=False, markup=False)
+    if len(answer.failures) > 20:
+        console.print(f"… and {len(answer.failures) - 20} more; --json lists all")
+    head = f"{answer.rounds} rounds, {answer.log_size} log entries, head {answer.log_head}"
+    if not answer.ok:
+        if answer.level == 3 and answer.other_source:
+            console.print(
+                "[yellow]note[/] the run was made with other source than is installed here: if the levels below hold, "
+                "install the release that made it and check again"
+            )
+        console.print(f"[red bold]does not hold[/] at level {answer.level}: {head}", highlight=False)
+        return
+    console.print(f"[green bold]holds[/] at level {answer.level}: {head}", highlight=False)
+    if answer.level == 3:
+        sampled = f", sample seed {answer.sample_seed}" if answer.sample_seed is not None else ""
+        console.print(
+            f"      {answer.recomputed} contributions recomputed of {answer.population}{sampled}", highlight=False
+        )
+    console.print(f"      weights  {answer.weights_digest}", highlight=False)
+    console.print(f"      anchored {answer.anchored or UNANCHORED}", highlight=False)
+    if not answer.complete:
+        console.print("      [yellow]incomplete[/]: the log does not end with a run-close entry")
+    if answer.level < 3:
+        console.print(f"Next: barnraise verify {options.run} --level 3 --sample 5", highlight=False)
+    elif not answer.anchored:
+        console.print(f"Next: note the head, and later check with --expect-head {answer.log_size}:HEX", highlight=False)
+
+
+@contextmanager
+def _bars(console: Console, *, quiet: bool) -> Iterator[Any]:
+    if quiet:
+        yield lambda what, done, total: None
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield progress

@@ -1,0 +1,146 @@
+"""Bytes for the tests of level 1: records, keys, notes and logs, written from the protocol.
+
+The other half of each test: it shares no code with the checker.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+ORIGIN = "example.org/barn"
+
+
+def canon(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sha(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def b3(data: bytes) -> str:
+    return "blake3:" + blake3.blake3(data).hexdigest()
+
+
+def dom(domain: str, value: Any) -> str:
+    return sha(domain.encode() + b"\x00" + canon(value))
+
+
+def key_of(name: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"key of " + name.encode()).digest())
+
+
+def public(name: str) -> bytes:
+    return key_of(name).public_key().public_bytes_raw()
+
+
+def key_text(name: str) -> str:
+    return "ed25519:" + public(name).hex()
+
+
+def tree_root(leaves: list[bytes]) -> bytes:
+    """RFC 6962, by its recursive definition."""
+    if not leaves:
+        return hashlib.sha256(b"").digest()
+    if len(leaves) == 1:
+        return hashlib.sha256(b"\x00" + leaves[0]).digest()
+    k = 1
+    while 2 * k < len(leaves):
+        k *= 2
+    return hashlib.sha256(b"\x01" + tree_root(leaves[:k]) + tree_root(leaves[k:])).digest()
+
+
+def note_of(entries: list[bytes], signer: str = "coordinator", origin: str = ORIGIN) -> str:
+    text = f"{origin}\n{len(entries)}\n{base64.b64encode(tree_root(entries)).decode()}\n"
+    key_id = hashlib.sha256(origin.encode() + b"\n\x01" + public(signer)).digest()[:4]
+    blob = base64.b64encode(key_id + key_of(signer).sign(text.encode())).decode()
+    return f"{text}\n— {origin} {blob}\n"
+
+
+def envelope(kind: str, record: dict[str, Any], signer: str, subject: tuple[str, str]) -> bytes:
+    payload = canon(
+        {
+            "_type": "https://in-toto.io/Statement/v1",
+            "predicate": record,
+            "predicateType": f"barnraise:{kind}:v1",
+            "subject": [{"digest": {"sha256": subject[1]}, "name": subject[0]}],
+        }
+    )
+    pae = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
+    return canon(
+        {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": "application/vnd.in-toto+json",
+            "signatures": [
+                {"keyid": key_text(signer), "sig": base64.b64encode(key_of(signer).sign(pae)).decode()}
+            ],
+        }
+    )
+
+
+def draw_number(seed: str, label: str, n: int) -> int:
+    counter = 0
+    while True:
+        digest = dom("barnraise/uniform/v1", {"counter": counter, "label": label, "seed": seed})
+        x = int(digest[7:23], 16)
+        if x < n * (2**64 // n):
+            return x % n
+        counter += 1
+
+
+def vkey(name: str = "coordinator", origin: str = ORIGIN) -> str:
+    key_id = hashlib.sha256(origin.encode() + b"\n\x01" + public(name)).digest()[:4]
+    return f"{origin}+{key_id.hex()}+{base64.b64encode(b'' + bytes([1]) + public(name)).decode()}"
+
+
+def log_files(entries: list[bytes]) -> dict[str, bytes]:
+    files = {"log/checkpoint": note_of(entries).encode()}
+    level, hashes = 0, [hashlib.sha256(b"\x00" + e).digest() for e in entries]
+    while hashes:
+        for at in range(0, len(hashes), 256):
+            part = hashes[at : at + 256]
+            index = at // 256
+            name = f"{index:03d}" if index < 1000 else f"x{index // 1000:03d}/{index % 1000:03d}"
+            suffix = "" if len(part) == 256 else f".p/{len(part)}"
+            files[f"log/tile/{level}/{name}{suffix}"] = b"".join(part)
+            if level == 0:
+                bundle = b"".join(len(e).to_bytes(2, "big") + e for e in entries[at : at + 256])
+                files[f"log/tile/entries/{name}{suffix}"] = bundle
+        full = [hashes[i : i + 256] for i in range(0, len(hashes) - 255, 256)]
+        hashes = []
+        for tile in full:
+            part = tile
+            while len(part) > 1:
+                part = [
+                    hashlib.sha256(b"\x01" + a + b).digest()
+                    for a, b in zip(part[::2], part[1::2], strict=True)
+                ]
+            hashes.append(part[0])
+        level += 1
+    return files
+
+
+def test_the_tree_of_rfc_6962() -> None:
+    """Known answers: the empty tree, one empty leaf, eight leaves."""
+    eight = "", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"
+    leaves = [bytes.fromhex(leaf) for leaf in eight]
+    assert tree_root([]).hex() == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert tree_root(leaves[:1]).hex() == "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
+    assert tree_root(leaves).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
+
+
+def test_names_of_tiles() -> None:
+    names = set(log_files([b"entry"] * 600))
+    assert names >= {
+        "log/tile/0/001",
+        "log/tile/0/002.p/88",
+        "log/tile/entries/002.p/88",
+        "log/tile/1/000.p/2",
+    }
+    assert len(names) == 8

@@ -1,0 +1,268 @@
+"""A made-up run's members, state and folder, for the tests of level 1. `test_fsck_writer` plays its turns."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tests.verification.test_fsck_bytes import (
+    ORIGIN,
+    b3,
+    canon,
+    dom,
+    envelope,
+    key_text,
+    log_files,
+    note_of,
+    sha,
+    tree_root,
+    vkey,
+)
+
+MEMBERS = [
+    ("ann", "contributor", "north", "c1"),
+    ("xia", "auditor", "xray", "c1"),
+    ("bob", "contributor", "north", "c1"),
+    ("cid", "contributor", "south", "c1"),
+    ("dee", "contributor", "xray", "c1"),
+    ("yan", "auditor", "yard", "c1"),
+    ("eve", "contributor", "east", "c2"),
+    ("zoe", "auditor", "yard", "c1"),
+    ("wim", "auditor", "wind", "c2"),
+    ("vic", "auditor", "vale", "c2"),
+]
+
+
+def config(**over: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        "run": {"rounds": 6, "seed": 7, "max_void": 2},
+        "train": {
+            "mode": "local",
+            "batch": 2,
+            "steps": [4, 6, 2, 8, 4],
+            "trace_every": 2,
+            "inner": {"lr": (2e-3).hex(), "warmup_steps": 20, "decay_rounds": 3, "beta1": (0.9).hex()},
+        },
+        "outer": {"lr": (0.7).hex(), "name": "nesterov", "momentum": (0.9).hex()},
+        "compression": {"chunk": 32, "k": 8, "error_feedback": (0.95).hex()},
+        "audit": {"rate_ppm": 400_000, "second_look_ppm": 500_000, "probation_rounds": 2},
+        "credit": {"vest_rounds": 3, "strikes": 2, "operator_cap_ppm": 450_000},
+        "state": {"policy": "snapshot", "every": 2},
+        "timing": {"mode": "measured", "round_ms": 900, "deadline_ms": 5000, "max_steps": 9},
+        "checkpoint": {"every": 2},
+        "eval": {"every": 2},
+        "model": {"n_layers": 1},
+    }
+    for path, value in over.items():
+        part, name = path.split("__")
+        tree[part][name] = value
+    return tree
+
+
+class State:
+    """What a run carries from turn to turn, how it logs, and how its folder is written."""
+
+    def __init__(self, folder: Path, *, script: Any, silent: Any, lie: Any = None, **over: Any):
+        self.folder, self.script, self.silent, self.lie = folder, script, silent, lie
+        self.entries: list[bytes] = []
+        self.records: list[tuple[str, dict[str, Any], str]] = []
+        self.heads: list[int] = []
+        self.files: dict[str, bytes] = {}
+        self.config = config(**over)
+        chain = [hashlib.sha256(b"secret").digest()]
+        for _ in range(60):
+            chain.append(hashlib.sha256(chain[-1]).digest())
+        self.chain = chain
+        self.data = {
+            "tokenizer.json": b"{}",
+            "t0.arrow": b"shard 0",
+            "t1.arrow": b"shard 1",
+            "v.arrow": b"val",
+        }
+        self.manifest = self._manifest()
+        self.run_id = sha(canon(self.manifest))
+        self.run_subject = ("run", self.run_id[7:])
+        self.contributors = [m for m in MEMBERS if m[1] == "contributor"]
+        self.auditors = [m for m in MEMBERS if m[1] == "auditor"]
+        self.info = {m[0]: m for m in MEMBERS}
+        self.queue: list[list[Any]] = []
+        self.cursor = 0
+        self.steps = list(self.config["train"]["steps"])
+        self.state = {m[0]: b"zero" for m in self.contributors}
+        self.accepted = defaultdict(int)
+        self.strikes = defaultdict(int)
+        self.suspect: set[str] = set()
+        self.quarantined: list[str] = []
+        self.credit: dict[str, dict[str, int]] = {
+            m[0]: {"earned": 0, "forfeited": 0, "member": m[0], "vested": 0} for m in MEMBERS
+        }
+        self.unvested: list[tuple[int, str, int]] = []
+        self.base = self.manifest["initial"]
+        self.round, self.attempt, self.turn = 1, 0, 0
+        self.tokens = 0
+        self.revealed_payloads: list[bytes] = []
+
+    def _manifest(self) -> dict[str, Any]:
+        shard = lambda name, n: {"digest": b3(self.data[name]), "file": name, "windows": n}  # noqa: E731
+        dataset = {
+            "context": 8,
+            "licence": {"all": "CC0"},
+            "source": {"what": "made up"},
+            "tokenizer": b3(self.data["tokenizer.json"]),
+            "train": [shard("t0.arrow", 30), shard("t1.arrow", 40)],
+            "validation": [shard("v.arrow", 3)],
+            "vocab_size": 64,
+        }
+        dataset["root"] = dom("barnraise/dataset/v1", dataset)
+        return {
+            "protocol": 1,
+            "name": "barn ☃",
+            "origin": ORIGIN,
+            "log_vkey": vkey(),
+            "coordinator": key_text("coordinator"),
+            "draw_chain": {"end": "sha256:" + self.chain[-1].hex(), "length": len(self.chain) - 1},
+            "versions": {"python": "3.11"},
+            "source": b3(b"source"),
+            "dataset": dataset,
+            "arrays": [["a", [8, 8]], ["b", [4]]],
+            "initial": {"outer": b3(b"outer 0"), "weights": b3(b"weights 0")},
+            "zero_state": b3(b"zero"),
+            "objective": "next-token-v1",
+            "codec": "topk8of32-eliasfano-2bit-e5m3-v1",
+            "aggregation": "median-clip-weighted-mean-v1",
+            "config": self.config,
+        }
+
+    # --- logging ---
+
+    def add(self, kind: str, record: dict[str, Any], signer: str = "coordinator") -> None:
+        told = [(kind, record, signer)]
+        if self.lie is not None:
+            answer = self.lie(kind, copy.deepcopy(record), self)
+            told = [(kind, answer, signer)] if isinstance(answer, dict) else answer
+        for k, r, s in told:
+            self.records.append((k, r, s))
+            self.entries.append(envelope(k, r, s, self.run_subject))
+
+    def in_turn(self, **fields: Any) -> dict[str, Any]:
+        return {"protocol": 1, "run": self.run_id, "round": self.round, "attempt": self.attempt, **fields}
+
+    def head(self) -> str:
+        self.heads.append(len(self.entries))
+        return note_of(self.entries)
+
+    def link_and_seed(self, look: int) -> dict[str, Any]:
+        head = self.head()
+        link = self.chain[-1 - (2 * self.turn + look)].hex()
+        seed = dom(
+            "barnraise/draw/v1",
+            {
+                "run": self.run_id,
+                "round": self.round,
+                "attempt": self.attempt,
+                "turn": self.turn,
+                "look": look,
+                "head_size": len(self.entries),
+                "head_root": tree_root(self.entries).hex(),
+                "link": link,
+                "beacon": None,
+                "witnesses": [],
+            },
+        )
+        return {"head": head, "link": link, "seed": seed}
+
+    def roster(self) -> list[dict[str, Any]]:
+        lines = []
+        for slot, (name, _, operator, numerics) in enumerate(self.contributors):
+            if name in self.quarantined:
+                continue
+            need, pieces, left = self.steps[slot] * self.config["train"]["batch"], [], []
+            for start, stop, owner in self.queue:
+                if owner == operator or need == 0:
+                    left.append([start, stop, owner])
+                    continue
+                n = min(need, stop - start)
+                need -= n
+                pieces.append([start, start + n])
+                if start + n != stop:
+                    left.append([start + n, stop, owner])
+            self.queue = left
+            if need:
+                pieces.append([self.cursor, self.cursor + need])
+                self.cursor += need
+            sure = self.accepted[name] < self.config["audit"]["probation_rounds"] or name in self.suspect
+            start_state = self.state[name]
+            if (
+                self.config["state"]["policy"] == "reset"
+                and (self.round - 1) % self.config["state"]["every"] == 0
+            ):
+                start_state = b"zero"
+            lines.append(
+                {
+                    "slot": slot,
+                    "member": name,
+                    "key": key_text(name),
+                    "operator": operator,
+                    "class": numerics,
+                    "steps": self.steps[slot],
+                    "positions": pieces,
+                    "start_state": b3(start_state),
+                    "audit_ppm": 1_000_000 if sure else self.config["audit"]["rate_ppm"],
+                }
+            )
+            self.files["start of " + name] = start_state
+        return lines
+
+    def rates(self, roster: list[dict[str, Any]]) -> tuple[list[str], str]:
+        inner, r, total = self.config["train"]["inner"], self.round, self.config["run"]["rounds"]
+        w, d, h = inner["warmup_steps"], inner["decay_rounds"], max(self.config["train"]["steps"])
+        decay = min(total - r + 1, d) / d if d else 1.0
+        lr, outer = float.fromhex(inner["lr"]), float.fromhex(self.config["outer"]["lr"])
+        if self.config["train"]["mode"] == "gradient":
+            return [], (outer * (min(r, w) / w if w else 1.0) * decay).hex()
+        count = max([line["steps"] for line in roster], default=0)
+        warm = [min((r - 1) * h + s + 1, w) / w if w else 1.0 for s in range(count)]
+        return [(lr * x * decay).hex() for x in warm], outer.hex()
+
+    def work(self, line: dict[str, Any]) -> dict[str, Any]:
+        """What an honest machine computes."""
+        tag = f"{self.run_id} {self.turn} {line['slot']}".encode()
+        leaves = -(-line["steps"] // self.config["train"]["trace_every"])
+        return {
+            "payload": (hashlib.sha512(tag).digest())[:21],
+            "next_state": b"state " + tag,
+            "trace": [sha(tag + bytes([i])) for i in range(leaves)],
+            "loss_first": 7_000_000 - self.turn * 1000 - line["slot"],
+            "loss_last": 6_000_000 - self.turn * 1000 - line["slot"],
+        }
+
+    # --- the folder ---
+
+    def write(self, size: int | None = None) -> Path:
+        """Write everything; with `size`, the log as it was when that many entries were signed."""
+        entries = self.entries[:size]
+        files = {name: data for name, data in self.files.items() if "/" in name}
+        files |= {f"data/{name}": data for name, data in self.data.items()}
+        files["manifest.json"] = canon(self.manifest)
+        files |= log_files(entries)
+        closed = [r for k, r, _ in self.records[:size] if k == "round-close" and not r["void"]]
+        every = self.config["checkpoint"]["every"]
+        for n in range(len(closed) + 1):
+            if n % every == 0 or n == len(closed):
+                files[f"checkpoints/round-{n:05d}.safetensors"] = b"weights %d" % n
+                files[f"checkpoints/round-{n:05d}.outer"] = b"outer %d" % n
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for name, data in files.items():
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return self.folder
+
+
+def test_members_are_as_the_scripts_need_them() -> None:
+    assert [m[0] for m in MEMBERS if m[1] == "contributor"] == ["ann", "bob", "cid", "dee", "eve"]
+    assert len({m[0] for m in MEMBERS}) == len(MEMBERS)
