@@ -59,7 +59,7 @@ class LocalPool:
     def call(
         self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
     ) -> dict[str, Answer]:
-        """As `Pool.call`. A call over its deadline still runs to its end, as it would elsewhere, and is late."""
+        """As `Pool.call`. A call over its deadline runs to its end, as it would elsewhere, and is late."""
         return {name: self._one(name, method, args, deadline_ms) for name, args in arguments.items()}
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class LocalPool:
                 continue
             except BarnraiseError as error:
                 return Answer(error=str(error), ms=_since(started))
-            except Exception as error:  # noqa: BLE001 - an object's bug must not end the round
+            except Exception as error:  # an object's bug must not end the round
                 return Answer(error=f"{type(error).__name__}: {error}", ms=_since(started))
             ms = _since(started)
             return Answer(late=True, ms=ms) if 0 < deadline_ms < ms else Answer(value=value, ms=ms)

@@ -47,7 +47,7 @@ class Host:
             return getattr(self._member, method)(*args), None
         except BarnraiseError as error:
             return None, str(error)
-        except Exception as error:  # noqa: BLE001 - an object's bug must not end the round
+        except Exception as error:  # an object's bug must not end the round
             return None, f"{type(error).__name__}: {error}"
 
     def pid(self) -> int:
@@ -73,7 +73,7 @@ class RayPool:
         if self._owns:
             start(address, {"working_dir": self._folder.name, "env_vars": variables})
         actor = ray.remote(Host)
-        self.actors = {
+        self.actors: dict[str, Any] = {
             name: actor.options(
                 num_cpus=0, max_restarts=-1, max_task_retries=0, runtime_env={"env_vars": variables}
             ).remote(factory)

@@ -60,7 +60,7 @@ def parameter_count(config: ModelConfig) -> int:
     return config.vocab_size * config.d_model + config.n_layers * layer + config.d_model
 
 
-def _shape(  # noqa: PLR0917 - one row of the table below
+def _shape(
     vocab_size: int, context: int, d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int
 ) -> dict[str, int | float]:
     return {

@@ -61,7 +61,7 @@ class StepsResult:
     losses: tuple[int, ...]
 
 
-def local_steps(  # noqa: PLR0917 - the arguments of the protocol's function, in its order
+def local_steps(
     model: ModelConfig,
     spec: WorkSpec,
     weights: Mapping[str, npt.NDArray[Any]],

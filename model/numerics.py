@@ -117,8 +117,9 @@ def probe_digest() -> str:
     import numpy as np  # noqa: PLC0415 - with torch below, only when computing
 
     from model.config import ModelConfig  # noqa: PLC0415
+    from model.hidden_state import zero_state  # noqa: PLC0415
     from model.init import array_specs, initial_weights  # noqa: PLC0415
-    from model.local_steps import WorkSpec, local_steps, zero_state  # noqa: PLC0415 - imports torch
+    from model.local_steps import WorkSpec, local_steps  # noqa: PLC0415 - imports torch
 
     config = ModelConfig(
         vocab_size=512, context=61, d_model=96, n_layers=2, n_heads=6, n_kv_heads=2, d_ff=200,

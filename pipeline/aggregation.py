@@ -1,9 +1,9 @@
-"""Accepted payloads to the next checkpoint: weights, clipping, the sum and the outer step.
+"""Accepted payloads to the next checkpoint: clipping, the weighted sum and the outer step.
 
-Owns section 9 of docs/protocol.md. Does not own which contributions are accepted, what a payload's bytes
-mean (compression.py), or where checkpoints lie. Pure: nothing passed in is changed. numpy only, and of it
-only element-wise + - * / sqrt in f64, one rounding each, so that any machine replays it bit for bit;
-sums of floats are `math.fsum`.
+Owns section 9 of docs/protocol.md, but for the weights, which records need too (verification/plans.py).
+Does not own which contributions are accepted, what a payload's bytes mean (compression.py), or where
+checkpoints lie. Pure: nothing passed in is changed. numpy only, and of it only element-wise + - * / sqrt in
+f64, one rounding each, so that any machine replays it bit for bit; sums of floats are `math.fsum`.
 
 Shapes: P elements of the flat vector, N kept entries of a payload, S elements of a stretch of the vector.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.compression import Codec
 from verification.errors import FormatError, ProtocolError, UsageError, WorkError
+from verification.plans import capped_weights
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -30,7 +31,6 @@ State = Mapping[str, NDArray[np.float32] | NDArray[np.float64]]
 
 Forms = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
-_MILLION = 1_000_000
 _STRETCH = 2**16  # elements of the outer step handled at a time, so that temporaries stay in cache
 _VECTORS: dict[Optimizer, tuple[str, ...]] = {"nesterov": ("momentum",), "adamw": ("m", "v")}
 _SCALARS: dict[Optimizer, tuple[str, ...]] = {"nesterov": (), "adamw": ("beta1_product", "beta2_product")}
@@ -62,31 +62,14 @@ class AggregationConfig:
     operator_cap_ppm: int
 
 
-def token_weights(contributions: Iterable[Contribution], operator_cap_ppm: int) -> tuple[int, ...]:
-    """Weights in the order given: tokens, cut down where an operator has more than its cap (section 9.1)."""
-    return _token_weights([(c.operator, c.tokens) for c in contributions], operator_cap_ppm)
-
-
-def _token_weights(claims: Sequence[tuple[str, int]], cap_ppm: int) -> tuple[int, ...]:
-    total = sum(tokens for _, tokens in claims)
-    by_operator: dict[str, int] = {}
-    for operator, tokens in claims:
-        by_operator[operator] = by_operator.get(operator, 0) + tokens
-    return tuple(
-        tokens
-        if by_operator[operator] * _MILLION <= cap_ppm * total
-        else tokens * cap_ppm * total // (_MILLION * by_operator[operator])
-        for operator, tokens in claims
-    )
-
-
 def clip_factors(norms: Sequence[float]) -> tuple[float, ...]:
-    """Factors that bring every norm down to the median of all (section 9.2). UsageError for none."""
+    """Factors that bring every norm down to the median, of an even number the smaller of the middle two.
+
+    Section 9.2. So of two contributions the larger is held to the smaller. Raises UsageError for no norms.
+    """
     if not norms:
         raise UsageError("there is nothing to aggregate", expected="at least one contribution")
-    ordered = sorted(norms)
-    middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    median = sorted(norms)[(len(norms) - 1) // 2]
     return tuple(1.0 if norm <= median else median / norm for norm in norms)
 
 
@@ -118,7 +101,7 @@ def aggregate(codec: Codec, contributions: Sequence[Contribution], operator_cap_
         raise ProtocolError(
             "contributions are not in slot order", expected="increasing slots", got=slots[:16]
         )
-    weights = _token_weights(claims, operator_cap_ppm)
+    weights = capped_weights(claims, operator_cap_ppm)
     total = sum(weights)
     if min(weights) < 0 or total <= 0:
         hint = "Check the tokens of the contributions and credit.operator_cap_ppm."
@@ -133,7 +116,7 @@ def aggregate(codec: Codec, contributions: Sequence[Contribution], operator_cap_
     return sum_P
 
 
-def outer_step(  # noqa: PLR0917 - the whole state of a run goes in, in the order of section 9
+def outer_step(
     config: AggregationConfig,
     codec: Codec,
     specs: Sequence[tuple[str, tuple[int, ...]]],

@@ -20,7 +20,13 @@ class Auditor(Member):
     role = "auditor"
 
     def audit(
-        self, open_envelope: bytes, slot: int, look: Literal[1, 2], reveal_envelope: bytes, checkpoint: bytes, state: bytes
+        self,
+        open_envelope: bytes,
+        slot: int,
+        look: Literal[1, 2],
+        reveal_envelope: bytes,
+        checkpoint: bytes,
+        state: bytes,
     ) -> bytes:
         """The signed verdict on a reveal, from the base checkpoint and the served start state.
 

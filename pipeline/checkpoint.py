@@ -59,7 +59,7 @@ class Aggregator:
         return Checkpoint(flatten(weights, self.specs), outer)
 
     def step(self, before: Checkpoint, work: Sequence[Contribution], outer_lr: str) -> Checkpoint:
-        """The checkpoint after aggregating `work`, which is in slot order; the same one when there is none."""
+        """The checkpoint after aggregating `work`, in slot order; the same one when there is none."""
         if not work:
             return before
         specs = [(spec.name, spec.shape) for spec in self.specs]

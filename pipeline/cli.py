@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
 
 def show_commands(console: Console) -> None:
     """The commands, a line each."""
-    console.print("[bold]barnraise[/] COMMAND …: train one model with many machines that do not trust each other\n")
+    console.print("[bold]barnraise[/] COMMAND …: machines that do not trust each other train one model\n")
     for name, what in COMMANDS.items():
         console.print(f"  [bold]{name:<9}[/] {what}", highlight=False)
     console.print("\n`barnraise COMMAND --help` explains one. Start with: barnraise train")
@@ -72,7 +72,9 @@ def _dispatch(name: str, rest: list[str], console: Console) -> int:
     if name == "train":
         from pipeline.options import TrainOptions, override
 
-        options, overrides = tyro.cli(TrainOptions, args=rest, prog="barnraise train", return_unknown_args=True)
+        options, overrides = tyro.cli(
+            TrainOptions, args=rest, prog="barnraise train", return_unknown_args=True
+        )
         config = override(load_config(options.config), overrides)
         prepare(config.run.profile, THREADS)
         from pipeline import commands
@@ -93,7 +95,8 @@ def _dispatch(name: str, rest: list[str], console: Console) -> int:
     from pipeline import tools
 
     options_type, command = tools.COMMANDS[name]
-    return command(_options(options_type, name, rest), console)
+    code: int = command(_options(options_type, name, rest), console)
+    return code
 
 
 def profile_of(folder: Path) -> Profile:

@@ -22,6 +22,7 @@ from pipeline.roster import parse_drills
 from pipeline.run import View, continue_run, create_run
 from verification.records import RoundClose
 
+
 def train(options: TrainOptions, config: Config, console: Console) -> int:
     """`barnraise train`."""
     drills = parse_drills(list(options.adversary), len(config.train.steps))
@@ -44,7 +45,11 @@ def _dim(console: Console) -> Callable[[str], None]:
 
 
 def _go(
-    console: Console, folder: RunFolder, home: Path, options: TrainOptions | ResumeOptions, drills: dict[str, str]
+    console: Console,
+    folder: RunFolder,
+    home: Path,
+    options: TrainOptions | ResumeOptions,
+    drills: dict[str, str],
 ) -> int:
     manifest = folder.parsed_manifest()
     config = config_from_manifest(manifest.config)
@@ -74,7 +79,9 @@ def _go(
         )
     finally:
         monitor.close()
-    write_contributions(folder, coordinator.desk.ledger.records(), coordinator.desk.aggregator.codec.payload_bytes)
+    write_contributions(
+        folder, coordinator.desk.ledger.records(), coordinator.desk.aggregator.codec.payload_bytes
+    )
     if not options.json:
         from pipeline.summary import show_summary  # noqa: PLC0415 - needs torch for the sample
 
@@ -95,7 +102,10 @@ def show_plan(console: Console, config: Config, drills: dict[str, str], folder: 
     table.add_row("contributors, local steps", f"{len(config.train.steps)}: {list(config.train.steps)}")
     table.add_row("auditors, audit rate", f"{config.audit.auditors}, {config.audit.rate_ppm / 1e4:g} %")
     table.add_row("tokens a round, in all", f"{tokens:,}, {tokens * config.run.rounds:,}")
-    table.add_row("payload", f"{codec.payload_bytes:,} bytes ({4 * parameters / codec.payload_bytes:.0f}x less than fp32)")
+    table.add_row(
+        "payload",
+        f"{codec.payload_bytes:,} bytes ({4 * parameters / codec.payload_bytes:.0f}x less than fp32)",
+    )
     if drills:
         table.add_row("fire drill", ", ".join(f"{name} is {kind}" for name, kind in drills.items()))
     console.print(table)

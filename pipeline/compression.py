@@ -4,8 +4,9 @@ Owns sections 7 (error feedback) and 8 of docs/protocol.md. Does not own what pa
 (aggregation.py), nor digests. numpy only: integer operations, table look-ups and single IEEE 754 additions
 and multiplications decide every bit, so any machine writes the same bytes for the same numbers.
 
-Shapes: P elements of the flat vector, C chunks of a block, W elements of a chunk that are not padding,
-K kept entries of a chunk, N kept entries of the whole payload, B bytes of a chunk, L low bits of an index.
+Shapes: P elements of the flat vector, C chunks of a block, W elements of a chunk that are not padding, K
+indices of a chunk, M of them that are not padding, N values of the whole payload; B bytes of a chunk, L low
+bits of an index, H bits of the high parts of a chunk.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _MAX_CHUNK = 2**31
 _BLOCK = 2**18  # elements handled at a time: a block and its copies stay in the second-level cache
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _INFINITY = 0x7F800000
-_DROP = 20  # f32 bits above this are exponent and the three mantissa bits of the scale byte
-_ROUND = np.int32(1 << (_DROP - 1))  # half of what is dropped; no finite float overflows with it
+_DROP = 20  # f32 bits above these are the exponent and the three mantissa bits of the scale byte
+_HALF = np.int32(1 << (_DROP - 1))  # with it even the largest float stays below 2^31
 _BYTE_OF_BITS = (127 - 28) << 3  # exponent field 99 is e = 0: scale = 1.mmm * 2^(e - 28)
 _LAST_BYTE = 0xFF
 
@@ -42,8 +43,8 @@ SCALES = np.array([0.0] + [math.ldexp(8 + (b & 7), (b >> 3) - 31) for b in range
 class Sparse:
     """A decoded payload: flat positions in increasing order and their values, none of them zero.
 
-    indices: int64 [N], values: f32 [N]. norm_terms: f64 [chunks], for every chunk of the vector
-    `scale * scale * (n1 + 4 * n2)`, exact (docs/protocol.md, section 9.2).
+    indices: int64 [N], values: f32 [N]. norm_terms: f64 [chunks], for every chunk of the vector the sum of
+    its squared values, `scale * scale * (n1 + 4 * n2)`, exact (docs/protocol.md, section 9.2).
     """
 
     indices: I64
@@ -112,6 +113,11 @@ class Codec:
         """Length of every payload of this codec."""
         return self.chunks * self.chunk_bytes
 
+    @property
+    def _step(self) -> int:
+        """Chunks handled at a time."""
+        return max(1, _BLOCK // self.chunk)
+
     def encode(self, vector_P: F32) -> bytes:
         """Payload of a vector, f32 [P]. Equal numbers give equal bytes (-0 counts as 0).
 
@@ -150,11 +156,6 @@ class Codec:
             norm_terms=np.concatenate([block.norm_terms for block in blocks]),
         )
 
-    @property
-    def _step(self) -> int:
-        """Chunks handled at a time."""
-        return max(1, _BLOCK // self.chunk)
-
     def _encode_rows(self, rows_CW: F32) -> U8:
         """Bytes [C, B] of chunks that have W elements before the padding."""
         chunks, width = rows_CW.shape
@@ -164,7 +165,7 @@ class Codec:
         if int(top_CM.max()) >= _INFINITY:
             raise _not_finite(np.count_nonzero(magnitude_CW >= _INFINITY))
         t_C = np.partition(top_CM, kept // 2, axis=1)[:, kept // 2]
-        byte_C = np.clip(((t_C + _ROUND) >> _DROP) - _BYTE_OF_BITS, 0, 255).astype(np.uint8)
+        byte_C = np.clip(((t_C + _HALF) >> _DROP) - _BYTE_OF_BITS, 0, 255).astype(np.uint8)
         index_CM = _select(magnitude_CW, top_CM[:, 0], kept)
         kept_CM = np.take_along_axis(rows_CW, index_CM, axis=1)
         border_C = SCALES[byte_C] * np.float32(1.5)
@@ -195,27 +196,32 @@ class Codec:
         index_CK = self._indices(rows_CB[:, 1:low_end], rows_CB[:, low_end:high_end], first)
         code_CK2 = np.unpackbits(rows_CB[:, high_end:], axis=1).view(np.bool_).reshape(-1, self.k, 2)
         negative_CK, big_CK = code_CK2[:, :, 0], code_CK2[:, :, 1]
-        start_C = np.arange(first, first + len(rows_CB)) * self.chunk
-        real_C = np.minimum(self.length - start_C, self.chunk)
-        empty_C, short_C = byte_C == 0, real_C < self.k
-        valued_CK = (index_CK < real_C[:, None]) & ~empty_C[:, None]
-
-        fixed_C = empty_C | short_C
-        moved_C = fixed_C & (index_CK[:, -1] >= self.k)  # they increase, so only 0 to k - 1 end at k - 1
-        _refuse(moved_C, first, "has no choice of indices", f"0 to {self.k - 1}")
-        _refuse(~fixed_C & (index_CK[:, -1] >= real_C), first, "has a value in the padding", real_C[-1])
-        coded_C = ((negative_CK | big_CK) & ~valued_CK).any(axis=1)
-        _refuse(coded_C, first, "has a code where it has no value", "codes 0")
-        alias_C = ~empty_C & (byte_C < _LAST_BYTE) & (big_CK | ~valued_CK).all(axis=1)
-        _refuse(alias_C, first, "has magnitude 1 for all values", "the form with a larger scale")
-
+        valued_CK = self._valued(byte_C, index_CK, negative_CK, big_CK, first)
         scale_C = SCALES[byte_C]
         value_CK = np.where(big_CK, 2 * scale_C[:, None], scale_C[:, None])
         np.negative(value_CK, out=value_CK, where=negative_CK)
         # Eight bits of significand squared times a small count: exact in f64, so no rounding to fix.
         weight_C = np.count_nonzero(valued_CK, axis=1) + 3 * np.count_nonzero(big_CK, axis=1)
         terms_C = scale_C.astype(np.float64) * scale_C.astype(np.float64) * weight_C.astype(np.float64)
-        return Sparse((index_CK + start_C[:, None])[valued_CK], value_CK[valued_CK], terms_C)
+        flat_CK = index_CK + np.arange(first, first + len(rows_CB))[:, None] * self.chunk
+        return Sparse(flat_CK[valued_CK], value_CK[valued_CK], terms_C)
+
+    def _valued(self, byte_C: U8, index_CK: I64, negative_CK: Bools, big_CK: Bools, first: int) -> Bools:
+        """Which entries [C, K] have a value; FormatError where the same values have another form."""
+        last_C = index_CK[:, -1]
+        real_C = np.minimum(self.length - np.arange(first, first + len(byte_C)) * self.chunk, self.chunk)
+        empty_C = byte_C == 0
+        valued_CK = (index_CK < real_C[:, None]) & ~empty_C[:, None]
+        fixed_C = empty_C | (real_C < self.k)
+        moved_C = fixed_C & (last_C >= self.k)  # indices increase: only 0 to k - 1 end at k - 1
+        _refuse(moved_C, first, "has no choice of indices", f"0 to {self.k - 1}")
+        padded_C = ~fixed_C & (last_C >= real_C)
+        _refuse(padded_C, first, "has a value in the padding", f"indices below {real_C[-1]}")
+        coded_C = ((negative_CK | big_CK) & ~valued_CK).any(axis=1)
+        _refuse(coded_C, first, "has a code where it has no value", "codes 0")
+        alias_C = ~empty_C & (byte_C < _LAST_BYTE) & (big_CK | ~valued_CK).all(axis=1)
+        _refuse(alias_C, first, "has magnitude 1 for all values", "the form with a larger scale")
+        return valued_CK
 
     def _indices(self, low_CB: U8, high_CB: U8, first: int) -> I64:
         """Indices [C, K] within their chunks, strictly increasing and below chunk; FormatError otherwise."""

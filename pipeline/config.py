@@ -124,7 +124,7 @@ class TimingConfig(_Section):
     """Whether clocks may decide anything."""
 
     mode: Literal["fixed", "measured"] = Field(
-        "fixed", description="fixed: steps from the config, nobody is late. measured: the coordinator's clock."
+        "fixed", description="fixed: steps from the config, nobody late. measured: the coordinator's clock."
     )
     round_ms: Count = Field(5_000, description="measured: how long a contributor's work should take.")
     deadline_ms: Count = Field(20_000, description="measured: when a contributor is dropped for the turn.")
@@ -163,7 +163,9 @@ class Config(_Section):
     @model_validator(mode="after")
     def _fits(self) -> Config:
         if self.data.context != self.model.context:
-            raise ValueError(f"data.context {self.data.context} and model.context {self.model.context} differ")
+            raise ValueError(
+                f"data.context {self.data.context} and model.context {self.model.context} differ"
+            )
         if self.data.vocab_size != self.model.vocab_size:
             raise ValueError(
                 f"data.vocab_size {self.data.vocab_size} and model.vocab_size {self.model.vocab_size} differ"
@@ -196,7 +198,9 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
         # Through JSON, where strict mode takes lists for tuples.
         return Config.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise UsageError(f"{where}: {describe(error)}", hint="See configs/demo.toml for all fields.") from None
+        raise UsageError(
+            f"{where}: {describe(error)}", hint="See configs/demo.toml for all fields."
+        ) from None
 
 
 def describe(error: ValidationError) -> str:

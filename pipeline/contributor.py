@@ -37,8 +37,8 @@ class Contributor(Member):
     def commit(self, open_envelope: bytes, checkpoint: bytes) -> bytes:
         """Do the assigned work on `checkpoint` and return the signed commitment.
 
-        Asked again for the same open, gives the same answer. Raises ProtocolError for a different open of a turn
-        it has committed to, or for an earlier turn.
+        Asked again for the same open, gives the same answer. Raises ProtocolError for a different open of a
+        turn it has committed to, or for an earlier turn.
         """
         open_envelope = bytes(open_envelope)
         open_ = open_record(RoundOpen, open_envelope, self.manifest.coordinator)
@@ -53,7 +53,9 @@ class Contributor(Member):
                 )
             return before.commitment
         if open_.turn < self.vault.last_turn():
-            raise ProtocolError("an open is older than a commitment", expected=self.vault.last_turn(), got=open_.turn)
+            raise ProtocolError(
+                "an open is older than a commitment", expected=self.vault.last_turn(), got=open_.turn
+            )
         work = self.work(open_, entry, checkpoint)
         return self._remember(open_, open_envelope, entry, work)
 

@@ -192,7 +192,8 @@ class Coordinator:
         accepted = accepted_contributions(state)
         operators = {entry.slot: entry.operator for entry in turn.open.roster}
         work = [
-            Contribution(a.slot, operators[a.slot], a.tokens, desk.folder.payload(a.payload)) for a in accepted
+            Contribution(a.slot, operators[a.slot], a.tokens, desk.folder.payload(a.payload))
+            for a in accepted
         ]
         after = desk.aggregator.step(self.checkpoint, work, turn.open.outer_lr)
         weights = desk.aggregator.arrays(after)
@@ -200,9 +201,7 @@ class Coordinator:
             desk.folder.put_checkpoint(number, weights, dict(after.outer))
         val_loss = desk.validate(weights) if accepted and self._validates(number) else None
         rejected = {o.entry.slot: o.reason for o in settle(turn.evidence) if o.reason}
-        evidence = {
-            slot: desk.folder.close_evidence(turn.open, slot, why) for slot, why in rejected.items()
-        }
+        evidence = {slot: desk.folder.close_evidence(turn.open, slot, why) for slot, why in rejected.items()}
         record = plan_close(state, desk.aggregator.digests(after), evidence=evidence, val_loss=val_loss)
         self._append(record)
         self.checkpoint, self.last_turn = after, turn

@@ -72,7 +72,7 @@ class Crew:
 
     def send_files(self, names: Iterable[str], read: Callable[[str], bytes]) -> None:
         """Give every member the data files it lacks. ProtocolError when one cannot take them."""
-        asked = self._members.call("missing_files", {name: () for name in names})
+        asked = self._members.call("missing_files", dict.fromkeys(names, ()))
         for member, answer in asked.items():
             for file in _need(member, answer):
                 stored = self._members.call("store_file", {member: (file, read(file))})
@@ -80,7 +80,7 @@ class Crew:
 
     def enrolments(self, state: RunState, names: Iterable[str]) -> list[Entry]:
         """Everyone's signed enrolment, in the order of `names`."""
-        answers = self._members.call("enrol", {name: () for name in names})
+        answers = self._members.call("enrol", dict.fromkeys(names, ()))
         data = {name: _need(name, answer) for name, answer in answers.items()}
         return [(check_enrolment(state, envelope), envelope) for envelope in data.values()]
 
@@ -115,7 +115,7 @@ class Crew:
     def states(self, turn: Turn, slots: Iterable[int]) -> dict[int, bytes]:
         """Start states that were served and are the right ones, by slot."""
         found: dict[int, bytes] = {}
-        for slot, answer in self._ask(turn, "serve_state", {s: (turn.open.turn,) for s in slots}).items():
+        for slot, answer in self._ask(turn, "serve_state", dict.fromkeys(slots, (turn.open.turn,))).items():
             # What is hashed is what is used: one copy, out of whatever memory the transport gave us.
             data = bytes(answer.value) if answer and isinstance(answer.value, (bytes, memoryview)) else b""
             if blake3_digest(data) == turn.open.entry(slot).start_state:

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from model.arrays import Arrays, arrays_to_bytes, safetensors_bytes
 from verification.durable import fsync_folder, write_atomic
-from verification.encoding import Json, blake3_digest, canonical_json, digest_hex, parse_canonical, sha256_digest
+from verification.encoding import (
+    Json,
+    blake3_digest,
+    canonical_json,
+    digest_hex,
+    parse_canonical,
+    sha256_digest,
+)
 from verification.errors import StorageError, UsageError
 from verification.records import PROTOCOL, Manifest, RoundOpen, parse_predicate
 
@@ -65,7 +72,7 @@ class RunFolder:
             ) from None
 
     def parsed_manifest(self) -> Manifest:
-        """manifest.json as a record. Raises UsageError when it is another version's, FormatError when damaged."""
+        """manifest.json as a record. UsageError when it is another version's, FormatError when damaged."""
         value = parse_canonical(self.manifest())
         found = value.get("protocol") if isinstance(value, dict) else None
         if found != PROTOCOL:

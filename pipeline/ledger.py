@@ -1,7 +1,7 @@
 """The coordinator's log and the state that follows from it, moving together.
 
-Owns the pairing of a record with its signed envelope, and that nothing is appended which the state machine refuses.
-Does not own the log's format or the rules.
+Owns the pairing of a record with its signed envelope, and that nothing is appended which the state
+machine refuses. Does not own the log's format or the rules.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, key: PrivateKey, manifest_bytes: bytes) -> Ledger:
-        """Continue a log: its entries are verified and replayed. ProtocolError when the manifest is another."""
+        """Continue a log, its entries verified and replayed. ProtocolError for another manifest."""
         manifest = parse_predicate(Manifest, parse_canonical(manifest_bytes))
         log = Log.open(folder, manifest.origin, key, manifest.log_vkey)
         state: RunState | None = None

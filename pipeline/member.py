@@ -64,7 +64,9 @@ class Member:
         """Take a data file; ProtocolError unless it is the one the manifest names."""
         expected = self._files().get(name)
         if expected is None or blake3_digest(data) != expected:
-            raise ProtocolError(f"data file {name} is not the manifest's", expected=expected, got=blake3_digest(data))
+            raise ProtocolError(
+                f"data file {name} is not the manifest's", expected=expected, got=blake3_digest(data)
+            )
         write_atomic(self.data_folder / name, data)
 
     def enrol(self) -> bytes:

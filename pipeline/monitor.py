@@ -97,7 +97,7 @@ class MetricsFile(JsonLines):
 
     def __init__(self, folder: Path) -> None:
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        super().__init__(lambda line: print(line, file=self._file, flush=True))  # noqa: T201
+        super().__init__(lambda line: print(line, file=self._file, flush=True))
 
     def close(self) -> None:  # noqa: D102
         self._file.close()
@@ -177,7 +177,9 @@ class Wandb:
             "round": row["round"],
             "train/loss": row["loss"],
             "train/tokens_per_s": row["tokens_per_s"],
-            "payload/bytes_per_token": row["payload_bytes"] / row["round_tokens"] if row["round_tokens"] else None,
+            "payload/bytes_per_token": row["payload_bytes"] / row["round_tokens"]
+            if row["round_tokens"]
+            else None,
             "contributors/accepted": len(row["accepted"]),
             "contributors/rejected": len(row["rejected"]),
             "contributors/quarantined": len(row["quarantined"]),

@@ -61,7 +61,9 @@ def contribution_rows(records: Iterable[Record], payload_bytes: int) -> list[Row
 
 def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
     batch, context = state.config["train"]["batch"], state.manifest.dataset["context"]
-    clock = dict(zip(turn.commit_close.committed, turn.commit_close.ms, strict=True)) if turn.commit_close else {}
+    clock = (
+        dict(zip(turn.commit_close.committed, turn.commit_close.ms, strict=True)) if turn.commit_close else {}
+    )
     rows = []
     tokens: dict[int, int] = {}
     for outcome in settle(turn.evidence):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.arrays import arrays_digest
+from model.arrays import Arrays, arrays_digest
 from model.hidden_state import zero_state
 from model.init import array_specs, initial_weights
 from pipeline.aggregation import Contribution
@@ -38,7 +38,7 @@ class Step:
 def replay_checkpoints(
     folder: RunFolder, findings: Findings, fail: Fail, progress: Progress
 ) -> Iterator[Step]:
-    """Replay every closed turn in order; a digest that differs is a Failure, and the replay goes on from its own.
+    """Replay every closed turn in order; a digest that differs is a Failure, and the replay goes on.
 
     Raises of the error family when the folder cannot be replayed at all.
     """
@@ -71,7 +71,11 @@ def _start(
     if zero != manifest["zero_state"]:
         fail(Failure("the zero state is wrong", "manifest.json, zero_state", zero, manifest["zero_state"]))
     if aggregator.codec.name != manifest["codec"]:
-        fail(Failure("the codec's name is wrong", "manifest.json, codec", aggregator.codec.name, manifest["codec"]))
+        fail(
+            Failure(
+                "the codec's name is wrong", "manifest.json, codec", aggregator.codec.name, manifest["codec"]
+            )
+        )
     start = aggregator.start(initial_weights(config.model, config.run.seed))
     _compare(aggregator, start, manifest["initial"], "manifest.json, initial", fail)
     _check_files(folder, aggregator, start, 0, fail)
@@ -86,7 +90,9 @@ def _accepted(folder: RunFolder, turn: Turn) -> list[Contribution]:
     ]
 
 
-def _compare(aggregator: Aggregator, found: Checkpoint, claimed: dict[str, Any], where: str, fail: Fail) -> None:
+def _compare(
+    aggregator: Aggregator, found: Checkpoint, claimed: dict[str, Any], where: str, fail: Fail
+) -> None:
     digests = aggregator.digests(found)
     for part, digest in (("weights", digests.weights), ("outer", digests.outer)):
         if claimed[part] != digest:
@@ -94,27 +100,34 @@ def _compare(aggregator: Aggregator, found: Checkpoint, claimed: dict[str, Any],
             fail(Failure(f"the {what} are not what the payloads give", where, digest, claimed[part]))
 
 
-def _check_files(folder: RunFolder, aggregator: Aggregator, found: Checkpoint, round_: int, fail: Fail) -> None:
+def _check_files(
+    folder: RunFolder, aggregator: Aggregator, found: Checkpoint, round_: int, fail: Fail
+) -> None:
     """The files of a checkpoint, where level 1 found them, hold exactly the replayed bytes."""
     weights, outer = folder.weights_file(round_), folder.outer_file(round_)
     if not weights.exists() or not outer.exists():
         return  # level 1 has named what is missing and should be there
     expected = aggregator.digests(found)
-    for path, digest, read in (
-        (weights, expected.weights, lambda: aggregator.read_weights(weights.read_bytes())),
-        (outer, expected.outer, lambda: aggregator.read_outer(outer.read_bytes())),
-    ):
-        where = str(path.relative_to(folder.path))
-        try:
-            got = arrays_digest(read())
-        except (BarnraiseError, OSError) as error:
-            fail(Failure("a checkpoint file is damaged", where, digest, str(error)))
-            continue
-        if got != digest:
-            fail(Failure("a checkpoint file is not what the payloads give", where, digest, got))
+    _check_file(folder, weights, expected.weights, aggregator.read_weights, fail)
+    _check_file(folder, outer, expected.outer, aggregator.read_outer, fail)
 
 
-def check_table(folder: RunFolder, findings: Findings, records: list[Any], payload_bytes: int, fail: Fail) -> None:
+def _check_file(
+    folder: RunFolder, path: Path, digest: str, read: Callable[[bytes], Arrays], fail: Fail
+) -> None:
+    where = str(path.relative_to(folder.path))
+    try:
+        got = arrays_digest(read(path.read_bytes()))
+    except (BarnraiseError, OSError) as error:
+        fail(Failure("a checkpoint file is damaged", where, digest, str(error)))
+        return
+    if got != digest:
+        fail(Failure("a checkpoint file is not what the payloads give", where, digest, got))
+
+
+def check_table(
+    folder: RunFolder, findings: Findings, records: list[Any], payload_bytes: int, fail: Fail
+) -> None:
     """contributions.parquet says what the log says. A run that has not ended may lack it."""
     path: Path = folder.contributions_file
     where = path.name
@@ -133,8 +146,16 @@ def check_table(folder: RunFolder, findings: Findings, records: list[Any], paylo
     for index, (row, got) in enumerate(zip(rows, found, strict=False)):
         if row != got:
             column = next(name for name in row if row[name] != got.get(name))
-            fail(Failure(f"column {column} is not what the log says", f"{where}, row {index}", str(row[column]), str(got.get(column))))
+            fail(
+                Failure(
+                    f"column {column} is not what the log says",
+                    f"{where}, row {index}",
+                    str(row[column]),
+                    str(got.get(column)),
+                )
+            )
             return
     if len(rows) != len(found):
-        fail(Failure("the table of contributions has the wrong length", where, str(len(rows)), str(len(found))))
-
+        fail(
+            Failure("the table of contributions has the wrong length", where, str(len(rows)), str(len(found)))
+        )

@@ -1,7 +1,7 @@
 """Level 3: contributions recomputed from their windows, base and hidden state, by the work everyone does.
 
-Owns which contributions must be recomputed to reach a sampled one (its lineage back to a known state), and the
-comparison with what was claimed. The work itself is `do_work`, the same that contributor and auditor
+Owns which contributions must be recomputed to reach a sampled one (its lineage back to a known state), and
+the comparison with what was claimed. The work itself is `do_work`, the same that contributor and auditor
 call. Writes nothing.
 """
 
@@ -49,10 +49,13 @@ def plan_sample(findings: Findings, sample: int | None, seed: int) -> Plan:
         raise UsageError("a sample needs a contribution", expected="--sample of 1 or more", got=sample)
     closed = [turn for turn in findings.turns if turn.close]
     population = [
-        (index, slot) for index, turn in enumerate(closed) for slot in sorted({*_accepted(turn), *_faults(turn)})
+        (index, slot)
+        for index, turn in enumerate(closed)
+        for slot in sorted({*_accepted(turn), *_faults(turn)})
     ]
     # Not for security: the seed is printed so that anyone can look at the same ones.
-    drawn = population if sample is None else random.Random(seed).sample(population, min(sample, len(population)))  # noqa: S311
+    dice = random.Random(seed)  # noqa: S311
+    drawn = population if sample is None else dice.sample(population, min(sample, len(population)))
     needed: set[Place] = set()
     for place in drawn:
         needed |= _lineage(closed, place, findings.manifest["zero_state"])
@@ -141,7 +144,9 @@ class WorkReplay:
             work = do_work(self.job, self.data, open_, entry, weights, start)
         except (BarnraiseError, OSError) as error:
             self._broken.add(slot)
-            self.fail(Failure("a contribution cannot be recomputed", where, "start state and windows", str(error)))
+            self.fail(
+                Failure("a contribution cannot be recomputed", where, "start state and windows", str(error))
+            )
             return
         accepted = slot in _accepted(turn)
         opening = turn.reveals[slot]["opening"]
@@ -151,7 +156,9 @@ class WorkReplay:
             if differs:
                 self._broken.add(slot)
             for name, (claimed, got) in differs.items():
-                self.fail(Failure(f"the {name} of an accepted contribution was not computed", where, got, claimed))
+                self.fail(
+                    Failure(f"the {name} of an accepted contribution was not computed", where, got, claimed)
+                )
         elif not differs:
             self.fail(
                 Failure(
@@ -182,7 +189,9 @@ class WorkReplay:
         got = evaluate(config.model, after, windows, config.train.batch)
         if got != close["val_loss"]:
             where = f"round {close['round']}"
-            self.fail(Failure("the validation loss was not measured", where, str(got), str(close["val_loss"])))
+            self.fail(
+                Failure("the validation loss was not measured", where, str(got), str(close["val_loss"]))
+            )
 
 
 def _differences(opening: dict[str, Any], work: Work) -> dict[str, tuple[str, str]]:

@@ -57,13 +57,11 @@ def member_specs(
     contributors = [f"c{index:02d}" for index in range(len(config.train.steps))]
     auditors = [f"a{index:02d}" for index in range(config.audit.auditors)]
     roles: list[tuple[Literal["contributor", "auditor"], str]] = [
-        *(("contributor", name) for name in contributors),  # type: ignore[misc]
-        *(("auditor", name) for name in auditors),  # type: ignore[misc]
+        *(("contributor", name) for name in contributors),
+        *(("auditor", name) for name in auditors),
     ]
     return {
-        name: MemberSpec(
-            role, name, f"op-{name}", manifest, str(home), folder, drills.get(name), str(public)
-        )
+        name: MemberSpec(role, name, f"op-{name}", manifest, str(home), folder, drills.get(name), str(public))
         for role, name in roles
     }
 

@@ -158,8 +158,8 @@ def continue_run(
 ) -> Coordinator:
     """Run turns until the log ends with run-close; where the log is in mid-turn, from there.
 
-    Raises UsageError when the run is another version's or its secrets are not here, ProtocolError when too many
-    turns were void.
+    Raises UsageError when the run is another version's or its secrets are not here, ProtocolError when too
+    many turns were void.
     """
     manifest_bytes = folder.manifest()
     manifest = folder.parsed_manifest()
@@ -216,9 +216,7 @@ def _assemble(
     checkpoint = aggregator.load(folder.checkpoint(done), folder.outer_file(done).read_bytes())
     found = aggregator.digests(checkpoint)
     if found != state.base:
-        raise StorageError(
-            f"checkpoint {done} is not the one in the log", expected=state.base, got=found
-        )
+        raise StorageError(f"checkpoint {done} is not the one in the log", expected=state.base, got=found)
     dataset = Dataset(folder.data, DatasetManifest.from_json(ledger.manifest.dataset))
     windows = dataset.validation(config.eval.windows)
 

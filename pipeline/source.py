@@ -1,7 +1,7 @@
 """What software a run is made with: versions, and a digest over our own source.
 
-Owns the two fields of the manifest. Does not decide what a difference means: a member refuses to work with other
-source than the manifest names, a verifier does not care.
+Owns the two fields of the manifest. Does not decide what a difference means: a member refuses to work with
+other source than the manifest names, a verifier only mentions it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ PROMPT = "def "
 MICRO = 1e6
 
 
-def show_summary(console: Console, folder: RunFolder, coordinator: Coordinator, drills: Mapping[str, str]) -> None:
+def show_summary(
+    console: Console, folder: RunFolder, coordinator: Coordinator, drills: Mapping[str, str]
+) -> None:
     """Print it."""
     ledger, state = coordinator.desk.ledger, coordinator.state
     records = ledger.records()
@@ -41,11 +43,15 @@ def show_summary(console: Console, folder: RunFolder, coordinator: Coordinator, 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("validation loss", _losses(losses))
     table.add_row("unigram cross-entropy", f"{unigram:.3f} nats: what counting tokens alone would give")
-    table.add_row("accepted tokens", f"{state.tokens:,} in {state.rounds_done} rounds, {accepted} contributions")
+    table.add_row(
+        "accepted tokens", f"{state.tokens:,} in {state.rounds_done} rounds, {accepted} contributions"
+    )
     sent = accepted * codec.payload_bytes
     full = accepted * codec.length * 4
     if sent:
-        table.add_row("sent", f"{sent / 1e6:.2f} MB of updates instead of {full / 1e6:.0f} MB ({full / sent:.0f}x less)")
+        table.add_row(
+            "sent", f"{sent / 1e6:.2f} MB of updates instead of {full / 1e6:.0f} MB ({full / sent:.0f}x less)"
+        )
     table.add_row("log", f"{ledger.checkpoint.size} entries, head sha256:{ledger.checkpoint.root.hex()}")
     console.print(Panel(table, title=f"{folder.path}", title_align="left"))
     show_rejections(console, records, drills)
@@ -55,8 +61,8 @@ def show_summary(console: Console, folder: RunFolder, coordinator: Coordinator, 
     console.print(Panel(escape(text), title="a continuation", title_align="left"))
     run = folder.path
     console.print("Next:")
-    console.print(f"  barnraise verify {run} --level 3 --sample 5   check everything, recompute five contributions")
-    console.print(f"  barnraise generate {run} \"import \"             let the model write")
+    console.print(f"  barnraise verify {run} --level 3 --sample 5   check everything, recompute five")
+    console.print(f'  barnraise generate {run} "import "             let the model write')
     console.print(f"  barnraise export {run} --out exported         for transformers", highlight=False)
 
 
@@ -92,11 +98,11 @@ def show_rejections(console: Console, records: list[Record], drills: Mapping[str
         console.print("nobody was rejected")
 
 
-def sample(folder: RunFolder, config: ModelConfig, weights: Arrays, prompt: str, tokens: int, seed: int) -> str:
+def sample(
+    folder: RunFolder, config: ModelConfig, weights: Arrays, prompt: str, tokens: int, seed: int
+) -> str:
     """`prompt` and what the model makes of it."""
     tokenizer = load_tokenizer(Path(folder.data / "tokenizer.json"))
     ids = tokenizer.encode(prompt).ids
-    following = generate(
-        config, weights, ids, max_new_tokens=tokens, temperature=0.8, top_k=40, seed=seed
-    )
+    following = generate(config, weights, ids, max_new_tokens=tokens, temperature=0.8, top_k=40, seed=seed)
     return prompt + tokenizer.decode(following)

@@ -87,9 +87,7 @@ def command(options: VerifyOptions, console: Console) -> int:
 
 def verify(options: VerifyOptions, progress: Any) -> Answer:
     """The answer for a run folder. Raises UsageError when there is nothing to check."""
-    findings = check_run(
-        options.run, vkey=options.vkey, expect_head=options.expect_head, progress=progress
-    )
+    findings = check_run(options.run, vkey=options.vkey, expect_head=options.expect_head, progress=progress)
     failures = list(findings.failures)
     seed = options.sample_seed
     recomputed = population = 0
@@ -142,9 +140,7 @@ def _replay(
     return (work.recomputed, work.plan.population) if work else (0, 0)
 
 
-def _steps(
-    folder: RunFolder, findings: Findings, failures: list[Failure], progress: Any
-) -> Iterator[Step]:
+def _steps(folder: RunFolder, findings: Findings, failures: list[Failure], progress: Any) -> Iterator[Step]:
     return replay_checkpoints(folder, findings, failures.append, progress)
 
 
@@ -184,8 +180,8 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
     if not answer.ok:
         if answer.level == 3 and answer.other_source:
             console.print(
-                "[yellow]note[/] the run was made with other source than is installed here: if the levels below hold, "
-                "install the release that made it and check again"
+                "[yellow]note[/] the run was made with other source than is installed here: "
+                "if level 2 holds, install the release that made it and check again"
             )
         console.print(f"[red bold]does not hold[/] at level {answer.level}: {head}", highlight=False)
         return
@@ -193,7 +189,8 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
     if answer.level == 3:
         sampled = f", sample seed {answer.sample_seed}" if answer.sample_seed is not None else ""
         console.print(
-            f"      {answer.recomputed} contributions recomputed of {answer.population}{sampled}", highlight=False
+            f"      {answer.recomputed} contributions recomputed of {answer.population}{sampled}",
+            highlight=False,
         )
     console.print(f"      weights  {answer.weights_digest}", highlight=False)
     console.print(f"      anchored {answer.anchored or UNANCHORED}", highlight=False)
@@ -202,7 +199,9 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
     if answer.level < 3:
         console.print(f"Next: barnraise verify {options.run} --level 3 --sample 5", highlight=False)
     elif not answer.anchored:
-        console.print(f"Next: note the head, and later check with --expect-head {answer.log_size}:HEX", highlight=False)
+        console.print(
+            f"Next: note the head, and later check with --expect-head {answer.log_size}:HEX", highlight=False
+        )
 
 
 @contextmanager

@@ -98,7 +98,9 @@ class Work:
     claims: Recomputed
 
 
-def do_work(job: Job, data: Dataset, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
+def do_work(
+    job: Job, data: Dataset, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays
+) -> Work:
     """Compute the contribution of `entry`, from base weights and start state to payload and next state.
 
     Raises WorkError when training gives something that is not finite.
@@ -117,7 +119,5 @@ def finish_work(
         job.codec, update_P, state["error_feedback"], job.config.compression.error_feedback
     )
     following = {**state, "error_feedback": error_P}
-    claims = Recomputed(
-        blake3_digest(payload), arrays_digest(following), leaves, losses[0], losses[-1]
-    )
+    claims = Recomputed(blake3_digest(payload), arrays_digest(following), leaves, losses[0], losses[-1])
     return Work(payload, arrays_to_bytes(following), claims)

@@ -41,12 +41,14 @@ def scale_of(byte: int) -> float:
     return 0.0 if byte == 0 else (8 + (byte & 7)) * 2.0 ** ((byte >> 3) - 31)
 
 
-def _decode_chunk(data: bytes, chunk: int, k: int) -> tuple[float, list[int], list[int]]:
-    """Scale, indices and two-bit codes of one chunk. Raises ValueError on bytes no encoder writes."""
+def _decode_chunk(data: bytes, chunk: int, k: int, real: int) -> tuple[float, list[int], list[int]]:
+    """Scale, indices and two-bit codes of the values of one chunk, whose first `real` indices lie below P.
+
+    Raises ValueError on bytes that section 8 refuses.
+    """
     low_bits = (chunk // k).bit_length() - 1
     low_end = 1 + k * low_bits // 8
     high_end = low_end + 2 * k // 8
-    scale = scale_of(data[0])
     lows = _bits(data[1:low_end])
     marks = [place for place, bit in enumerate(_bits(data[low_end:high_end])) if bit]
     code_bits = _bits(data[high_end:])
@@ -59,11 +61,21 @@ def _decode_chunk(data: bytes, chunk: int, k: int) -> tuple[float, list[int], li
             low = 2 * low + bit
         indices.append(((place - i) << low_bits) + low)
         codes.append(2 * code_bits[2 * i] + code_bits[2 * i + 1])
-    if any(a >= b for a, b in itertools.pairwise(indices)) or indices[-1] >= chunk:
+    if any(a >= b for a, b in zip(indices, indices[1:], strict=False)) or indices[-1] >= chunk:
         raise ValueError("indices do not increase below the chunk")
-    if data[0] == 0 and (indices != list(range(k)) or any(codes)):
-        raise ValueError("a chunk of scale 0 is not in its one form")
-    return scale, indices, codes
+    if data[0] == 0:
+        if indices != list(range(k)) or any(codes):
+            raise ValueError("a chunk of scale 0 is not in its one form")
+        return 0.0, [], []
+    if real < k:
+        if indices != list(range(k)) or any(codes[real:]):
+            raise ValueError("a chunk with fewer than k entries is not in its one form")
+        indices, codes = indices[:real], codes[:real]
+    elif indices[-1] >= real:
+        raise ValueError("a value lies in the padding")
+    if data[0] != 0xFF and all(code & 1 for code in codes):
+        raise ValueError("magnitude 1 for all: the same values have another form")
+    return scale_of(data[0]), indices, codes
 
 
 def _chunks(payload: bytes, chunk: int, k: int, length: int) -> list[tuple[float, list[int], list[int]]]:
@@ -72,10 +84,10 @@ def _chunks(payload: bytes, chunk: int, k: int, length: int) -> list[tuple[float
     count = -(-length // chunk)
     if len(payload) != count * size:
         raise ValueError(f"{len(payload)} bytes where {count * size} are due")
-    chunks = [_decode_chunk(payload[i * size : (i + 1) * size], chunk, k) for i in range(count)]
-    scale, indices, _ = chunks[-1]
-    if scale and (count - 1) * chunk + indices[-1] >= length:
-        raise ValueError("a value lies in the padding")
+    chunks = []
+    for i in range(count):
+        real = min(chunk, length - i * chunk)
+        chunks.append(_decode_chunk(payload[i * size : (i + 1) * size], chunk, k, real))
     return chunks
 
 
@@ -86,15 +98,14 @@ def decode(payload: bytes, chunk: int, k: int, length: int) -> list[tuple[int, f
     """
     values: list[tuple[int, float]] = []
     for number, (scale, indices, codes) in enumerate(_chunks(payload, chunk, k, length)):
-        if scale:
-            for index, code in zip(indices, codes, strict=True):
-                size = 2 * scale if code & 1 else scale
-                values.append((number * chunk + index, -size if code & 2 else size))
+        for index, code in zip(indices, codes, strict=True):
+            size = 2 * scale if code & 1 else scale
+            values.append((number * chunk + index, -size if code & 2 else size))
     return values
 
 
 def norm(payload: bytes, chunk: int, k: int, length: int) -> float:
-    """The norm of section 9, 2."""
+    """The norm of section 9, 2: n1 and n2 count the values of a chunk, so no padding."""
     terms = []
     for scale, _, codes in _chunks(payload, chunk, k, length):
         large = sum(code & 1 for code in codes)
@@ -127,7 +138,7 @@ def aggregate(config: Mapping[str, Any], length: int, accepted: Sequence[Mapping
     norms = [norm(one["payload"], chunk, k, length) for one in accepted]
     ordered = sorted(norms)
     half = len(ordered) // 2
-    median = ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    median = ordered[half] if len(ordered) % 2 else ordered[half - 1]
     g = [0.0] * length
     for one, weight, size in zip(accepted, weights, norms, strict=True):
         clip = 1.0 if size <= median else median / size

@@ -19,7 +19,9 @@ _LONGEST = 300
 
 
 def shown(value: object) -> str:
-    """`value` as one short printable line; hostile bytes cannot reach a terminal through it."""
+    """`value` as one short printable line, None as none; hostile bytes cannot reach a terminal through it."""
+    if value is None:
+        return ""
     try:
         text = value if isinstance(value, str) else repr(value)
     except ValueError:

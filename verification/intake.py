@@ -1,7 +1,7 @@
 """Checks on what members send, before any of it reaches the log.
 
-Owns the acceptance of enrolments, commitments, reveals and verdicts against the turn in progress. Does not own
-what the state becomes afterwards (rounds.py). Whatever bytes come in, only the error family goes out.
+Owns the acceptance of enrolments, commitments, reveals and verdicts against the turn in progress. Does not
+own what the state becomes afterwards (rounds.py). Whatever bytes come in, only the error family goes out.
 """
 
 from __future__ import annotations

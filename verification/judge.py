@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from verification.encoding import digest_hex
 from verification.merkle import leaf_hash, root
 from verification.records import (
+    Claim,
     Draw,
     Missed,
     Opening,
@@ -42,9 +43,9 @@ def trace_root(leaves: Sequence[str]) -> str:
     return "sha256:" + root([leaf_hash(bytes.fromhex(digest_hex(leaf))) for leaf in leaves]).hex()
 
 
-def differences(opening: Opening, done: Recomputed) -> tuple[str, ...]:
+def differences(opening: Opening, done: Recomputed) -> tuple[Claim, ...]:
     """In which claims `opening` and the recomputation differ, in the protocol's order."""
-    differs = []
+    differs: list[Claim] = []
     if (opening.trace_root, opening.trace_leaves) != (trace_root(done.trace), len(done.trace)):
         differs.append("trace")
     if opening.payload != done.payload:

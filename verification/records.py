@@ -30,6 +30,7 @@ NAME = re.compile(r"[a-z0-9._-]{1,64}\Z")
 HEX32 = re.compile(r"[0-9a-f]{64}\Z")
 
 Range = tuple[int, int]
+Claim = Literal["trace", "payload", "next_state", "loss"]
 
 
 def _require(condition: bool, what: str, got: object) -> None:
@@ -59,7 +60,7 @@ class DrawChain:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Entry 0: everything the run is bound to. Its canonical JSON is manifest.json, its SHA-256 the run id."""
+    """Entry 0: what the run is bound to. Its canonical JSON is manifest.json, its SHA-256 the run id."""
 
     kind: ClassVar[str] = "manifest"
     protocol: int
@@ -317,7 +318,7 @@ class Verdict:
     auditor: str
     key: str
     outcome: Literal["pass", "fail"]
-    differs: tuple[Literal["trace", "payload", "next_state", "loss"], ...]
+    differs: tuple[Claim, ...]
     payload: str
     next_state: str
     trace: tuple[str, ...]

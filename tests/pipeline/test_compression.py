@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import tracemalloc
 
 import numpy as np
@@ -45,26 +46,31 @@ def slow_encode(codec: Codec, vector: np.ndarray) -> bytes:
     for start in range(0, len(numbers), codec.chunk):
         real = numbers[start : start + codec.chunk]
         kept = sorted(sorted(range(len(real)), key=lambda i: (-abs(real[i]), i))[: codec.k])
-        scale_byte = 0
-        if len(real) >= codec.k:
-            median = sorted(abs(real[i]) for i in kept)[codec.k // 2]
-            scale_byte = max((b for b in range(1, 256) if slow_scale(b) <= median), default=0)
+        t = sorted(abs(real[i]) for i in kept)[len(kept) // 2]
+        u = int.from_bytes(struct.pack(">f", t), "big")
+        scale_byte = min(max(((u + 2**19) >> 20) - 792, 0), 255)
         border = 1.5 * slow_scale(scale_byte)
-        chunks.append((scale_byte, [(i, int(real[i] < 0), int(abs(real[i]) >= border)) for i in kept]))
+        entries = [(i, int(real[i] < 0), int(abs(real[i]) >= border)) for i in kept]
+        chunks.append((scale_byte, entries + [(i, 0, 0) for i in range(len(real), codec.k)]))
     return slow_pack(codec, chunks)
 
 
-def repack(codec: Codec, sparse: Sparse, payload: bytes) -> bytes:
-    """Bytes from decoded values and the payload's scale bytes only (s with 2 is also 2 s with 1)."""
+def repack(codec: Codec, sparse: Sparse) -> bytes:
+    """The one payload that has these values: no chunk with values has another form."""
     chunks = []
-    for chunk, scale_byte in enumerate(payload[:: codec.chunk_bytes]):
+    for chunk in range(codec.chunks):
         inside = sparse.indices // codec.chunk == chunk
-        kept = []
-        for index, value in zip(sparse.indices[inside], sparse.values[inside], strict=True):
-            assert abs(value) in (slow_scale(scale_byte), 2 * slow_scale(scale_byte))
-            kept.append((int(index) % codec.chunk, int(value < 0), int(abs(value) > slow_scale(scale_byte))))
-        assert len(kept) == (codec.k if scale_byte else 0)
-        chunks.append((scale_byte, kept))
+        index = [int(i) % codec.chunk for i in sparse.indices[inside]]
+        value = [float(v) for v in sparse.values[inside]]
+        real = min(codec.chunk, codec.length - chunk * codec.chunk)
+        assert len(index) in (0, min(codec.k, real))
+        scale = min((abs(v) for v in value), default=0.0)
+        if scale == 2 * slow_scale(255):
+            scale = slow_scale(255)
+        assert all(abs(v) in (scale, 2 * scale) for v in value)
+        scale_byte = next(b for b in range(256) if slow_scale(b) == scale)
+        entries = [(i, int(v < 0), int(abs(v) > scale)) for i, v in zip(index, value, strict=True)]
+        chunks.append((scale_byte, entries + [(i, 0, 0) for i in range(len(entries), codec.k)]))
     return slow_pack(codec, chunks)
 
 
@@ -76,7 +82,8 @@ def heavy_tailed(seed: int, length: int) -> np.ndarray:
 def codecs(draw: st.DrawFn) -> Codec:
     k = draw(st.sampled_from([8, 16, 32]))
     chunk = k << draw(st.integers(2, 9))
-    return Codec(chunk, k, draw(st.integers(1, 3 * chunk)))
+    short_tail = st.tuples(st.integers(0, 2), st.integers(1, k)).map(lambda t: t[0] * chunk + t[1])
+    return Codec(chunk, k, draw(st.integers(1, 3 * chunk) | short_tail))
 
 
 @st.composite
@@ -100,7 +107,7 @@ def test_encode_is_the_protocol_and_decodes_canonically(case: tuple[Codec, np.nd
     payload = codec.encode(vector)
     assert payload == slow_encode(codec, vector)
     sparse = codec.decode(payload)
-    assert repack(codec, sparse, payload) == payload
+    assert repack(codec, sparse) == payload
     assert len(payload) == codec.payload_bytes
     assert sparse.indices.dtype == np.int64
     assert sparse.values.dtype == np.float32
@@ -116,7 +123,7 @@ def accepted_or_refused(codec: Codec, payload: bytes) -> None:
         sparse = codec.decode(payload)
     except FormatError:
         return
-    assert repack(codec, sparse, payload) == payload
+    assert repack(codec, sparse) == payload
     assert sparse.indices.size == 0 or sparse.indices[-1] < codec.length
 
 
@@ -155,7 +162,7 @@ def test_random_bits_are_sometimes_accepted_with_the_right_shape() -> None:
             for kept in (np.sort(rng.choice(64, 8, replace=False)), np.sort(rng.choice(64, 8, replace=False)))
         ]
         payload = slow_pack(codec, chunks)
-        assert repack(codec, codec.decode(payload), payload) == payload
+        assert repack(codec, codec.decode(payload)) == payload
 
 
 @pytest.mark.parametrize("change", [-81, -1, 1, 81])
@@ -191,9 +198,9 @@ ENTRIES = [(4 * i + 3, i % 2, i // 4) for i in range(8)]
             slow_pack(SMALL, [(200, [*ENTRIES[:7], (32, 0, 0)])]),
             "wrong indices; expected strictly increasing, below 32",
         ),
-        (b"\x00" + slow_pack(SMALL, [(200, ENTRIES)])[1:], "scale 0 holds something"),
-        (EMPTY[:-1] + b"\x01", "scale 0 holds something"),
-        (EMPTY[:-1] + b"\x02", "scale 0 holds something"),
+        (b"\x00" + slow_pack(SMALL, [(200, ENTRIES)])[1:], "no choice of indices; expected 0 to 7"),
+        (EMPTY[:-1] + b"\x01", "a code where it has no value"),
+        (EMPTY[:-1] + b"\x02", "a code where it has no value"),
     ],
 )
 def test_each_rule_of_the_decoder(payload: bytes, what: str) -> None:
@@ -240,15 +247,17 @@ def test_names_and_lengths() -> None:
     assert SMALL.encode(np.zeros(32, dtype=np.float32)) == EMPTY
 
 
-def test_every_scale_byte_is_the_largest_below_its_median() -> None:
-    """At each representable scale, just below it, and just below the border of magnitude 1."""
+def test_every_scale_is_the_nearest_halves_away_from_zero() -> None:
+    """At each representable scale, at and around the middle to the next, and at the border of magnitude 1."""
     for scale_byte in range(1, 256):
         scale = np.float32(slow_scale(scale_byte))
         assert SCALES[scale_byte] == scale
-        below = np.nextafter(scale, np.float32(0))
-        for size, expected in ((scale, scale_byte), (below, scale_byte - 1)):
-            payload = SMALL.encode(np.full(32, size, dtype=np.float32))
-            assert payload[0] == expected
+        ulp = math.ldexp(1, scale_byte // 8 - 31)
+        middle = np.float32(scale + ulp / 2)
+        below = np.nextafter(middle, np.float32(0))
+        for size, expected in ((scale, scale_byte), (below, scale_byte), (middle, min(scale_byte + 1, 255))):
+            assert SMALL.encode(np.full(32, size, dtype=np.float32))[0] == expected
+            assert SMALL.encode(np.full(32, -size, dtype=np.float32))[0] == expected
         vector = np.full(32, scale, dtype=np.float32)
         vector[1] = scale * np.float32(1.5)
         vector[2] = np.nextafter(vector[1], np.float32(0))
@@ -256,11 +265,48 @@ def test_every_scale_byte_is_the_largest_below_its_median() -> None:
 
 
 def test_tiny_and_huge_values() -> None:
-    smallest = np.float32(slow_scale(1))
-    for tiny in (np.nextafter(smallest, np.float32(0)), np.float32(1e-45)):
+    """Scale 0 below the f32 whose bits are 793 * 2^20 - 2^19, and the last byte with magnitude 1 for all."""
+    first = np.frombuffer(struct.pack("<I", (793 << 20) - (1 << 19)), dtype="<f4")[0].astype(np.float32)
+    assert SMALL.encode(np.full(32, first, dtype=np.float32))[0] == 1
+    for tiny in (np.nextafter(first, np.float32(0)), np.float32(1e-45)):
         assert SMALL.encode(np.full(32, tiny, dtype=np.float32)) == EMPTY
     huge = np.full(32, np.finfo(np.float32).max, dtype=np.float32)
+    assert SMALL.encode(huge)[0] == 255
     assert SMALL.decode(SMALL.encode(-huge)).values.tolist() == [-30.0] * 8
+
+
+@pytest.mark.parametrize("scale_byte", range(1, 256))
+@pytest.mark.parametrize("length", [32, 35, 39])
+def test_magnitude_one_for_all_values_is_refused(scale_byte: int, length: int) -> None:
+    """The alias of a payload: with it the same values could be sent under a second digest."""
+    codec = Codec(32, 8, length)
+    real = length % 32 or 8
+    whole = slow_pack(SMALL, [(200, ENTRIES)]) if length > 32 else b""
+    alias = [(i, i % 2, 1) if i < real else (i, 0, 0) for i in range(8)]
+    payload = whole + slow_pack(SMALL, [(scale_byte, alias)])
+    if scale_byte == 255:
+        assert np.abs(codec.decode(payload).values[-real:]).tolist() == [30.0] * real
+    else:
+        with pytest.raises(FormatError, match=f"chunk {length // 33} has magnitude 1 for all values"):
+            codec.decode(payload)
+    one_less = whole + slow_pack(SMALL, [(scale_byte, [(0, 0, 0), *alias[1:]])])
+    if real > 1:
+        assert abs(codec.decode(one_less).values[-real]) == slow_scale(scale_byte)
+
+
+@settings(deadline=None, max_examples=200)
+@given(vectors(), st.integers(0, 2**32))
+def test_the_encoder_never_writes_an_alias(case: tuple[Codec, np.ndarray], seed: int) -> None:
+    """Nor for magnitudes that lie close together anywhere between two scales."""
+    codec, vector = case
+    rng = np.random.default_rng(seed)
+    close = rng.uniform(1, 1.6, size=codec.length) * 2.0 ** rng.integers(-32, 8)
+    for numbers in (vector, close.astype(np.float32)):
+        payload = codec.encode(numbers)
+        sparse = codec.decode(payload)
+        for chunk, scale_byte in enumerate(payload[:: codec.chunk_bytes]):
+            sizes = np.abs(sparse.values[sparse.indices // codec.chunk == chunk])
+            assert scale_byte in {0, 255} or sizes.min() == slow_scale(scale_byte)
 
 
 def test_ties_go_to_the_lower_index() -> None:
@@ -283,16 +329,74 @@ def test_padding_is_never_kept(rest: int) -> None:
     codec = Codec(32, 8, 32 + rest)
     vector = np.ones(codec.length, dtype=np.float32)
     sparse = codec.decode(codec.encode(vector))
-    assert sparse.indices.tolist() == [*range(8), *(range(32, 40) if rest >= 8 else ())]
+    assert sparse.indices.tolist() == [*range(8), *range(32, 32 + min(rest, 8))]
+    assert sparse.norm() == math.sqrt(8 + min(rest, 8))
+
+
+def test_golden_bytes_of_a_short_chunk() -> None:
+    """By hand: three real entries of eight; t is the element of rank 1 of 0.5 1.45 3."""
+    vector = np.array([-3.0, 0.5, 1.45], dtype=np.float32)
+    # 1.45 lies between 11 and 12 eighths, nearer to 12: 12 * 2^-3 is e = 28, m = 4. Border 2.25.
+    expected = bytes([0b11100_100, 0x1B, 0x1B, 0b11110111, 0b10000000, 0b11_00_00_00, 0])
+    codec = Codec(32, 8, 3)
+    assert codec.encode(vector).hex() == expected.hex()
+    sparse = codec.decode(expected)
+    assert (sparse.indices.tolist(), sparse.values.tolist()) == ([0, 1, 2], [-3.0, 1.5, 1.5])
+    assert sparse.norm_terms.tolist() == [1.5 * 1.5 * (2 + 4)]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 7), st.integers(0, 2), st.integers(0, 2**32))
+def test_every_parameter_of_a_short_chunk_is_sent(real: int, whole: int, seed: int) -> None:
+    """With r < k the tail is no dead corner: a constant update arrives in full, to half a step of its scale."""
+    codec = Codec(32, 8, 32 * whole + real)
+    tail = slice(32 * whole, None)
+    update = heavy_tailed(seed, codec.length) + np.float32(1e-4)
+    update[update == 0] = 1e-4
+    error, sent = np.zeros_like(update), np.zeros(codec.length)
+    rounds = 200
+    for _ in range(rounds):
+        payload, error = with_error_feedback(codec, update, error, 1.0)
+        sparse = codec.decode(payload)
+        assert sparse.indices[sparse.indices >= 32 * whole].tolist() == list(range(32 * whole, codec.length))
+        sent += sparse.dense(codec.length)
+    np.testing.assert_allclose(sent + error, rounds * update.astype(np.float64), rtol=1e-3, atol=1e-5)
+    assert (np.abs(error[tail]) <= 4 * np.abs(update[tail]).max()).all()
+
+
+def test_the_tail_of_a_short_chunk_moves_beside_much_larger_chunks() -> None:
+    codec = Codec(4096, 64, 4096 + 5)
+    vector = np.concatenate([heavy_tailed(0, 4096) * np.float32(100), np.full(5, 1e-6, dtype=np.float32)])
+    sparse = codec.decode(codec.encode(vector))
+    assert sparse.indices[-5:].tolist() == [4096, 4097, 4098, 4099, 4100]
+    np.testing.assert_allclose(sparse.values[-5:], 1e-6, rtol=1 / 15)
 
 
 def test_a_value_in_the_padding_is_refused() -> None:
-    payload = slow_pack(Codec(32, 8, 40), [(200, ENTRIES), (200, [(i, 0, 0) for i in range(8)])])
-    assert Codec(32, 8, 40).decode(payload).indices[-1] == 39
-    with pytest.raises(FormatError, match="in the padding; expected positions below 39, got 39"):
+    payload = slow_pack(Codec(32, 8, 45), [(200, ENTRIES), (200, [(i + 4, 0, 0) for i in range(8)])])
+    assert Codec(32, 8, 44).decode(payload).indices[-1] == 43
+    for length in (43, 40):
+        with pytest.raises(
+            FormatError, match=f"1 has a value in the padding; expected indices below {length - 32}"
+        ):
+            Codec(32, 8, length).decode(payload)
+    with pytest.raises(FormatError, match="chunk 1 has no choice of indices; expected 0 to 7"):
         Codec(32, 8, 39).decode(payload)
-    empty_tail = payload[:7] + EMPTY
-    assert Codec(32, 8, 33).decode(empty_tail).indices.tolist() == [4 * i + 3 for i in range(8)]
+
+
+@pytest.mark.parametrize("real", range(1, 8))
+def test_a_code_in_the_padding_is_refused(real: int) -> None:
+    codec = Codec(32, 8, 32 + real)
+    entries = [(i, 0, 0) for i in range(8)]
+    whole = slow_pack(SMALL, [(200, ENTRIES)])
+    kept = codec.decode(whole + slow_pack(SMALL, [(200, entries)]))
+    assert kept.indices.tolist() == [4 * i + 3 for i in range(8)] + list(range(32, 32 + real))
+    for place in range(real, 8):
+        for code in ((0, 1), (1, 0), (1, 1)):
+            changed = [*entries[:place], (place, *code), *entries[place + 1 :]]
+            with pytest.raises(FormatError, match="chunk 1 has a code where it has no value"):
+                codec.decode(whole + slow_pack(SMALL, [(200, changed)]))
+    assert codec.decode(whole + EMPTY).indices.size == 8
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -26,7 +26,6 @@ from verification.fsck_formats import (
 from verification.fsck_ledger import Ledger, weights_of
 from verification.fsck_log import merkle_root
 
-KEYS = st.text("az AZ~!", max_size=4)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(),
     lambda inner: (
@@ -54,7 +53,8 @@ def test_canonical_json_golden() -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b" 1", b"1.0", b"1e3", b"-0", b"01", b"NaN", b"Infinity", b"9007199254740992", b"9" * 5000,
-     b'{"a":1,"a":1}', b'{"b":1,"a":1}', b'{"\xc3\xa9":1}', b'{"\x7f":1}', b'"\\u0041"', b'"\\ud800"', b'"\\/"',
+     b'{"a":1,"a":1}', b'{"b":1,"a":1}', b'{"\xc3\xa9":1}', b'{"\x7f":1}', b'"\\u0041"',
+     b'"\\ud800"', b'"\\/"',
      b'"\\u001F"', b"\xff", b"\xef\xbb\xbf1", b"[" * 100000, b"[1,]", b"1\n", b'"\n"'],
 )  # fmt: skip
 def test_other_json_is_refused(data: bytes) -> None:

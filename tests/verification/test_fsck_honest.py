@@ -43,6 +43,31 @@ def test_an_honest_run_holds(tmp_path: Path, variant: int) -> None:
     assert f"records {len(writer.entries)}/{len(writer.entries)}" in steps
 
 
+def reasons_of(writer: Writer) -> list[dict[int, str]]:
+    closes = [r for k, r, _ in writer.records if k == "round-close"]
+    return [{line["slot"]: line["reason"] for line in close["rejected"]} for close in closes]
+
+
+def test_every_way_to_settle(tmp_path: Path) -> None:
+    """What the default script does not have: second looks that disagree or are missing, nobody to ask."""
+    script = {
+        **{(0, slot): "cheat, seen differently" for slot in range(5)},
+        **{(2, slot): "dispute later" for slot in range(5)},
+        **{(5, slot): "cheat" for slot in range(5)},
+    }
+    silent = {(3, 2, slot): 9 for slot in range(5)} | {(5, 2, slot): 9 for slot in range(5)}
+    over = {"audit__rate_ppm": 1_000_000, "audit__second_look_ppm": 1_000_000}
+    writer = Writer(tmp_path / "run", script=script, silent=silent, more=[("fay", "contributor", "f", "c3")],
+                    train__steps=[4, 6, 2, 8, 4, 2], **over).run()  # fmt: skip
+    reasons = reasons_of(writer)
+    assert "disputed" in reasons[0].values()
+    assert "disputed" in reasons[2].values()
+    assert "unaudited" in reasons[3].values()
+    assert "unconfirmed" in reasons[5].values()
+    assert all(r[5] == "no-eligible-auditor" for r in reasons)
+    assert check_run(writer.write()).failures == ()
+
+
 def test_a_run_killed_at_any_head_holds_and_is_not_complete(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "run").run()
     young = Writer(tmp_path / "run")

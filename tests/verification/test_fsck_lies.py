@@ -123,7 +123,7 @@ LIES: dict[str, tuple[str, Any]] = {
         lying("verdict", dropper, turn=0),
     ),
     "missed not told": (
-        "xia gave no verdict for look 1 of slot 0 in round 2",
+        "(xia|yan|zoe) gave no verdict for look 1 of slot 0 in round 2",
         lying("round-close", setter("missed", []), turn=1),
     ),
     "missed invented": (
@@ -353,6 +353,42 @@ LIES: dict[str, tuple[str, Any]] = {
         lying("enrol", lambda r, _: [("enrol", {**r, "key": key_text("ann")}, "ann")], nth=1),
     ),
     "small order": ("a key has small order", lying("enrol", setter("key", "ed25519:01" + "00" * 31), nth=1)),
+    "out of order": (
+        "a record is out of order",
+        lying("served", lambda r, w: [("draw", r, "coordinator")], turn=1),
+    ),
+    "commitment twice": (
+        "the commitment of slot 0 in round 1 is out of order",
+        lying("commitment", lambda r, _: [("commitment", r, r["member"])] * 2, turn=0),
+    ),
+    "reveal twice": (
+        "slot 0 revealed in round 1 without having committed, or twice",
+        lying("reveal", lambda r, _: [("reveal", r, r["member"])] * 2, turn=0),
+    ),
+    "not in the roster": ("slot 9 is not in the roster", lying("commitment", setter("slot", 9), turn=0)),
+    "roster order": (
+        "twice or out of order",
+        lying("round-open", lambda r, _: r["roster"].reverse(), turn=0),
+    ),
+    "settled twice": (
+        "slot 0 is settled 2 times",
+        lying("round-close", lambda r, _: r["rejected"].append(r["rejected"][0]), turn=0),
+    ),
+    "settled unasked": (
+        "slot 9 is settled 1 times",
+        lying("round-close", lambda r, _: r["rejected"].append({**r["rejected"][0], "slot": 9}), turn=0),
+    ),
+    "steps of too few": (
+        "train.steps does not have one number per contributor",
+        lying("manifest", setter("config.train.steps", [4, 4])),
+    ),
+    "no steps": (
+        "the configuration has no contributor's steps",
+        lying("manifest", setter("config.train.steps", [])),
+    ),
+    "sizes": ("the codec's sizes are not allowed", lying("manifest", setter("config.compression.k", 9))),
+    "malformed manifest": ("the manifest is malformed", lying("manifest", setter("origin", "a b"))),
+    "arrays": ("the arrays are not listed by name", lying("manifest", lambda r, _: r["arrays"].reverse())),
     "totals": ("the tokens of the run-close are wrong", lying("run-close", setter("tokens", plus(1)))),
     "last weights": ("the weights of the run-close are wrong", lying("run-close", setter("weights", B))),
     "rounds": ("the rounds of the run-close are wrong", lying("run-close", setter("rounds", plus(1)))),
@@ -427,6 +463,20 @@ def test_a_round_after_the_last_and_an_early_end(tmp_path: Path) -> None:
     assert any(
         f.what == "the run is closed before its last round" for f in check_run(short.run().write()).failures
     )
+
+
+def test_a_manifest_by_another_or_of_another_kind(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run").run(turns=0)
+    subject = ("dataset", writer.manifest["dataset"]["root"][7:])
+    for kind, record, signer, what in (
+        ("manifest", writer.manifest, "ann", "the manifest is not signed by the coordinator"),
+        ("enrol", writer.manifest, "coordinator", "the log does not begin with a manifest"),
+        ("manifest", [], "coordinator", "the log's manifest is no object"),
+        ("manifest", {**writer.manifest, "dataset": []}, "coordinator", "the manifest is malformed"),
+    ):
+        writer.entries[0] = envelope(kind, record, signer, subject)  # type: ignore[arg-type]
+        found = [f.what for f in check_run(writer.write()).failures]
+        assert any(text.startswith(what) for text in found), found
 
 
 def test_the_wrong_subject(tmp_path: Path) -> None:

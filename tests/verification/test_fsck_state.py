@@ -68,6 +68,7 @@ class State:
 
     def __init__(self, folder: Path, *, script: Any, silent: Any, lie: Any = None, **over: Any):
         self.folder, self.script, self.silent, self.lie = folder, script, silent, lie
+        self.members = [*MEMBERS, *(over.pop("more", None) or [])]
         self.entries: list[bytes] = []
         self.records: list[tuple[str, dict[str, Any], str]] = []
         self.heads: list[int] = []
@@ -86,9 +87,9 @@ class State:
         self.manifest = self._manifest()
         self.run_id = sha(canon(self.manifest))
         self.run_subject = ("run", self.run_id[7:])
-        self.contributors = [m for m in MEMBERS if m[1] == "contributor"]
-        self.auditors = [m for m in MEMBERS if m[1] == "auditor"]
-        self.info = {m[0]: m for m in MEMBERS}
+        self.contributors = [m for m in self.members if m[1] == "contributor"]
+        self.auditors = [m for m in self.members if m[1] == "auditor"]
+        self.info = {m[0]: m for m in self.members}
         self.queue: list[list[Any]] = []
         self.cursor = 0
         self.steps = list(self.config["train"]["steps"])
@@ -98,7 +99,7 @@ class State:
         self.suspect: set[str] = set()
         self.quarantined: list[str] = []
         self.credit: dict[str, dict[str, int]] = {
-            m[0]: {"earned": 0, "forfeited": 0, "member": m[0], "vested": 0} for m in MEMBERS
+            m[0]: {"earned": 0, "forfeited": 0, "member": m[0], "vested": 0} for m in self.members
         }
         self.unvested: list[tuple[int, str, int]] = []
         self.base = self.manifest["initial"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.verification.test_fsck_bytes import b3, canon, dom, draw_number, envelope, key_text, sha, tree_root
-from tests.verification.test_fsck_state import MEMBERS, State
+from tests.verification.test_fsck_state import State
 
 STRIKING = {"unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved"}
 
@@ -50,7 +50,7 @@ class Writer(State):
         self.run_subject = ("run", self.run_id[7:])
         self.entries = [envelope("manifest", manifest, "coordinator", subject)]
         self.records = [("manifest", manifest, "coordinator")]
-        for name, role, operator, numerics in MEMBERS:
+        for name, role, operator, numerics in self.members:
             record = {"protocol": 1, "run": self.run_id, "member": name, "role": role, "operator": operator}
             self.add("enrol", {**record, "key": key_text(name), "class": numerics}, name)
         self.heads.append(len(self.entries))
@@ -99,7 +99,7 @@ class Writer(State):
                 fate[slot] = "late"
                 continue
             work = self.work(line)
-            if todo.get(slot) == "cheat":
+            if str(todo.get(slot)).startswith("cheat"):
                 work = {**work, "payload": work["payload"][::-1], "trace": work["trace"][::-1]}
             if todo.get(slot) == "duplicate":
                 work["payload"] = self.revealed_payloads[0]
@@ -224,8 +224,9 @@ class Writer(State):
             return None
         name, opening = names[quiet], reveals[slot][0]["opening"]
         work = self.work(roster_line(roster, slot))
-        if todo.get(slot) == "dispute" and look == 1:
+        if (todo.get(slot), look) in {("dispute", 1), ("dispute later", 2), ("cheat, seen differently", 2)}:
             work["loss_last"] += 1
+            work["next_state"] += b"!"
         trace_root = "sha256:" + tree_root([bytes.fromhex(t[7:]) for t in work["trace"]]).hex()
         differs = []
         if trace_root != opening["trace_root"]:
@@ -268,7 +269,11 @@ class Writer(State):
             return None
         if outcomes == ["fail"]:
             return "unconfirmed"
-        return "failed-audit" if outcomes == ["fail", "fail"] else "disputed"
+        alike = [
+            (v[slot]["payload"], v[slot]["next_state"], v[slot]["trace"]) for v in (first, again) if slot in v
+        ]
+        same = outcomes == ["fail", "fail"] and alike[0] == alike[1]
+        return "failed-audit" if same else "disputed"
 
     def close_turn(self, roster: Any, fate: Any, reveals: Any, missed: Any, audited: Any, drawn: Any) -> None:
         good = [line for line in roster if fate[line["slot"]] is None]

@@ -1,0 +1,282 @@
+"""A run's log as the facts of its report, and the file report.html.
+
+Owns what the report counts and where it takes it from: the log alone, every entry's signature checked and every
+record replayed against the rules, and the data folder for the unigram reference. Does not own how the page
+looks (report_page.py) or whether the run holds: recomputing is the business of `barnraise verify`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.manifest import DatasetManifest
+from data_prep.prepare import unigram_cross_entropy
+from pipeline.checkpoint import Aggregator
+from pipeline.folder import RunFolder
+from pipeline.ledger import read_entries
+from verification.durable import write_atomic
+from verification.encoding import sha256_digest
+from verification.errors import BarnraiseError, FormatError
+from verification.judge import Outcome, settle
+from verification.log import Log
+from verification.notes import Checkpoint
+from verification.records import Enrol, Manifest, Rejected, RosterEntry, RoundClose, Verdict
+from verification.rounds import apply, begin
+from verification.state import RunState, Turn
+
+MICRO = 1e6
+# Counting the tokens of a larger data set would take longer than everything else in the report.
+MAX_COUNTED_TOKENS = 200_000_000
+
+
+@dataclass(frozen=True)
+class Work:
+    """One roster entry of a closed turn. `reason` is None when it was accepted; loss in nats."""
+
+    entry: RosterEntry
+    tokens: int
+    loss: float | None
+    reason: str | None
+    drawn: bool
+    asked: tuple[tuple[str, ...], tuple[str, ...]]
+    verdicts: tuple[Verdict, ...]
+    rejection: Rejected | None
+    evidence: str | None
+    evidence_state: str
+
+
+@dataclass(frozen=True)
+class ClosedTurn:
+    """One closed turn: `tokens` accepted in it, `total` accepted up to its end, losses in nats."""
+
+    round: int
+    attempt: int
+    void: bool
+    work: tuple[Work, ...]
+    tokens: int
+    total: int
+    payloads: int
+    train_loss: float | None
+    val_loss: float | None
+    seeds: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """A member's credit in tokens: `earned` is the sum of `vested`, `unvested` and `forfeited`."""
+
+    member: Enrol
+    earned: int
+    vested: int
+    forfeited: int
+    quarantined: bool
+
+    @property
+    def unvested(self) -> int:
+        """Earned, and neither vested nor lost yet."""
+        return self.earned - self.vested - self.forfeited
+
+
+@dataclass(frozen=True)
+class RunStory:
+    """Everything the page shows. `status` says in words how far the run is; `payload_bytes` is one update's."""
+
+    manifest: Manifest
+    dataset: DatasetManifest
+    run_id: str
+    head: Checkpoint
+    note: str
+    finished: bool
+    status: str
+    turns: tuple[ClosedTurn, ...]
+    balances: tuple[Balance, ...]
+    parameters: int
+    payload_bytes: int
+    unigram: float | None
+
+    @property
+    def rounds(self) -> int:
+        """Rounds closed with something accepted."""
+        return sum(not turn.void for turn in self.turns)
+
+    @property
+    def tokens(self) -> int:
+        """Accepted tokens."""
+        return self.turns[-1].total if self.turns else 0
+
+    @property
+    def contributors(self) -> tuple[Enrol, ...]:
+        """By slot."""
+        return tuple(b.member for b in self.balances if b.member.role == "contributor")
+
+    @property
+    def validation(self) -> tuple[tuple[int, int, float], ...]:
+        """(round, accepted tokens, nats) of every validation."""
+        return tuple((t.round, t.total, t.val_loss) for t in self.turns if t.val_loss is not None)
+
+    @property
+    def training(self) -> tuple[tuple[int, int, float], ...]:
+        """(round, accepted tokens, nats) of every round with accepted work."""
+        return tuple((t.round, t.total, t.train_loss) for t in self.turns if t.train_loss is not None)
+
+
+def open_log(folder: RunFolder) -> tuple[Manifest, Log]:
+    """The manifest and the log, for reading. Raises UsageError, FormatError, SignatureError, StorageError."""
+    manifest = folder.parsed_manifest()
+    return manifest, Log.open(folder.log, manifest.origin, None, manifest.log_vkey)
+
+
+def read_story(folder: RunFolder) -> RunStory:
+    """The facts of a run, complete or not, from its log.
+
+    Raises what `open_log` raises, and ProtocolError when a record does not follow from those before it.
+    """
+    manifest, log = open_log(folder)
+    codec = Aggregator.of(manifest.arrays, manifest.config).codec
+    state: RunState | None = None
+    turns: list[ClosedTurn] = []
+    for record, _ in read_entries(log, manifest):
+        if state is None:
+            state = begin(manifest)
+            continue
+        before, state = state, apply(state, record)
+        if isinstance(record, RoundClose) and before.turn:
+            turns.append(_closed(folder, before, before.turn, record, state.tokens))
+    if state is None:
+        raise FormatError("the log is empty", expected="the manifest as entry 0")
+    dataset = DatasetManifest.from_json(manifest.dataset)
+    return RunStory(
+        manifest=manifest,
+        dataset=dataset,
+        run_id=manifest.run_id,
+        head=log.head,
+        note=log.checkpoint,
+        finished=state.finished,
+        status=_status(state),
+        turns=tuple(turns),
+        balances=_balances(state),
+        parameters=codec.length,
+        payload_bytes=codec.payload_bytes,
+        unigram=reference_loss(dataset, folder.data),
+    )
+
+
+def _balances(state: RunState) -> tuple[Balance, ...]:
+    order = (*state.by_role("contributor"), *state.by_role("auditor"))
+    found = [(member, state.standings[member.member]) for member in order]
+    return tuple(Balance(m, s.earned, s.vested, s.forfeited, s.quarantined) for m, s in found)
+
+
+def _status(state: RunState) -> str:
+    rounds = f"{state.rounds_done} of {state.config['run']['rounds']} rounds"
+    if state.finished:
+        return f"finished, {rounds}"
+    if state.turn is None:
+        return f"not finished, {rounds} closed"
+    again = f", attempt {state.attempt + 1}" if state.attempt else ""
+    return f"not finished, {rounds} closed; round {state.round}{again} is open, {_phase(state.turn)}"
+
+
+def _phase(turn: Turn) -> str:
+    if turn.second:
+        return "second looks are under way"
+    if turn.served:
+        return "audits are under way"
+    if turn.draw:
+        return "the audits are drawn"
+    if turn.reveal_close:
+        return "the reveals are closed"
+    if turn.commit_close:
+        return f"{len(turn.reveals)} of {len(turn.commitments)} revealed"
+    return f"{len(turn.commitments)} of {len(turn.open.roster)} committed"
+
+
+def _closed(folder: RunFolder, state: RunState, turn: Turn, close: RoundClose, total: int) -> ClosedTurn:
+    if turn.draw is None or turn.second is None or turn.reveal_close is None:
+        raise FormatError("a turn was closed without its draws")
+    return ClosedTurn(
+        round=close.round,
+        attempt=close.attempt,
+        void=close.void,
+        work=tuple(_work(folder, state, turn, close, outcome) for outcome in settle(turn.evidence)),
+        tokens=sum(item.tokens for item in close.accepted),
+        total=total,
+        payloads=len(turn.reveal_close.revealed),
+        train_loss=_nats(close.train_loss),
+        val_loss=_nats(close.val_loss),
+        seeds=(turn.draw.seed, turn.second.seed),
+    )
+
+
+def _work(folder: RunFolder, state: RunState, turn: Turn, close: RoundClose, outcome: Outcome) -> Work:
+    slot = outcome.entry.slot
+    first = {item.slot: item.auditors for item in turn.draw.drawn} if turn.draw else {}
+    second = {item.slot: item.auditors for item in turn.second.looks} if turn.second else {}
+    reveal = turn.reveals.get(slot)
+    rejection = next((item for item in close.rejected if item.slot == slot), None)
+    path, found = None, ""
+    if rejection and rejection.evidence:
+        case = folder.evidence_folder(turn.open, slot) / "case.json"
+        path, found = str(case.relative_to(folder.path)), _evidence_state(case, rejection.evidence)
+    return Work(
+        entry=outcome.entry,
+        tokens=outcome.entry.steps * state.config["train"]["batch"] * state.manifest.dataset["context"],
+        loss=_nats(reveal.opening.loss_last) if reveal else None,
+        reason=outcome.reason,
+        drawn=outcome.drawn,
+        asked=(first.get(slot, ()), second.get(slot, ())),
+        verdicts=tuple(turn.verdicts[look] for look in ((slot, 1), (slot, 2)) if look in turn.verdicts),
+        rejection=rejection,
+        evidence=path,
+        evidence_state=found,
+    )
+
+
+def _evidence_state(case: Path, digest: str) -> str:
+    try:
+        return "" if sha256_digest(case.read_bytes()) == digest else "differs from the log"
+    except OSError:
+        return "missing"
+
+
+def _nats(micronats: int | None) -> float | None:
+    return None if micronats is None else micronats / MICRO
+
+
+def reference_loss(dataset: DatasetManifest, data: Path) -> float | None:
+    """The unigram cross-entropy in nats; None when the data are not there, not the manifest's, or too many."""
+    if dataset.train_windows * (dataset.context + 1) > MAX_COUNTED_TOKENS:
+        return None
+    try:
+        dataset.check_files(data)
+        return unigram_cross_entropy(dataset, data)
+    except BarnraiseError:
+        return None
+
+
+def write_report(folder: RunFolder, story: RunStory) -> Path:
+    """Write report.html into the run folder, whole or not at all, and return its path. Raises StorageError."""
+    from pipeline.report_page import page  # noqa: PLC0415 - the page imports the facts' types from here
+
+    path = folder.path / "report.html"
+    write_atomic(path, page(story).encode("utf-8"))
+    return path
+
+
+def answer(path: Path, story: RunStory) -> Mapping[str, object]:
+    """What `barnraise report --json` prints."""
+    last = story.validation[-1] if story.validation else None
+    return {
+        "report": str(path),
+        "complete": story.finished,
+        "run_id": story.run_id,
+        "log_size": story.head.size,
+        "log_head": "sha256:" + story.head.root.hex(),
+        "log_vkey": story.manifest.log_vkey,
+        "rounds": story.rounds,
+        "tokens": story.tokens,
+        "val_loss": last[2] if last else None,
+        "unigram": story.unigram,
+    }
