@@ -71,7 +71,11 @@ class RayPool:
         variables = {**environment, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]}
         self._owns = not ray.is_initialized()
         if self._owns:
-            start(address, {"working_dir": self._folder.name, "env_vars": variables})
+            try:
+                start(address, {"working_dir": self._folder.name, "env_vars": variables})
+            except UsageError:
+                self._folder.cleanup()
+                raise
         actor = ray.remote(Host)
         self.actors: dict[str, Any] = {
             name: actor.options(

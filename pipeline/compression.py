@@ -163,7 +163,7 @@ class Codec:
         magnitude_CW = rows_CW.view(np.int32) & _MAGNITUDE  # floats order as their bits do
         top_CM = np.partition(magnitude_CW, width - kept, axis=1)[:, width - kept :]
         if int(top_CM.max()) >= _INFINITY:
-            raise _not_finite(np.count_nonzero(magnitude_CW >= _INFINITY))
+            raise _not_finite(int(np.count_nonzero(magnitude_CW >= _INFINITY)))
         t_C = np.partition(top_CM, kept // 2, axis=1)[:, kept // 2]
         byte_C = np.clip(((t_C + _HALF) >> _DROP) - _BYTE_OF_BITS, 0, 255).astype(np.uint8)
         index_CM = _select(magnitude_CW, top_CM[:, 0], kept)
@@ -207,20 +207,20 @@ class Codec:
         return Sparse(flat_CK[valued_CK], value_CK[valued_CK], terms_C)
 
     def _valued(self, byte_C: U8, index_CK: I64, negative_CK: Bools, big_CK: Bools, first: int) -> Bools:
-        """Which entries [C, K] have a value; FormatError where the same values have another form."""
+        """Which entries [C, K] have a value. FormatError unless this is the one form of these values."""
         last_C = index_CK[:, -1]
         real_C = np.minimum(self.length - np.arange(first, first + len(byte_C)) * self.chunk, self.chunk)
         empty_C = byte_C == 0
-        valued_CK = (index_CK < real_C[:, None]) & ~empty_C[:, None]
+        valued_CK: Bools = (index_CK < real_C[:, None]) & ~empty_C[:, None]
         fixed_C = empty_C | (real_C < self.k)
         moved_C = fixed_C & (last_C >= self.k)  # indices increase: only 0 to k - 1 end at k - 1
-        _refuse(moved_C, first, "has no choice of indices", f"0 to {self.k - 1}")
+        _refuse(moved_C, first, "does not have the first indices", f"0 to {self.k - 1}")
         padded_C = ~fixed_C & (last_C >= real_C)
         _refuse(padded_C, first, "has a value in the padding", f"indices below {real_C[-1]}")
-        coded_C = ((negative_CK | big_CK) & ~valued_CK).any(axis=1)
+        coded_C: Bools = np.any((negative_CK | big_CK) & ~valued_CK, axis=1)
         _refuse(coded_C, first, "has a code where it has no value", "codes 0")
         alias_C = ~empty_C & (byte_C < _LAST_BYTE) & (big_CK | ~valued_CK).all(axis=1)
-        _refuse(alias_C, first, "has magnitude 1 for all values", "the form with a larger scale")
+        _refuse(alias_C, first, "has magnitude 1 for all values", "one of magnitude 0 or scale byte 255")
         return valued_CK
 
     def _indices(self, low_CB: U8, high_CB: U8, first: int) -> I64:

@@ -36,12 +36,14 @@ from pipeline.source import software_versions, source_digest
 from verification.durable import write_atomic
 from verification.encoding import canonical_json, digest_hex, to_json
 from verification.errors import ProtocolError, StorageError, UsageError
+from verification.folder_lock import lock_folder
 from verification.keys import PrivateKey
 from verification.lottery import HashChain
 from verification.notes import vkey
 from verification.records import PROTOCOL, Base, DrawChain, Manifest, RoundClose, parse_predicate
 
 Tell = Callable[[str], None]
+COORDINATOR_WAIT_S = 5.0
 
 
 def create_run(config: Config, folder: RunFolder, home: Path, tell: Tell) -> Manifest:
@@ -171,6 +173,7 @@ def continue_run(
             expected=str(secrets),
             hint="Only who started a run can go on with it; --home names another place.",
         )
+    lock_folder(secrets, wait_s=COORDINATOR_WAIT_S)
     prepare_numerics(config.run.profile, THREADS)
     ledger = Ledger.open(folder.log, PrivateKey.load(secrets / "key"), manifest_bytes)
     specs = member_specs(config, manifest_bytes, home, member_folder(manifest), folder.path, drills or {})

@@ -14,7 +14,10 @@ from pathlib import Path
 from verification.durable import fsync_folder, write_atomic
 from verification.encoding import blake3_digest, digest_hex
 from verification.errors import StorageError
+from verification.folder_lock import lock_folder
 from verification.keys import PrivateKey
+
+LOCK_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Vault:
         for name in ("states", "turns", "payloads"):
             (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
+        # A member that was restarted may find its old process still ending; see verification.folder_lock.
+        lock_folder(folder, wait_s=LOCK_WAIT_S)
         for stale in folder.rglob(".*.tmp"):
             stale.unlink()
 

@@ -61,7 +61,7 @@ def _decode_chunk(data: bytes, chunk: int, k: int, real: int) -> tuple[float, li
             low = 2 * low + bit
         indices.append(((place - i) << low_bits) + low)
         codes.append(2 * code_bits[2 * i] + code_bits[2 * i + 1])
-    if any(a >= b for a, b in zip(indices, indices[1:], strict=False)) or indices[-1] >= chunk:
+    if any(a >= b for a, b in itertools.pairwise(indices)) or indices[-1] >= chunk:
         raise ValueError("indices do not increase below the chunk")
     if data[0] == 0:
         if indices != list(range(k)) or any(codes):

@@ -30,15 +30,16 @@ from pipeline.aggregation import (
     clip_factors,
     initial_outer,
     outer_step,
-    token_weights,
 )
 from pipeline.compression import Codec
 from verification.errors import FormatError, ProtocolError, UsageError, WorkError
+from verification.plans import capped_weights
 
 ROOT = Path(__file__).parents[2]
 NESTEROV = AggregationConfig("nesterov", 0.9, 0.9, 0.95, 1e-8, 0.1, 1_000_000)
 ADAMW = replace(NESTEROV, optimizer="adamw")
 SPECS = (("embed.weight", (9, 7)), ("norm.weight", (11,)), ("up.weight", (2, 3, 5)))
+SHORT = (*SPECS[:2], ("up.weight", (2, 3, 4)))  # its last chunk has 2 entries, fewer than k
 CODEC = Codec(32, 8, 104)
 
 
@@ -63,13 +64,25 @@ def digest(weights: np.ndarray, outer: dict[str, np.ndarray]) -> str:
 # --- weights and clipping
 
 
-def test_token_weights_by_hand() -> None:
-    given_ = [contribution(0, tokens=700, operator="a"), contribution(1, tokens=200, operator="b")]
-    given_ += [contribution(2, tokens=101, operator="a")]
+def test_weights_by_hand() -> None:
+    work = [("a", 700), ("b", 200), ("a", 101)]
     # T = 1001, T_a = 801, cap 500: 700 * 500 * 1001 div (1000 * 801) = 437, 101 * ... = 63.
-    assert token_weights(given_, 500_000) == (437, 200, 63)
-    assert token_weights(given_, 1_000_000) == (700, 200, 101)
-    assert token_weights(given_[:1], 1_000_000) == (700,)
+    assert capped_weights(work, 500_000) == [437, 200, 63]
+    assert capped_weights(work, 1_000_000) == [700, 200, 101]
+    assert capped_weights(work[:1], 1_000_000) == [700]
+
+
+def test_the_sum_uses_the_capped_weights() -> None:
+    """Payloads of equal norm, so that nothing is clipped: the weights show in g."""
+    work = [("a", 700), ("b", 200), ("a", 101)]
+    vectors = np.ones((3, CODEC.length), dtype=np.float32)
+    vectors[[0, 1, 2], [20, 21, 22]] = 1.25  # kept by one each, beside the first seven of the chunk
+    given_ = [
+        Contribution(slot, operator, tokens, CODEC.encode(vector))
+        for slot, ((operator, tokens), vector) in enumerate(zip(work, vectors, strict=True))
+    ]
+    assert aggregate(CODEC, given_, 500_000)[20:23].tolist() == [437 / 700, 200 / 700, 63 / 700]
+    assert aggregate(CODEC, given_, 1_000_000)[20:23].tolist() == [700 / 1001, 200 / 1001, 101 / 1001]
 
 
 @given(
@@ -77,8 +90,7 @@ def test_token_weights_by_hand() -> None:
     st.integers(1, 1_000_000),
 )
 def test_no_operator_has_more_than_its_cap(claims: list[tuple[str, int]], cap: int) -> None:
-    given_ = [Contribution(i, operator, tokens, b"") for i, (operator, tokens) in enumerate(claims)]
-    weights = token_weights(given_, cap)
+    weights = capped_weights(claims, cap)
     total = sum(tokens for _, tokens in claims)
     for name in "abc":
         share = sum(w for w, (operator, _) in zip(weights, claims, strict=True) if operator == name)
@@ -95,7 +107,8 @@ def test_no_operator_has_more_than_its_cap(claims: list[tuple[str, int]], cap: i
     [
         ([3.0], (1.0,)),
         ([1.0, 4.0, 2.0], (1.0, 0.5, 1.0)),
-        ([1.0, 2.0, 4.0, 8.0], (1.0, 1.0, 0.75, 0.375)),
+        ([1.0, 2.0, 4.0, 8.0], (1.0, 1.0, 0.5, 0.25)),
+        ([50.0, 1.0], (0.02, 1.0)),
         ([0.0, 0.0, 5.0], (1.0, 1.0, 0.0)),
         ([0.0, 0.0], (1.0, 1.0)),
     ],
@@ -106,7 +119,7 @@ def test_clip_factors_by_hand(norms: list[float], expected: tuple[float, ...]) -
 
 @given(st.lists(st.just(0.0) | st.floats(1e-9, 1e6), min_size=1, max_size=12))
 def test_clipping_brings_every_norm_to_the_median(norms: list[float]) -> None:
-    median = statistics.median(norms)
+    median = statistics.median_low(norms)
     for norm, clip in zip(norms, clip_factors(norms), strict=True):
         assert 0 <= clip <= 1
         assert norm * clip <= median * (1 + 1e-15)
@@ -362,8 +375,10 @@ def test_equal_to_the_reference_bit_for_bit(reference: ModuleType, data: st.Data
         data.draw(st.sampled_from([0.0, 0.1])),
         data.draw(st.sampled_from([250_000, 500_000, 1_000_000])),
     )
+    specs = data.draw(st.sampled_from([SPECS, SHORT]))
+    codec = Codec(32, 8, sum(math.prod(dims) for _, dims in specs))
     seed, lr = data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from([1.0, 0.3, 1.5]))
-    weights, outer = noise(seed, CODEC.length), initial_outer(CODEC.length, config.optimizer)
+    weights, outer = noise(seed, codec.length), initial_outer(codec.length, config.optimizer)
     weights[::7] = -0.0
     slow_weights: Any = weights.tolist()
     slow_outer: Any = {name: array.tolist() for name, array in outer.items()}
@@ -371,22 +386,22 @@ def test_equal_to_the_reference_bit_for_bit(reference: ModuleType, data: st.Data
         given_ = []
         for slot in range(data.draw(st.integers(1, 5))):
             vector = noise(
-                seed + 10 * turn + slot, CODEC.length, data.draw(st.sampled_from([0.0, 1e-3, 1.0, 50.0]))
+                seed + 10 * turn + slot, codec.length, data.draw(st.sampled_from([0.0, 1e-3, 1.0, 50.0]))
             )
             vector[
-                np.random.default_rng(slot).random(CODEC.length) < data.draw(st.sampled_from([0.0, 0.9]))
+                np.random.default_rng(slot).random(codec.length) < data.draw(st.sampled_from([0.0, 0.9]))
             ] = 0
             tokens, operator = data.draw(st.integers(100, 10**6)), data.draw(st.sampled_from("abc"))
-            given_.append(Contribution(slot, operator, tokens, CODEC.encode(vector)))
-            sparse = CODEC.decode(given_[-1].payload)
-            slow = [(i, v) for i, v in reference.decode(given_[-1].payload, 32, 8, CODEC.length) if v]
+            given_.append(Contribution(slot, operator, tokens, codec.encode(vector)))
+            sparse = codec.decode(given_[-1].payload)
+            slow = [(i, v) for i, v in reference.decode(given_[-1].payload, 32, 8, codec.length) if v]
             assert [i for i, _ in slow] == sparse.indices.tolist()
             assert bits(v for _, v in slow) == bits(sparse.values)
-        weights, outer = outer_step(config, CODEC, SPECS, weights, outer, contributions=given_, outer_lr=lr)
+        weights, outer = outer_step(config, codec, specs, weights, outer, contributions=given_, outer_lr=lr)
         accepted = [{"tokens": c.tokens, "operator": c.operator, "payload": c.payload} for c in given_]
-        arrays = [[name, list(dims)] for name, dims in SPECS]
+        arrays = [[name, list(dims)] for name, dims in specs]
         slow_weights, slow_outer = reference.outer_step(
-            manifest_config(config, CODEC), arrays, slow_weights, slow_outer, accepted, lr
+            manifest_config(config, codec), arrays, slow_weights, slow_outer, accepted, lr
         )
         assert bits(slow_weights) == bits(weights)
         assert set(slow_outer) == set(outer)
@@ -394,20 +409,51 @@ def test_equal_to_the_reference_bit_for_bit(reference: ModuleType, data: st.Data
             assert bits(np.ravel(slow_outer[name])) == bits(array.ravel())
 
 
+def decoded(reference: ModuleType, codec: Codec, payload: bytes) -> list[int] | None:
+    """Indices of the values, the same from both decoders; None where both refuse the bytes."""
+    try:
+        expected = codec.decode(payload)
+    except FormatError:
+        with pytest.raises(ValueError, match=r"\w"):
+            reference.decode(payload, codec.chunk, codec.k, codec.length)
+        return None
+    slow = reference.decode(payload, codec.chunk, codec.k, codec.length)
+    assert [i for i, _ in slow] == expected.indices.tolist()
+    assert bits(v for _, v in slow) == bits(expected.values)
+    assert reference.norm(payload, codec.chunk, codec.k, codec.length) == expected.norm()
+    return [i for i, _ in slow]
+
+
 @settings(deadline=None, max_examples=200)
-@given(st.integers(0, 2**32), st.integers(0, 4))
-def test_reference_refuses_the_same_payloads(reference: ModuleType, seed: int, changes: int) -> None:
+@given(st.integers(0, 2**32), st.integers(0, 3), st.integers(65, 104))
+def test_reference_refuses_the_same_payloads(
+    reference: ModuleType, seed: int, changes: int, length: int
+) -> None:
     rng = np.random.default_rng(seed)
-    payload = bytearray(CODEC.encode(noise(seed, CODEC.length)))
+    codec = Codec(32, 8, length)
+    payload = bytearray(codec.encode(noise(seed, length)))
+    assert decoded(reference, codec, bytes(payload)) is not None
     for _ in range(changes):
         payload[rng.integers(len(payload))] ^= 1 << int(rng.integers(8))
-    try:
-        expected = CODEC.decode(bytes(payload)).indices.tolist()
-    except FormatError:
-        with pytest.raises(Exception):  # noqa: B017, PT011 - the reference has errors of its own
-            reference.decode(bytes(payload), 32, 8, CODEC.length)
-    else:
-        assert [i for i, v in reference.decode(bytes(payload), 32, 8, CODEC.length) if v] == expected
+    decoded(reference, codec, bytes(payload))
+
+
+@pytest.mark.parametrize("real", range(1, 33))
+@pytest.mark.parametrize("scale_byte", [0, 1, 200, 254, 255])
+def test_reference_agrees_on_every_code_of_a_last_chunk(
+    reference: ModuleType, real: int, scale_byte: int
+) -> None:
+    """All values of magnitude 1, and every single code, with first indices and with others."""
+    codec = Codec(32, 8, real)
+    first = bytes([scale_byte, 0x1B, 0x1B, 0b11110111, 0b10000000])
+    spread = bytes([scale_byte, 0x1B, 0x1B, 0b11110111, 0b00001000])
+    codes = [1 << bit for bit in range(16)] + [int("01" * 8, 2) >> bit for bit in range(16)]
+    codes += [int("01" * n + "00" * (8 - n), 2) for n in range(9)]
+    taken = 0
+    for start in (first, spread):
+        for code in codes:
+            taken += decoded(reference, codec, start + code.to_bytes(2, "big")) is not None
+    assert taken >= 1
 
 
 # --- another set of vector instructions

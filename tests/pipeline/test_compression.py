@@ -157,10 +157,15 @@ def test_random_bits_are_sometimes_accepted_with_the_right_shape() -> None:
     codec = Codec(64, 8, 128)
     rng = np.random.default_rng(0)
     for _ in range(50):
-        chunks = [
-            (int(rng.integers(1, 256)), [(int(i), int(rng.integers(2)), int(rng.integers(2))) for i in kept])
-            for kept in (np.sort(rng.choice(64, 8, replace=False)), np.sort(rng.choice(64, 8, replace=False)))
-        ]
+        chunks = []
+        for _ in range(2):
+            kept = np.sort(rng.choice(64, 8, replace=False))
+            small = rng.integers(8)  # at least one value is of magnitude 0
+            codes = [
+                (int(i), int(rng.integers(2)), int(rng.integers(2) * (n != small)))
+                for n, i in enumerate(kept)
+            ]
+            chunks.append((int(rng.integers(1, 256)), codes))
         payload = slow_pack(codec, chunks)
         assert repack(codec, codec.decode(payload)) == payload
 
@@ -198,7 +203,7 @@ ENTRIES = [(4 * i + 3, i % 2, i // 4) for i in range(8)]
             slow_pack(SMALL, [(200, [*ENTRIES[:7], (32, 0, 0)])]),
             "wrong indices; expected strictly increasing, below 32",
         ),
-        (b"\x00" + slow_pack(SMALL, [(200, ENTRIES)])[1:], "no choice of indices; expected 0 to 7"),
+        (b"\x00" + slow_pack(SMALL, [(200, ENTRIES)])[1:], "does not have the first indices; expected 0 to 7"),
         (EMPTY[:-1] + b"\x01", "a code where it has no value"),
         (EMPTY[:-1] + b"\x02", "a code where it has no value"),
     ],
@@ -348,20 +353,18 @@ def test_golden_bytes_of_a_short_chunk() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 7), st.integers(0, 2), st.integers(0, 2**32))
 def test_every_parameter_of_a_short_chunk_is_sent(real: int, whole: int, seed: int) -> None:
-    """With r < k the tail is no dead corner: a constant update arrives in full, to half a step of its scale."""
+    """With r < k the tail is no dead corner: each round has all of it, and what is held back stays small."""
     codec = Codec(32, 8, 32 * whole + real)
-    tail = slice(32 * whole, None)
-    update = heavy_tailed(seed, codec.length) + np.float32(1e-4)
-    update[update == 0] = 1e-4
+    rng = np.random.default_rng(seed)
+    update = (rng.uniform(1, 2, codec.length) * rng.choice([-1e-3, 1e-3], codec.length)).astype(np.float32)
     error, sent = np.zeros_like(update), np.zeros(codec.length)
-    rounds = 200
-    for _ in range(rounds):
+    tail = slice(32 * whole, None)
+    for rounds in range(1, 101):
         payload, error = with_error_feedback(codec, update, error, 1.0)
         sparse = codec.decode(payload)
-        assert sparse.indices[sparse.indices >= 32 * whole].tolist() == list(range(32 * whole, codec.length))
+        assert sparse.indices[-real:].tolist() == list(range(codec.length))[tail]
         sent += sparse.dense(codec.length)
-    np.testing.assert_allclose(sent + error, rounds * update.astype(np.float64), rtol=1e-3, atol=1e-5)
-    assert (np.abs(error[tail]) <= 4 * np.abs(update[tail]).max()).all()
+        assert np.abs(sent[tail] - rounds * update[tail].astype(np.float64)).max() < 6e-3
 
 
 def test_the_tail_of_a_short_chunk_moves_beside_much_larger_chunks() -> None:
@@ -380,7 +383,7 @@ def test_a_value_in_the_padding_is_refused() -> None:
             FormatError, match=f"1 has a value in the padding; expected indices below {length - 32}"
         ):
             Codec(32, 8, length).decode(payload)
-    with pytest.raises(FormatError, match="chunk 1 has no choice of indices; expected 0 to 7"):
+    with pytest.raises(FormatError, match="chunk 1 does not have the first indices; expected 0 to 7"):
         Codec(32, 8, 39).decode(payload)
 
 

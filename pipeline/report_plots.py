@@ -1,0 +1,293 @@
+"""The report's plots, as inline SVG.
+
+Owns scales, ticks and shapes. Colours are classes that the page's style sheet fills in, so that light and dark
+need one drawing. Does not own what is plotted (report.py) or the page around it (report_page.py). Every text
+goes through `_text` or `_title`, which escape it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+
+from pipeline.report import Balance, ClosedTurn, RunStory, Work
+
+WIDTH = 760
+MOST_BARS = 150
+STRIKES = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
+Point = tuple[float, float]
+
+
+def short_number(value: float) -> str:
+    """12_300_000 as 12.3M: at most four characters and a letter."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """At most `most` + 1 multiples of 1, 2 or 5 times a power of ten that lie between `low` and `high`."""
+    if not high > low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= most)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def cell_class(work: Work) -> str:
+    """Which colour a contribution has in the grid; also the keys of the page's legend."""
+    if work.reason is None:
+        return "audited" if work.verdicts else "accepted"
+    if work.reason == "failed-audit":
+        return "fault"
+    return "strike" if work.reason in STRIKES else "lost"
+
+
+def loss_chart(story: RunStory) -> str:
+    """Training and validation loss in nats over accepted tokens, with the unigram cross-entropy."""
+    series = [
+        ("training", "train", [(tokens, nats) for _, tokens, nats in story.training]),
+        ("validation", "val", [(tokens, nats) for _, tokens, nats in story.validation]),
+    ]
+    losses = [nats for _, _, points in series for _, nats in points]
+    if not losses:
+        return '<p class="empty">No round is closed yet.</p>'
+    reference = [] if story.unigram is None else [story.unigram]
+    low, high = min(losses + reference), max(losses + reference)
+    room = 0.06 * (high - low) or 0.5
+    low, high = low - room, high + room
+    left, right, top, bottom = 46, WIDTH - 128, 12, 262
+    end = max(story.tokens, 1)
+
+    def x(tokens: float) -> float:
+        return left + (right - left) * tokens / end
+
+    def y(nats: float) -> float:
+        return bottom - (bottom - top) * (nats - low) / (high - low)
+
+    parts = [_y_axis(ticks(low, high, 6), y, left, right, _nats), _x_axis(ticks(0, end, 6), x, bottom)]
+    parts.append(_text((left + right) / 2, bottom + 34, "accepted tokens", "axis", "middle"))
+    labels: list[tuple[float, str, str]] = []
+    if story.unigram is not None:
+        parts.append(_line((left, y(story.unigram)), (right, y(story.unigram)), "unigram"))
+        labels.append((y(story.unigram), "muted", f"unigram {story.unigram:.3f}"))
+    for name, kind, points in series:
+        if points:
+            parts.append(_series([(x(tokens), y(nats)) for tokens, nats in points], kind, dots=kind == "val"))
+            labels.append((y(points[-1][1]), f"label-{kind}", f"{name} {points[-1][1]:.3f}"))
+    parts += [_text(right + 8, at + 4, words, kind) for at, kind, words in spread(labels, 16, bottom)]
+    return _svg(WIDTH, 300, "Loss in nats over accepted tokens", parts)
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def spread(labels: Sequence[tuple[float, str, str]], gap: float, most: float) -> list[tuple[float, str, str]]:
+    """The labels from top to bottom, moved so that they lie `gap` apart and the last not below `most`."""
+    placed: list[tuple[float, str, str]] = []
+    for at, kind, words in sorted(labels):
+        lowest = placed[-1][0] + gap if placed else at
+        placed.append((max(at, lowest), kind, words))
+    limit = most
+    for index in range(len(placed) - 1, -1, -1):
+        at, kind, words = placed[index]
+        placed[index] = (min(at, limit), kind, words)
+        limit = placed[index][0] - gap
+    return placed
+
+
+def _series(points: Sequence[Point], kind: str, *, dots: bool) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    parts = [f'<polyline class="line {kind}" points="{path}"/>']
+    if dots or len(points) == 1:
+        radius = 3.2 if len(points) <= 40 else 1.6
+        parts += [f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>' for x, y in points]
+    return "".join(parts)
+
+
+def tokens_chart(turns: Sequence[ClosedTurn]) -> str:
+    """Tokens of every turn: accepted, and on top of them what was handed in or promised and not accepted."""
+    taken = [turn.tokens for turn in turns]
+    refused = [sum(work.tokens for work in turn.work if work.reason) for turn in turns]
+    return _bars(turns, [("accepted", taken), ("fault", refused)], "tokens", ("accepted", "rejected"))
+
+
+def bytes_chart(turns: Sequence[ClosedTurn], payload_bytes: int) -> str:
+    """Bytes of updates received in every turn."""
+    received = [turn.payloads * payload_bytes for turn in turns]
+    return _bars(turns, [("bytes", received)], "bytes", ("received",))
+
+
+def _bars(
+    turns: Sequence[ClosedTurn], stacks: Sequence[tuple[str, list[int]]], unit: str, words: Sequence[str]
+) -> str:
+    if not turns:
+        return '<p class="empty">No round is closed yet.</p>'
+    each = -(-len(turns) // MOST_BARS)
+    starts = range(0, len(turns), each)
+    columns = [[sum(values[s : s + each]) for _, values in stacks] for s in starts]
+    left, right, top, bottom = 46, 366, 10, 148
+    highest = max(max(sum(column) for column in columns), 1)
+    width = (right - left) / len(columns)
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * value / (highest * 1.04)
+
+    parts = [_y_axis(ticks(0, highest, 4), y, left, right, short_number)]
+    for index, (start, column) in enumerate(zip(starts, columns, strict=True)):
+        below = 0
+        for (kind, _), value, word in zip(stacks, column, words, strict=True):
+            if value:
+                last = turns[min(start + each, len(turns)) - 1]
+                where = turn_name(turns[start]) if each == 1 else f"{turn_name(turns[start])} to {last.round}"
+                parts.append(
+                    f'<rect class="fill-{kind}" x="{left + index * width + min(1, width / 8):.1f}" '
+                    f'y="{y(below + value):.1f}" width="{max(width - min(2, width / 4), 0.5):.1f}" '
+                    f'height="{y(below) - y(below + value):.1f}">'
+                    f"{_title(f'{where}: {value:,} {unit} {word}')}</rect>"
+                )
+            below += value
+    for index in _marked(len(columns), right - left):
+        middle = left + (index + 0.5) * width
+        parts.append(_text(middle, bottom + 16, str(turns[index * each].round), "tick", "middle"))
+    parts.append(_text((left + right) / 2, bottom + 32, "round", "axis", "middle"))
+    return _svg(376, 186, f"{unit} per round", parts)
+
+
+def _marked(count: int, room: float) -> list[int]:
+    """Indices of the columns that get a number: every so many, and the first where there is room for it."""
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 30) if room * s / count >= 20)
+    first = [0] if step > count or room * (step - 1) / count >= 20 else []
+    return first + [index for index in range(count) if (index + 1) % step == 0]
+
+
+def turn_name(turn: ClosedTurn) -> str:
+    """The round, and which attempt when it is not the first."""
+    return f"round {turn.round}" + (f", attempt {turn.attempt + 1}" if turn.attempt else "")
+
+
+def grid(story: RunStory) -> str:
+    """Contributors down, turns across, a cell each; drawn at its own size, since it may be long."""
+    if not story.turns:
+        return '<p class="empty">No round is closed yet.</p>'
+    names = [member.member for member in story.contributors]
+    left = 14 + 7.2 * min(max(map(len, names), default=1), 16)
+    side = max(7.0, min(26.0, (WIDTH - left) // len(story.turns)))
+    high = 24
+    parts = [
+        _text(left - 10, slot * high + 17, _cut(name), "name", "end", title=name)
+        for slot, name in enumerate(names)
+    ]
+    for column, turn in enumerate(story.turns):
+        slots = {work.entry.slot: work for work in turn.work}
+        for slot, name in enumerate(names):
+            at = (left + column * side, slot * high)
+            work = slots.get(slot)
+            parts.append(_cell(at, side, high, work, _cell_words(turn, name, work)))
+    base = len(names) * high
+    for column in _marked(len(story.turns), side * len(story.turns)):
+        middle = left + (column + 0.5) * side
+        parts.append(_text(middle, base + 15, str(story.turns[column].round), "tick", "middle"))
+    width = left + len(story.turns) * side
+    return _svg(width, base + 22, "Contributors and rounds", parts, fixed=True)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _cell(at: Point, side: float, high: float, work: Work | None, words: str) -> str:
+    x, y = at[0] + 1, at[1] + 2
+    kind = cell_class(work) if work else "absent"
+    box = (
+        f'<rect class="cell fill-{kind}" x="{x:.1f}" y="{y:.1f}" width="{side - 2:.1f}" height="{high - 4:.1f}" '
+        f'rx="3">{_title(words)}</rect>'
+    )
+    if work is None or side < 12:
+        return box
+    middle, centre = x + side / 2 - 1, y + high / 2 - 2
+    if kind in ("fault", "strike", "lost"):
+        mark = {"fault": "×", "strike": "!", "lost": "–"}[kind]
+        return box + _text(middle, centre + 4.5, mark, f"mark on-{kind}", "middle")
+    looks = len(work.verdicts)
+    return box + "".join(
+        f'<circle class="look" cx="{middle + (look - (looks - 1) / 2) * 6:.1f}" cy="{centre:.1f}" r="2"/>'
+        for look in range(looks)
+    )
+
+
+def _cell_words(turn: ClosedTurn, name: str, work: Work | None) -> str:
+    where = f"{name}, {turn_name(turn)}"
+    if work is None:
+        return f"{where}: not in the roster (quarantined)"
+    audits = ", ".join(f"{verdict.auditor}: {verdict.outcome}" for verdict in work.verdicts) or "not audited"
+    loss = "" if work.loss is None else f", loss {work.loss:.3f}"
+    return f"{where}: {work.reason or 'accepted'}, {work.tokens:,} tokens{loss}; {audits}"
+
+
+def credits_chart(balances: Sequence[Balance]) -> str:
+    """A bar a member: vested, unvested, forfeited tokens, one after the other."""
+    left = 14 + 7.2 * min(max((len(b.member.member) for b in balances), default=1), 16)
+    right, high = WIDTH - 170, 26
+    most = max((balance.earned for balance in balances), default=0) or 1
+    parts = []
+    for row, balance in enumerate(balances):
+        name, y, x = balance.member.member, row * high, left
+        parts.append(_text(left - 10, y + 17, _cut(name), "name", "end", title=name))
+        pieces = (("vested", balance.vested), ("unvested", balance.unvested), ("forfeited", balance.forfeited))
+        for kind, tokens in pieces:
+            width = (right - left) * tokens / most
+            if tokens:
+                parts.append(
+                    f'<rect class="fill-{kind}" x="{x:.1f}" y="{y + 4}" width="{max(width, 0.8):.1f}" '
+                    f'height="{high - 8}">{_title(f"{name}: {tokens:,} tokens {kind}")}</rect>'
+                )
+            x += width
+        gone = ", quarantined" if balance.quarantined else ""
+        parts.append(_text(x + 8, y + 17, f"{balance.earned:,}{gone}", "tick"))
+    return _svg(WIDTH, len(balances) * high + 4, "Credit by member, in tokens", parts)
+
+
+def _y_axis(
+    values: Sequence[float],
+    y: Callable[[float], float],
+    left: float,
+    right: float,
+    form: Callable[[float], str],
+) -> str:
+    return "".join(
+        _line((left, y(v)), (right, y(v)), "rule") + _text(left - 8, y(v) + 4, form(v), "tick", "end")
+        for v in values
+    )
+
+
+def _x_axis(values: Sequence[float], x: Callable[[float], float], bottom: float) -> str:
+    return "".join(_text(x(value), bottom + 17, short_number(value), "tick", "middle") for value in values)
+
+
+def _line(start: Point, stop: Point, kind: str) -> str:
+    return (
+        f'<line class="{kind}" x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{stop[0]:.1f}" y2="{stop[1]:.1f}"/>'
+    )
+
+
+def _text(x: float, y: float, words: str, kind: str, anchor: str = "start", *, title: str = "") -> str:
+    inside = (_title(title) if title else "") + escape(words)
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{inside}</text>'
+
+
+def _title(words: str) -> str:
+    return f"<title>{escape(words)}</title>"
+
+
+def _svg(width: float, height: float, label: str, parts: Sequence[str], *, fixed: bool = False) -> str:
+    size = f' width="{width:.0f}" height="{height:.0f}"' if fixed else ""
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" aria-label="{escape(label)}">'
+        f"{''.join(parts)}</svg>"
+    )
