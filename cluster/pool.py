@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from verification.durable import disk_is_full, storage_error
 from verification.errors import BarnraiseError
 
 REVIVALS = 3
@@ -59,7 +61,10 @@ class LocalPool:
     def call(
         self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
     ) -> dict[str, Answer]:
-        """As `Pool.call`. A call over its deadline runs to its end, as it would elsewhere, and is late."""
+        """As `Pool.call`, but a full disk is this machine's trouble, not the object's: StorageError.
+
+        A call over its deadline runs to its end, as it would elsewhere, and is late.
+        """
         return {name: self._one(name, method, args, deadline_ms) for name, args in arguments.items()}
 
     def close(self) -> None:
@@ -77,7 +82,13 @@ class LocalPool:
                 self._objects.pop(name, None)
                 continue
             except BarnraiseError as error:
+                if disk_is_full(error):
+                    raise
                 return Answer(error=str(error), ms=_since(started))
+            except OSError as error:
+                if disk_is_full(error):
+                    raise storage_error(Path(error.filename or name), error) from error
+                return Answer(error=f"{type(error).__name__}: {error}", ms=_since(started))
             except Exception as error:  # an object's bug must not end the round
                 return Answer(error=f"{type(error).__name__}: {error}", ms=_since(started))
             ms = _since(started)

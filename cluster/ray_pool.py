@@ -29,7 +29,8 @@ from cluster.pool import REVIVALS, Answer
 from verification.errors import BarnraiseError, UsageError
 
 BIG = 1 << 16
-RETRY_PAUSE_S = 0.5
+RETRY_PAUSE_S = 0.2
+RESTART_S = 120.0
 
 
 class Host:
@@ -102,9 +103,8 @@ class RayPool:
                 break
             name = waiting.pop(done[0])
             answer = self._answer(done[0], started)
-            if answer is None and tries[name] > 1:
+            if answer is None and tries[name] > 1 and self._is_back(name, stop):
                 tries[name] -= 1
-                time.sleep(RETRY_PAUSE_S)
                 waiting[self._send(name, method, asked[name])] = name
             else:
                 answers[name] = answer or Answer(error=f"{name} died {REVIVALS} times", ms=_since(started))
@@ -120,6 +120,19 @@ class RayPool:
         if self._owns:
             ray.shutdown()
         self._folder.cleanup()
+
+    def _is_back(self, name: str, stop: float | None) -> bool:
+        """Wait until a member that died was restarted, at most `RESTART_S` and not past the deadline."""
+        limit = time.monotonic() + RESTART_S
+        limit = limit if stop is None else min(limit, stop)
+        while time.monotonic() < limit:
+            try:
+                ray.get(self.actors[name].pid.remote(), timeout=max(0.1, limit - time.monotonic()))
+            except (RayActorError, GetTimeoutError):
+                time.sleep(RETRY_PAUSE_S)
+            else:
+                return True
+        return False
 
     def _send(self, name: str, method: str, args: tuple[Any, ...]) -> Any:
         return self.actors[name].call.remote(method, *args)

@@ -1,10 +1,10 @@
 """The arithmetic behind an audit rate: detection, deterrence, vesting, cost.
 
-Owns the formulas as pure functions of plain numbers. Does not own the rules they speak about (docs/protocol.md,
-sections 6 and 10) or what a person is shown.
+Owns the formulas as pure functions of plain numbers. Does not own the rules they speak about
+(docs/protocol.md, sections 6 and 10) or what a person is shown.
 
-Symbols: p is the audit rate, the chance that a contribution is drawn; d the power, the chance that an audit of
-a cheating contribution ends as a fault; n a number of cheats. Draws are independent, so n cheats go
+Symbols: p is the audit rate, the chance that a contribution is drawn; d the power, the chance that an audit
+of a cheating contribution ends as a fault; n a number of cheats. Draws are independent, so n cheats go
 undetected with probability (1 - p d)^n.
 """
 
@@ -18,7 +18,7 @@ from verification.errors import UsageError
 
 @dataclass(frozen=True)
 class AuditTerms:
-    """What of a configuration decides whether cheating pays. Rates and power are shares of one, not millionths."""
+    """What of a configuration decides whether cheating pays; rates and power as shares of one."""
 
     rate: float
     power: float
@@ -48,7 +48,7 @@ def detection(caught: float, cheats: int) -> float:
 
 
 def cheats_until(caught: float, confidence: float) -> int | None:
-    """The least number of cheats that is caught with probability `confidence` (below 1); None when it never is."""
+    """The least number of cheats caught with probability `confidence`, below 1; None when it never is."""
     if caught <= 0:
         return None
     if caught >= 1:
@@ -71,10 +71,11 @@ def deterring_penalty(caught: float, gain: float) -> float:
 
 
 def vesting_needed(caught: float, gain: float) -> int | None:
-    """Rounds of credit that must be unvested when a cheat is caught, `gain` in rounds of credit; None if no number.
+    """Rounds of credit that must be unvested when a cheat is caught; None when no number is enough.
 
-    Without a stake the penalty is the unvested credit, and a member that always worked has `credit.vest_rounds`
-    rounds of it: credit earned in turn t is still unvested at the settling of turn t + vest_rounds.
+    `gain` is in rounds of credit. Without a stake the penalty is the unvested credit, and a member that always
+    worked has `credit.vest_rounds` rounds of it: what was earned in turn t is still unvested when turn
+    t + vest_rounds is settled.
     """
     penalty = deterring_penalty(caught, gain)
     if math.isinf(penalty):
@@ -95,7 +96,7 @@ def rate_needed(power: float, gain: float, unvested_rounds: float) -> float | No
 
 
 def overhead(terms: AuditTerms) -> float:
-    """Recomputed work per accepted work in the long run, all honest: p (1 + s), s the share of second looks."""
+    """Recomputed work per accepted work in the long run, all honest: p (1 + s) with second looks s."""
     return terms.rate * (1.0 + terms.second_look)
 
 

@@ -157,6 +157,8 @@ class Coordinator:
         turn, desk = self.state.open_turn, self.desk
         if not turn.draw or not turn.served or any(done == look for _, done in turn.verdicts):
             return
+        if look == 1 and turn.second:  # nobody answered, and that is settled: too late to ask again
+            return
         drawn = turn.draw.drawn if look == 1 else (turn.second.looks if turn.second else ())
         orders = {item.slot: item.auditors for item in drawn if item.slot in turn.served.served}
         missing = [slot for slot in orders if slot not in self._served]

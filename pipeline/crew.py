@@ -6,15 +6,17 @@ the order of a turn (coordinator.py) or where members live (cluster). Its answer
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pipeline.ledger import Entry
 from verification.encoding import blake3_digest
-from verification.errors import BarnraiseError, ProtocolError
+from verification.errors import BarnraiseError, FormatError, ProtocolError
 from verification.intake import (
     RevealAnswer,
+    as_bytes,
     check_commitment,
     check_enrolment,
     check_verdict,
@@ -22,6 +24,9 @@ from verification.intake import (
 )
 from verification.judge import Look
 from verification.state import RunState, Turn
+
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 
 
 class Answer(Protocol):
@@ -74,15 +79,26 @@ class Crew:
         """Give every member the data files it lacks. ProtocolError when one cannot take them."""
         asked = self._members.call("missing_files", dict.fromkeys(names, ()))
         for member, answer in asked.items():
-            for file in _need(member, answer):
-                stored = self._members.call("store_file", {member: (file, read(file))})
+            for file in _file_names(member, _need(member, answer)):
+                try:
+                    data = read(file)
+                except OSError as error:
+                    raise ProtocolError(f"{member} asked for {file}", got=error.strerror) from None
+                stored = self._members.call("store_file", {member: (file, data)})
                 _need(member, stored[member])
 
     def enrolments(self, state: RunState, names: Iterable[str]) -> list[Entry]:
         """Everyone's signed enrolment, in the order of `names`."""
         answers = self._members.call("enrol", dict.fromkeys(names, ()))
-        data = {name: _need(name, answer) for name, answer in answers.items()}
-        return [(check_enrolment(state, envelope), envelope) for envelope in data.values()]
+        return [self._enrolment(state, name, _need(name, answer)) for name, answer in answers.items()]
+
+    @staticmethod
+    def _enrolment(state: RunState, name: str, value: object) -> Entry:
+        envelope = as_bytes(value)
+        record = check_enrolment(state, envelope)
+        if record.member != name:
+            raise ProtocolError("a member enrolled under another name", expected=name, got=record.member)
+        return record, envelope
 
     def commitments(self, turn: Turn, open_envelope: bytes, checkpoint: bytes) -> Commitments:
         """Hand out the work and wait for the commitments, or for the deadline."""
@@ -92,7 +108,8 @@ class Crew:
             if answer is None:
                 continue
             try:
-                done.entries[slot] = (check_commitment(turn.open, slot, answer.value), answer.value)
+                envelope = as_bytes(answer.value)
+                done.entries[slot] = (check_commitment(turn.open, slot, envelope), envelope)
                 done.ms[slot] = answer.ms
             except BarnraiseError as error:
                 self._say(turn, slot, f"commitment refused: {error}")
@@ -116,8 +133,10 @@ class Crew:
         """Start states that were served and are the right ones, by slot."""
         found: dict[int, bytes] = {}
         for slot, answer in self._ask(turn, "serve_state", dict.fromkeys(slots, (turn.open.turn,))).items():
-            # What is hashed is what is used: one copy, out of whatever memory the transport gave us.
-            data = bytes(answer.value) if answer and isinstance(answer.value, (bytes, memoryview)) else b""
+            try:
+                data = as_bytes(answer.value) if answer else b""
+            except FormatError:
+                data = b""
             if blake3_digest(data) == turn.open.entry(slot).start_state:
                 found[slot] = data
             else:
@@ -158,7 +177,8 @@ class Crew:
             self._notice(f"{auditor}: no verdict on slot {slot}: {answer.error or 'too late'}")
             return None
         try:
-            return check_verdict(turn, slot, look, auditor, answer.value), answer.value
+            envelope = as_bytes(answer.value)
+            return check_verdict(turn, slot, look, auditor, envelope), envelope
         except BarnraiseError as error:
             self._notice(f"{auditor}: verdict on slot {slot} refused: {error}")
             return None
@@ -185,7 +205,17 @@ def _need(name: str, answer: Answer) -> Any:
     return answer.value
 
 
+def _file_names(member: str, value: Any) -> list[str]:
+    # The answer becomes a path of ours: a name that leaves the data folder would fetch anything from us.
+    if type(value) is not list or not all(type(name) is str and _FILE_NAME.match(name) for name in value):
+        raise ProtocolError(f"{member} asked for something that is no data file", got=repr(value)[:80])
+    return list(value)
+
+
 def _byte_pair(value: Any) -> tuple[bytes, bytes] | None:
-    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, bytes) for v in value):
-        return bytes(value[0]), bytes(value[1])
-    return None
+    if type(value) not in (tuple, list) or len(value) != 2:
+        return None
+    try:
+        return as_bytes(value[0]), as_bytes(value[1])
+    except FormatError:
+        return None

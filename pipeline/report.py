@@ -1,8 +1,8 @@
 """A run's log as the facts of its report, and the file report.html.
 
-Owns what the report counts and where it takes it from: the log alone, every entry's signature checked and every
-record replayed against the rules, and the data folder for the unigram reference. Does not own how the page
-looks (report_page.py) or whether the run holds: recomputing is the business of `barnraise verify`.
+Owns what the report counts and where it takes it from: the log alone, every entry's signature checked and
+every record replayed against the rules, and the data folder for the unigram reference. Does not own how the
+page looks (report_page.py) or whether the run holds: recomputing is the business of `barnraise verify`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.folder import RunFolder
 from pipeline.ledger import read_entries
 from verification.durable import write_atomic
 from verification.encoding import sha256_digest
-from verification.errors import BarnraiseError, FormatError
+from verification.errors import BarnraiseError, FormatError, UsageError
 from verification.judge import Outcome, settle
 from verification.log import Log
 from verification.notes import Checkpoint
@@ -49,7 +49,10 @@ class Work:
 
 @dataclass(frozen=True)
 class ClosedTurn:
-    """One closed turn: `tokens` accepted in it, `total` accepted up to its end, losses in nats."""
+    """One closed turn: `tokens` accepted in it, `total` accepted up to its end, losses in nats.
+
+    `weights` is the array digest of the checkpoint after it.
+    """
 
     round: int
     attempt: int
@@ -61,6 +64,7 @@ class ClosedTurn:
     train_loss: float | None
     val_loss: float | None
     seeds: tuple[str, str]
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class RunStory:
-    """Everything the page shows. `status` says in words how far the run is; `payload_bytes` is one update's."""
+    """Everything the page shows. `status` says how far the run is; `payload_bytes` is one update's."""
 
     manifest: Manifest
     dataset: DatasetManifest
@@ -100,6 +104,15 @@ class RunStory:
     def rounds(self) -> int:
         """Rounds closed with something accepted."""
         return sum(not turn.void for turn in self.turns)
+
+    def weights(self, round_: int) -> str:
+        """Array digest of the weights after a round, 0 being the start. UsageError when it is not closed."""
+        if round_ == 0:
+            return self.manifest.initial.weights
+        for turn in self.turns:
+            if turn.round == round_ and not turn.void:
+                return turn.weights
+        raise UsageError("that round is not closed", expected=f"0 to {self.rounds}", got=round_)
 
     @property
     def tokens(self) -> int:
@@ -207,6 +220,7 @@ def _closed(folder: RunFolder, state: RunState, turn: Turn, close: RoundClose, t
         train_loss=_nats(close.train_loss),
         val_loss=_nats(close.val_loss),
         seeds=(turn.draw.seed, turn.second.seed),
+        weights=close.weights,
     )
 
 
@@ -246,7 +260,7 @@ def _nats(micronats: int | None) -> float | None:
 
 
 def reference_loss(dataset: DatasetManifest, data: Path) -> float | None:
-    """The unigram cross-entropy in nats; None when the data are not there, not the manifest's, or too many."""
+    """The unigram cross-entropy in nats; None when the data are missing, other, or too many to count."""
     if dataset.train_windows * (dataset.context + 1) > MAX_COUNTED_TOKENS:
         return None
     try:
@@ -257,7 +271,7 @@ def reference_loss(dataset: DatasetManifest, data: Path) -> float | None:
 
 
 def write_report(folder: RunFolder, story: RunStory) -> Path:
-    """Write report.html into the run folder, whole or not at all, and return its path. Raises StorageError."""
+    """Write report.html into the run folder, whole or not at all; its path. Raises StorageError."""
     from pipeline.report_page import page  # noqa: PLC0415 - the page imports the facts' types from here
 
     path = folder.path / "report.html"

@@ -80,10 +80,11 @@ def _header(story: RunStory) -> str:
         f"trained on {escape(_source(story))}"
     )
     kind = "done" if story.finished else "open"
+    title = f'{escape(story.manifest.name)} <span class="pill {kind}">{escape(story.status)}</span>'
     return (
-        f'<header>{barn}<div><h1>{escape(story.manifest.name)} <span class="pill {kind}">{escape(story.status)}'
-        f'</span></h1><p class="sub">{what}.</p></div></header>\n<p class="note">A view of the run’s log, with '
-        f'every signature checked. It proves nothing by itself: <a href="#rests">what it rests on</a>.</p>'
+        f'<header>{barn}<div><h1>{title}</h1><p class="sub">{what}.</p></div></header>\n'
+        '<p class="note">A view of the run’s log, with every signature checked. It proves nothing by itself: '
+        '<a href="#rests">what it rests on</a>.</p>'
     )
 
 
@@ -111,7 +112,8 @@ def _tiles(story: RunStory) -> str:
             0, ("validation loss", f"{last:.3f}", f"nats after round {last_round}; from {first:.2f}{under}")
         )
     cells = "".join(
-        f'<div class="tile"><span>{escape(what)}</span><b>{escape(value)}</b><small>{escape(more)}</small></div>'
+        f'<div class="tile"><span>{escape(what)}</span><b>{escape(value)}</b>'
+        f"<small>{escape(more)}</small></div>"
         for what, value, more in tiles
     )
     return f'<div class="tiles">{cells}</div>'
@@ -133,9 +135,9 @@ def _loss(story: RunStory) -> str:
             "below it, a model has learned something from context."
         )
     return (
-        f'<figure>{loss_chart(story)}</figure>\n<p class="caption">Nats a token. Training loss is what accepted '
-        f"contributors claimed for their last local step; audits recompute it. Validation is the coordinator’s. "
-        f"{reference}</p>"
+        f'<figure>{loss_chart(story)}</figure>\n<p class="caption">Nats a token. Training loss is what '
+        f"accepted contributors claimed for their last local step; audits recompute it. Validation is the "
+        f"coordinator’s. {reference}</p>"
     )
 
 
@@ -146,7 +148,8 @@ def _work(story: RunStory) -> str:
         f"{_key('fault', 'not accepted')}</figcaption>{tokens_chart(story.turns)}</figure>"
         f"<figure><figcaption>bytes of updates a round</figcaption>"
         f"{bytes_chart(story.turns, story.payload_bytes)}</figure></div>"
-        f'<p class="caption">An update is {story.payload_bytes:,} bytes, always; as fp32 it would be {full:,}.</p>'
+        f'<p class="caption">An update is {story.payload_bytes:,} bytes, always; '
+        f"as fp32 it would be {full:,}.</p>"
     )
 
 
@@ -172,7 +175,10 @@ def _grid(story: RunStory) -> str:
 
 def _rejections(story: RunStory) -> str:
     rows = [
-        _rejection(turn, work, work.reason) for turn in story.turns for work in turn.work if work.reason is not None
+        _rejection(turn, work, work.reason)
+        for turn in story.turns
+        for work in turn.work
+        if work.reason is not None
     ]
     if not rows:
         return '<p class="empty">Nothing was rejected.</p>'
@@ -190,7 +196,8 @@ def _rejection(turn: ClosedTurn, work: Work, reason: str) -> Sequence[str]:
     return (
         escape(turn_name(turn).removeprefix("round ")),
         escape(work.entry.member),
-        f'<span class="chip {cell_class(work)}">{escape(reason)}</span><small>{escape(WORDS.get(reason, ""))}</small>',
+        f'<span class="chip {cell_class(work)}">{escape(reason)}</span>'
+        f"<small>{escape(WORDS.get(reason, ''))}</small>",
         escape(", ".join(failed)) or '<span class="muted">coordinator</span>',
         evidence,
     )
@@ -200,9 +207,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are already HTML."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def _credit(story: RunStory) -> str:
@@ -210,8 +215,8 @@ def _credit(story: RunStory) -> str:
     keys = _key("vested", "vested") + _key("unvested", "earned, not vested") + _key("forfeited", "forfeited")
     return (
         f'<p class="keys">{keys}</p><figure>{credits_chart(story.balances)}</figure>'
-        f'<p class="caption">In tokens: accepted work for contributors, recomputed work for auditors. Credit vests '
-        f"after {vest} rounds, and quarantine forfeits what has not vested. It is a record, not money.</p>"
+        f'<p class="caption">In tokens: accepted work for contributors, recomputed work for auditors. Credit '
+        f"vests after {vest} rounds, and quarantine forfeits what has not vested. A record, not money.</p>"
     )
 
 
@@ -230,11 +235,14 @@ def _lottery(story: RunStory) -> str:
         (
             escape(turn_name(turn).removeprefix("round ")),
             ("".join(_drawn(work) for work in turn.work if work.drawn) or '<span class="muted">nobody</span>')
-            + "".join(f'<code class="seed">look {n} {escape(seed)}</code>' for n, seed in enumerate(turn.seeds, 1)),
+            + "".join(
+                f'<code class="seed">look {n} {escape(seed)}</code>' for n, seed in enumerate(turn.seeds, 1)
+            ),
         )
         for turn in story.turns
     ]
-    return words + f'<div class="tall">{_table(("round", "drawn ← audited by, and the seeds of both looks"), rows)}</div>'
+    table = _table(("round", "drawn ← audited by, and the seeds of both looks"), rows)
+    return words + f'<div class="tall">{table}</div>'
 
 
 def _drawn(work: Work) -> str:
@@ -280,10 +288,12 @@ def _identity(story: RunStory) -> str:
         ("made with", escape(", ".join(f"{name} {version}" for name, version in manifest.versions.items()))),
         ("source", _code(manifest.source)),
         ("initial weights", _code(manifest.initial.weights)),
+        (f"after round {story.rounds}", _code(story.weights(story.rounds))),
     ]
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in rows)
     members = _table(
-        ("member", "role", "operator", "numerics class", "key"), [_member(balance) for balance in story.balances]
+        ("member", "role", "operator", "numerics class", "key"),
+        [_member(balance) for balance in story.balances],
     )
     return (
         f"<dl>{facts}</dl>\n<details><summary>members and keys</summary>{members}</details>\n"
@@ -310,18 +320,34 @@ def _member(balance: Balance) -> Sequence[str]:
 def _rests(story: RunStory) -> str:
     head = f"{story.head.size}:{story.head.root.hex()}"
     points = (
-        "This page is a view. When it was made, the log’s tree and every signature were checked and every record "
-        "was replayed against the rules. No aggregation and no training was recomputed, and anybody could have "
-        "edited the page since.",
-        "<code>barnraise verify</code> is the proof. Level 1 checks the log and repeats every draw, level 2 adds up "
-        "the updates to every checkpoint, bit for bit, level 3 recomputes the work of contributors.",
-        "A log that agrees with itself could still be one of two. Compare the log key and the head above with what "
-        "you were given by somebody else than the organiser, or with what you saw earlier.",
-        "There are no witnesses. The lottery therefore binds the contributors, who cannot foresee it, and not the "
-        "coordinator, which knows its own hash chain and could have tried different logs before it signed one.",
-        "Operators are names that the coordinator let in. That two of them are different people, no log can show.",
+        (
+            "This page is a view. When it was made, the log’s tree and every signature were checked and "
+            "every record was replayed against the rules. No aggregation and no training was recomputed, and "
+            "anybody could have edited the page since."
+        ),
+        (
+            "<code>barnraise verify</code> is the proof. Level 1 checks the log and repeats every draw, "
+            "level 2 adds up the updates to every checkpoint, bit for bit, level 3 recomputes the work of "
+            "contributors."
+        ),
+        (
+            "A log that agrees with itself could still be one of two. Compare the log key and the head above "
+            "with what you were given by somebody else than the organiser, or with what you saw earlier."
+        ),
+        (
+            "There are no witnesses. The lottery therefore binds the contributors, who cannot foresee it, "
+            "and not the coordinator, which knows its own hash chain and could have tried different logs "
+            "before it signed one."
+        ),
+        "Operators are names that the coordinator let in. No log can show that two of them are two people.",
         "Milliseconds and the choice of members are the coordinator’s word.",
     )
     lines = "".join(f"<li>{point}</li>" for point in points)
-    command = f"barnraise verify RUN --level 3 --sample 5 --vkey '{story.manifest.log_vkey}' --expect-head {head}"
-    return f"<ul>{lines}</ul>\n<pre>{escape(command)}</pre>"
+    command = (
+        f"barnraise verify RUN --level 3 --sample 5 --vkey '{story.manifest.log_vkey}' --expect-head {head}"
+    )
+    return (
+        f"<ul>{lines}</ul>\n<pre>{escape(command)}</pre>\n"
+        '<p class="caption">The key and the head in this command are this page’s own: put those in their place '
+        "that you have from elsewhere.</p>"
+    )

@@ -1,8 +1,8 @@
 """The report's plots, as inline SVG.
 
-Owns scales, ticks and shapes. Colours are classes that the page's style sheet fills in, so that light and dark
-need one drawing. Does not own what is plotted (report.py) or the page around it (report_page.py). Every text
-goes through `_text` or `_title`, which escape it.
+Owns scales, ticks and shapes. Colours are classes that the page's style sheet fills in, so that light and
+dark need one drawing. Does not own what is plotted (report.py) or the page around it (report_page.py). Every
+text goes through `_text` or `_title`, which escape it.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _bars(
     starts = range(0, len(turns), each)
     columns = [[sum(values[s : s + each]) for _, values in stacks] for s in starts]
     left, right, top, bottom = 46, 366, 10, 148
-    highest = max(max(sum(column) for column in columns), 1)
+    highest = max(*(sum(column) for column in columns), 1)
     width = (right - left) / len(columns)
 
     def y(value: float) -> float:
@@ -205,8 +205,8 @@ def _cell(at: Point, side: float, high: float, work: Work | None, words: str) ->
     x, y = at[0] + 1, at[1] + 2
     kind = cell_class(work) if work else "absent"
     box = (
-        f'<rect class="cell fill-{kind}" x="{x:.1f}" y="{y:.1f}" width="{side - 2:.1f}" height="{high - 4:.1f}" '
-        f'rx="3">{_title(words)}</rect>'
+        f'<rect class="cell fill-{kind}" x="{x:.1f}" y="{y:.1f}" width="{side - 2:.1f}" '
+        f'height="{high - 4:.1f}" rx="3">{_title(words)}</rect>'
     )
     if work is None or side < 12:
         return box
@@ -239,7 +239,11 @@ def credits_chart(balances: Sequence[Balance]) -> str:
     for row, balance in enumerate(balances):
         name, y, x = balance.member.member, row * high, left
         parts.append(_text(left - 10, y + 17, _cut(name), "name", "end", title=name))
-        pieces = (("vested", balance.vested), ("unvested", balance.unvested), ("forfeited", balance.forfeited))
+        pieces = (
+            ("vested", balance.vested),
+            ("unvested", balance.unvested),
+            ("forfeited", balance.forfeited),
+        )
         for kind, tokens in pieces:
             width = (right - left) * tokens / most
             if tokens:
@@ -271,9 +275,8 @@ def _x_axis(values: Sequence[float], x: Callable[[float], float], bottom: float)
 
 
 def _line(start: Point, stop: Point, kind: str) -> str:
-    return (
-        f'<line class="{kind}" x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{stop[0]:.1f}" y2="{stop[1]:.1f}"/>'
-    )
+    (x1, y1), (x2, y2) = start, stop
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
 def _text(x: float, y: float, words: str, kind: str, anchor: str = "start", *, title: str = "") -> str:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from pathlib import Path
 
 from verification.errors import FormatError, StorageError, UsageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -35,20 +38,28 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Create `path`, mode 0600, durably. Raises UsageError when it exists, StorageError on a full disk."""
+    """Create `path`, mode 0600, durably and whole, or not at all.
+
+    Raises UsageError when it exists, StorageError on a full disk.
+    """
     if os.path.lexists(path):
         raise UsageError(f"{path} exists already", hint="A secret is never overwritten: name another file.")
+    # A name of its own, and a link: a rename would overwrite what another process made meanwhile.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    linked = False
     try:
         make_folder(path.parent)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         _write_synced(handle, data, 0o600)
+        os.link(temporary, path)
+        linked = True
+        os.unlink(temporary)  # noqa: PTH108 - like the link, one system call
         fsync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+            if linked:
+                path.unlink(missing_ok=True)
         raise storage_error(path, error) from error
 
 
@@ -112,9 +123,18 @@ def _write_synced(handle: int, data: bytes, mode: int) -> None:
 
 def storage_error(path: Path, error: OSError) -> StorageError:
     """An operating system error as one of the family, with what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return StorageError(
             f"the disk is full: {path} could not be written",
             hint="Make room, then `barnraise resume` goes on from the last durable step.",
         )
     return StorageError(f"{path} could not be written", got=error.strerror or str(error))
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error says, itself or by its cause, that no room is left on a disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__
+    return False

@@ -29,9 +29,22 @@ from verification.records import (
 from verification.state import RunState, Turn
 
 
+def as_bytes(value: object) -> bytes:
+    """A copy of what a member sent, when it is bytes at all; FormatError for any other type.
+
+    What is hashed must be what is used, so it is copied once out of whatever memory the transport gave us.
+    """
+    if type(value) not in (bytes, bytearray, memoryview):
+        raise FormatError("a member sent something that is not bytes", got=type(value).__name__)
+    try:
+        return bytes(value)  # type: ignore[call-overload, no-any-return]
+    except ValueError as error:  # a memoryview that was released
+        raise FormatError("a member sent bytes that cannot be read", got=str(error)) from None
+
+
 def check_enrolment(state: RunState, data: bytes) -> Enrol:
     """A member's enrolment, signed by the very key it names (proof of possession)."""
-    sealed = open_envelope(data)
+    sealed = open_envelope(as_bytes(data))
     check_public_key(sealed.keyid)
     record = verified_record(Enrol, sealed, sealed.keyid)
     if record.key != sealed.keyid:
@@ -44,7 +57,7 @@ def check_enrolment(state: RunState, data: bytes) -> Enrol:
 def check_commitment(open_: RoundOpen, slot: int, data: bytes) -> Commitment:
     """A commitment of the roster entry `slot` for this very turn."""
     entry = open_.entry(slot)
-    record = open_record(Commitment, data, entry.key)
+    record = open_record(Commitment, as_bytes(data), entry.key)
     _same_turn(open_, entry, record)
     return record
 
@@ -52,7 +65,7 @@ def check_commitment(open_: RoundOpen, slot: int, data: bytes) -> Commitment:
 def check_reveal(turn: Turn, slot: int, data: bytes) -> Reveal:
     """A reveal that opens the logged commitment and claims what the open fixed."""
     open_, entry = turn.open, turn.open.entry(slot)
-    record = open_record(Reveal, data, entry.key)
+    record = open_record(Reveal, as_bytes(data), entry.key)
     _same_turn(open_, entry, record)
     if record.commitment != turn.commitments[slot].commitment:
         raise ProtocolError(
@@ -141,7 +154,7 @@ def _genuine(turn: Turn, slot: int, envelope: bytes) -> Reveal | None:
     """A reveal that is wrong but signed by its key: it is logged, so that anyone sees what was wrong."""
     entry = turn.open.entry(slot)
     try:
-        record = open_record(Reveal, envelope, entry.key)
+        record = open_record(Reveal, as_bytes(envelope), entry.key)
         _same_turn(turn.open, entry, record)
     except BarnraiseError:
         return None
@@ -149,9 +162,9 @@ def _genuine(turn: Turn, slot: int, envelope: bytes) -> Reveal | None:
 
 
 def _payload_is_sound(opening: Opening, payload: bytes, decode: Callable[[bytes], object]) -> bool:
-    if blake3_digest(payload) != opening.payload:
-        return False
     try:
+        if blake3_digest(as_bytes(payload)) != opening.payload:
+            return False
         decode(payload)
     except FormatError:
         return False
@@ -163,7 +176,7 @@ def check_verdict(turn: Turn, slot: int, look: int, auditor: str, data: bytes) -
     key = next((a.key for a in turn.open.auditors if a.member == auditor), None)
     if key is None:
         raise ProtocolError("a verdict comes from nobody who may judge", got=auditor)
-    record = open_record(Verdict, data, key)
+    record = open_record(Verdict, as_bytes(data), key)
     expected = (turn.open.run, turn.open.round, turn.open.attempt, slot, look, auditor, key)
     got = (
         record.run,

@@ -7,6 +7,7 @@ removed when a writer opens the log. Does not own what entries mean. One writer 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -158,8 +159,11 @@ class Log:
             head = Checkpoint(self._head.origin, self._tree.size, self._tree.root())
             text = sign_checkpoint(head, self._key)
             write_atomic(self._folder / "checkpoint", text.encode())
-        except BaseException:
+        except BaseException as error:
+            grown = self._tree.size
             self._tree.truncate(old)
+            if isinstance(error, StorageError):
+                self._take_back(old, grown)
             raise
         self._head, self._text, self._tail = head, text, tail
         try:
@@ -184,6 +188,17 @@ class Log:
                 data = self._tile(level, tile, width)
             write_atomic(self._folder / path, data)
         return pending[len(pending) - size % _WIDTH :]
+
+    def _take_back(self, old: int, grown: int) -> None:
+        """After a full disk: remove what was written beyond the checkpoint, so that readers find no more."""
+        with contextlib.suppress(OSError, BarnraiseError):
+            if _read_checkpoint(self._folder) == self._text:
+                written = {path for path, *_ in _changed(old, grown)}
+                self._remove(sorted(path for path in written if (self._folder / path).exists()))
+                for path in written:  # an empty folder of a partial tile that could not be made
+                    folder = (self._folder / path).parent
+                    if folder.suffix == ".p" and folder.exists() and not any(folder.iterdir()):
+                        folder.rmdir()
 
     def _tile(self, level: int, tile: int, width: int) -> bytes:
         return self._tree.nodes(_HEIGHT * level, tile * _WIDTH, tile * _WIDTH + width)

@@ -38,6 +38,20 @@ def _require(condition: bool, what: str, got: object) -> None:
         raise FormatError(what, got=got)
 
 
+def _digests(kind: Literal["sha256", "blake3"], *texts: str) -> None:
+    # What members say must be of the very form that any checker asks for: a record that is in the log
+    # cannot be taken back, and one that is malformed there spoils the run for everybody.
+    for text in texts:
+        digest_hex(text)
+        if not text.startswith(f"{kind}:"):
+            raise FormatError("a digest is of the wrong kind", expected=f"{kind}:", got=text)
+
+
+def _counts(*numbers: int) -> None:
+    for number in numbers:
+        _require(number >= 0, "a number is negative", number)
+
+
 @dataclass(frozen=True)
 class Base:
     """Array digests of a checkpoint: the weights and the outer optimizer's state."""
@@ -177,6 +191,9 @@ class Commitment:
     key: str
     commitment: str
 
+    def __post_init__(self) -> None:
+        _digests("sha256", self.commitment)
+
 
 @dataclass(frozen=True)
 class CommitClose:
@@ -209,8 +226,12 @@ class Opening:
     loss_last: int
 
     def __post_init__(self) -> None:
-        for digest in (self.start_state, self.next_state, self.payload, self.trace_root):
-            digest_hex(digest)
+        states = (self.start_state, self.next_state)
+        _digests("blake3", *states, self.payload, self.base.weights, self.base.outer)
+        _digests("sha256", self.trace_root)
+        _counts(self.tokens, self.trace_leaves, self.loss_first, self.loss_last)
+        for start, stop in self.positions:
+            _require(0 <= start < stop, "a range is empty or reversed", (start, stop))
 
 
 @dataclass(frozen=True)
@@ -325,6 +346,11 @@ class Verdict:
     loss_first: int
     loss_last: int
     numerics_class: str
+
+    def __post_init__(self) -> None:
+        _digests("blake3", self.payload, self.next_state)
+        _digests("sha256", *self.trace)
+        _counts(self.loss_first, self.loss_last)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,10 @@ def _enrol(state: RunState, record: Enrol) -> RunState:
     for member in state.members:
         if record.member == member.member or record.key == member.key:
             raise ProtocolError("a member or key is enrolled twice", got=record.member)
+    if record.role == "contributor" and len(state.by_role("contributor")) >= len(state.pace):
+        raise ProtocolError(
+            "more contributors enrol than train.steps has", expected=len(state.pace), got=record.member
+        )
     return replace(
         state,
         members=(*state.members, record),
@@ -109,27 +113,77 @@ def _enrol(state: RunState, record: Enrol) -> RunState:
 
 def _open(state: RunState, record: RoundOpen) -> RunState:
     _expect(state.turn is None, record)
+    enrolled, settings = len(state.by_role("contributor")), state.config["run"]
+    if enrolled != len(state.pace):
+        raise ProtocolError("train.steps has another length", expected=len(state.pace), got=enrolled)
+    if state.rounds_done >= settings["rounds"]:
+        raise ProtocolError("the last round is closed already", expected="run-close", got=record.kind)
+    if state.attempt >= settings["max_void"]:
+        raise ProtocolError(
+            f"round {state.round} was void {state.attempt} times in a row",
+            hint="Nobody's work was accepted: the rejections say why.",
+        )
     if record != plan_open(state):
         raise ProtocolError("a round-open does not follow from the log", got=f"turn {record.turn}")
     return replace(state, turn=Turn(record), turns=state.turns + 1)
+
+
+def _by_its_owner(turn: Turn, record: Commitment | Reveal) -> bool:
+    who = (record.slot, record.member, record.key)
+    return who in {(entry.slot, entry.member, entry.key) for entry in turn.open.roster}
+
+
+def _closes_commitments(turn: Turn, record: CommitClose) -> bool:
+    late = tuple(entry.slot for entry in turn.open.roster if entry.slot not in turn.commitments)
+    told = (record.committed, record.late, len(record.ms))
+    return told == (tuple(turn.commitments), late, len(turn.commitments)) and min(record.ms, default=0) >= 0
+
+
+def _closes_reveals(state: RunState, turn: Turn, record: RevealClose) -> bool:
+    refused = [item.slot for item in record.refused]
+    fresh = [turn.reveals[slot].opening.payload for slot in record.revealed if slot in turn.reveals]
+    return (
+        len(fresh) == len(record.revealed) == len(set(fresh) - state.payloads)
+        and list(record.revealed) == sorted(record.revealed)
+        and refused == sorted(refused)
+        and sorted([*record.revealed, *refused]) == sorted(turn.commitments)
+    )
+
+
+def _settles_who_served(turn: Turn, draw: Draw, record: Served) -> bool:
+    valid = turn.reveal_close.revealed if turn.reveal_close else ()
+    owed = [item.slot for item in draw.drawn if item.auditors and item.slot in valid]
+    ascending = all(list(slots) == sorted(slots) for slots in (record.served, record.unserved))
+    return ascending and sorted((*record.served, *record.unserved)) == owed
+
+
+def _was_called(turn: Turn, record: Verdict) -> bool:
+    if turn.served is None or turn.draw is None or record.slot not in turn.served.served:
+        return False
+    called = turn.draw.drawn if record.look == 1 else (turn.second.looks if turn.second else ())
+    names = {name for item in called if item.slot == record.slot for name in item.auditors}
+    return record.auditor in names and (record.look == 2 or turn.second is None)
 
 
 def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
     # Each arm says which record must be there already and which must not be there yet.
     match record:
         case Commitment():
-            _expect(turn.commit_close is None and record.slot not in turn.commitments, record)
+            _expect(turn.commit_close is None and record.slot > max(turn.commitments, default=-1), record)
+            _expect(_by_its_owner(turn, record), record)
             turn = replace(turn, commitments={**turn.commitments, record.slot: record})
         case CommitClose():
-            _expect(turn.commit_close is None and set(record.committed) == set(turn.commitments), record)
+            _expect(turn.commit_close is None and _closes_commitments(turn, record), record)
             turn = replace(turn, commit_close=record)
         case Reveal():
             _expect(turn.commit_close is not None and turn.reveal_close is None, record)
             _expect(record.slot in turn.commitments and record.slot not in turn.reveals, record)
+            _expect(_by_its_owner(turn, record), record)
             turn = replace(turn, reveals={**turn.reveals, record.slot: record})
         case RevealClose():
             _expect(turn.commit_close is not None and turn.reveal_close is None, record)
-            _expect(set(record.revealed) <= set(turn.reveals), record)
+            _expect(_closes_reveals(state, turn, record), record)
+            parse_checkpoint(record.head, state.manifest.log_vkey)
             turn = replace(turn, reveal_close=record)
             fresh = {turn.reveals[slot].opening.payload for slot in record.revealed}
             state = replace(state, payloads=state.payloads | fresh)
@@ -140,12 +194,11 @@ def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
             turn, state = replace(turn, draw=record), _link(state, record.link)
         case Served():
             _expect(turn.draw is not None and turn.served is None, record)
+            _expect(turn.draw is not None and _settles_who_served(turn, turn.draw, record), record)
             turn = replace(turn, served=record)
         case Verdict():
             look = (record.slot, record.look)
-            ready = turn.served is not None if record.look == 1 else turn.second is not None
-            _expect(ready and (record.look == 2 or turn.second is None), record)
-            _expect(look not in turn.verdicts, record)
+            _expect(_was_called(turn, record) and look not in turn.verdicts, record)
             turn = replace(turn, verdicts={**turn.verdicts, look: record})
         case SecondDraw():
             _expect(turn.served is not None and turn.second is None, record)
@@ -192,7 +245,7 @@ def _close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
 
 
 def _finish(state: RunState, record: RunClose) -> RunState:
-    _expect(state.turn is None, record)
+    _expect(state.turn is None and state.rounds_done == state.config["run"]["rounds"], record)
     if record != plan_run_close(state):
         raise ProtocolError(
             "run-close does not follow from the log", expected=plan_run_close(state), got=record

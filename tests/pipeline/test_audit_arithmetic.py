@@ -21,7 +21,9 @@ from verification.errors import UsageError
 SHARES = st.floats(min_value=1e-4, max_value=1.0)
 
 
-@pytest.mark.parametrize(("caught", "for_95", "for_99"), [(0.05, 59, 90), (0.1, 29, 44), (1.0, 1, 1), (0.99, 1, 1)])
+@pytest.mark.parametrize(
+    ("caught", "for_95", "for_99"), [(0.05, 59, 90), (0.1, 29, 44), (1.0, 1, 1), (0.99, 1, 1)]
+)
 def test_the_known_counts_of_cheats(caught: float, for_95: int, for_99: int) -> None:
     assert (cheats_until(caught, 0.95), cheats_until(caught, 0.99)) == (for_95, for_99)
 
@@ -72,7 +74,9 @@ def test_the_stake_is_what_credits_really_forfeit() -> None:
     for turn in range(30):
         result = TurnResult(turn, [("c00", 1)], {"c00": False})
         standings = after_turn(standings, result, vest_rounds=vest, strikes=2)
-    caught = after_turn(standings, TurnResult(30, rejected={"c00": "failed-audit"}), vest_rounds=vest, strikes=2)
+    caught = after_turn(
+        standings, TurnResult(30, rejected={"c00": "failed-audit"}), vest_rounds=vest, strikes=2
+    )
     assert caught["c00"].forfeited == vest
 
 

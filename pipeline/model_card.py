@@ -1,0 +1,122 @@
+"""The model card of an exported checkpoint: where it comes from, and how to check that.
+
+Owns the card's words; everything in it is from the log or the manifest. Does not own the export
+(model/export.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.report import RunStory
+
+_DIGEST = """\
+from pathlib import Path
+from model.arrays import arrays_digest
+from safetensors.numpy import load_file
+print(arrays_digest(load_file(Path("model.safetensors"))))
+"""
+
+
+def model_card(story: RunStory, run: Path, round_: int) -> str:
+    """Markdown with the front matter that model hubs read, for the checkpoint after `round_`."""
+    manifest, dataset = story.manifest, story.dataset
+    turns = [turn for turn in story.turns if turn.round <= round_ and not turn.void]
+    validation = [(r, nats) for r, _, nats in story.validation if r <= round_]
+    loss = (
+        f"{validation[-1][1]:.4f} nats a token after round {validation[-1][0]}"
+        if validation
+        else "not measured"
+    )
+    if validation and story.unigram is not None:
+        loss += f" (unigram cross-entropy {story.unigram:.4f})"
+    head = f"{story.head.size}:{story.head.root.hex()}"
+    facts = [
+        ("run id", _code(story.run_id)),
+        ("log head (size:root)", _code(head)),
+        ("log verifier key", _code(manifest.log_vkey)),
+        ("weights digest", _code(story.weights(round_))),
+        ("checkpoint", f"after round {round_} of {manifest.config['run']['rounds']}"),
+        ("parameters", f"{story.parameters:,}"),
+        ("accepted tokens", f"{turns[-1].total if turns else 0:,}"),
+        ("validation loss", loss),
+        ("data", f"{_code(str(manifest.config['data']['source']))}, root {_code(dataset.root)}"),
+        ("licence of the data", ", ".join(map(_code, dataset.licence.values()))),
+    ]
+    sections = [
+        f"# {_plain(manifest.name)}",
+        (
+            "A small base model that many machines trained together with barnraise, none of them trusted for "
+            "its word. The run’s log says who did which part."
+        ),
+        _table(("", ""), facts),
+        "## Who contributed",
+        _contributors(story, round_),
+        "## How to check it",
+        "With a copy of the run folder, and the key and the head from somebody else than the giver of this:",
+        _block(
+            f"barnraise verify {run} --level 3 --sample 5 --vkey '{manifest.log_vkey}' --expect-head {head}"
+        ),
+        (
+            f"The log names the weights after round {round_} with the digest above. It is over names, shapes "
+            "and numbers, so these lines give it for the exported file:"
+        ),
+        _block(_DIGEST.rstrip(), "python"),
+        (
+            "There are no witnesses: the audit lottery binds the contributors and not the coordinator. The "
+            "licence of the data is not a licence of these weights; the log names none."
+        ),
+        "## Use",
+        _block(
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            'model = AutoModelForCausalLM.from_pretrained(".")\n'
+            'tokenizer = AutoTokenizer.from_pretrained(".")',
+            "python",
+        ),
+    ]
+    return _front(story) + "\n\n".join(sections) + "\n"
+
+
+def _front(story: RunStory) -> str:
+    name = json.dumps(story.manifest.name, ensure_ascii=True)  # a JSON string is a YAML string
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
+        f"tags:\n- barnraise\nmodel_name: {name}\n---\n\n"
+    )
+
+
+def _contributors(story: RunStory, round_: int) -> str:
+    tokens: dict[str, int] = {member.member: 0 for member in story.contributors}
+    operators = {member.member: member.operator for member in story.contributors}
+    for turn in story.turns:
+        for work in turn.work:
+            if turn.round <= round_ and work.reason is None:
+                tokens[work.entry.member] += work.tokens
+    gone = {balance.member.member for balance in story.balances if balance.quarantined}
+    rows = [
+        (_code(name), _code(operators[name]), f"{count:,}", "quarantined" if name in gone else "")
+        for name, count in tokens.items()
+    ]
+    return _table(("contributor", "operator", "accepted tokens", ""), rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text from the manifest on one line, without anything that Markdown or HTML would act on."""
+    line = " ".join(text.split())
+    return "".join("\\" + c if c in r"\`*_{}[]<>()#+-!|&~" else c for c in line)
+
+
+def _code(text: str) -> str:
+    """The same as a code span, which ends at a backtick and, in a table, at a bar."""
+    return "`" + " ".join(text.split()).replace("`", "'").replace("|", "/") + "`"
+
+
+def _block(text: str, language: str = "sh") -> str:
+    return f"```{language}\n{text}\n```"

@@ -1,0 +1,350 @@
+"""A coordinator that rewrites a finished run with one lie in it and signs everything again.
+
+It holds the coordinator's key and its chain of draws, and works with the writer's own planning, so that all
+that follows from the lie is told as if the lie were true: heads, seeds, draws, misses, weights, queue, credit,
+run-close, checkpoint files, table. Records of members are taken over as they were signed; without a member's
+key none can be made. Used as `from tests.pipeline.forger import ...`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from model.arrays import unflatten
+from model.local_steps import evaluate
+from pipeline.aggregation import Contribution
+from pipeline.checkpoint import Aggregator, Checkpoint
+from pipeline.config import config_from_manifest
+from pipeline.folder import RunFolder
+from pipeline.ledger import read_entries
+from pipeline.records_table import write_contributions
+from pipeline.run import member_folder
+from verification.credits import Standing
+from verification.encoding import blake3_digest
+from verification.errors import BarnraiseError
+from verification.judge import settle
+from verification.keys import PrivateKey
+from verification.log import Log
+from verification.lottery import HashChain
+from verification.plans import (
+    accepted_contributions,
+    pace_after,
+    plan_close,
+    plan_draw,
+    plan_open,
+    plan_run_close,
+    plan_second_draw,
+    standings_after,
+)
+from verification.records import (
+    PROTOCOL,
+    Base,
+    CommitClose,
+    Commitment,
+    Draw,
+    Enrol,
+    Manifest,
+    Record,
+    Reveal,
+    RevealClose,
+    RoundClose,
+    RoundOpen,
+    RunClose,
+    SecondDraw,
+    Served,
+    Verdict,
+    seal_record,
+)
+from verification.rounds import apply, begin
+from verification.state import RunState, Turn
+
+Entry = tuple[Record, bytes | None]  # a record with its member's envelope, or None: signed by the forger
+Lie = Callable[[Any, "Forger"], Any]
+Step = Callable[["Forger", Checkpoint, list[Contribution], RoundOpen], Checkpoint]
+
+
+def keys_of(home: Path, folder: RunFolder) -> dict[str, PrivateKey]:
+    """Everyone's keys, by name. A forger must be given no more of them than its test says."""
+    secrets = home / member_folder(folder.parsed_manifest())
+    return {path.parent.name: PrivateKey.load(path) for path in sorted(secrets.glob("*/key"))}
+
+
+def chain_of(home: Path, folder: RunFolder) -> HashChain:
+    """The coordinator's chain of draws."""
+    return HashChain.load(home / member_folder(folder.parsed_manifest()) / "coordinator" / "chain")
+
+
+@dataclass
+class Taken:
+    """The records of one turn of the true run."""
+
+    open: RoundOpen
+    entries: list[Entry] = field(default_factory=list)
+
+    def of(self, kind: type, **fields: object) -> list[Entry]:
+        """Entries of a kind whose fields have these values."""
+        return [
+            (record, data)
+            for record, data in self.entries
+            if isinstance(record, kind) and all(getattr(record, k) == v for k, v in fields.items())
+        ]
+
+    def one(self, kind: type) -> Any:
+        """The one record of a kind."""
+        return self.of(kind)[0][0]
+
+
+class Forger:
+    """Tells the run in `source` again into `target`."""
+
+    def __init__(self, source: Path, target: Path, key: PrivateKey, chain: HashChain) -> None:
+        self.source, self.folder = RunFolder(source), RunFolder(target)
+        shutil.copytree(source, target)
+        shutil.rmtree(self.folder.log)
+        self.key, self.chain = key, chain
+        self.manifest = self.source.parsed_manifest()
+        log = Log.open(self.source.log, self.manifest.origin, None, self.manifest.log_vkey)
+        self.old = list(read_entries(log, self.manifest))
+        self.turns: list[Taken] = []
+        for record, data in self.old:
+            if isinstance(record, RoundOpen):
+                self.turns.append(Taken(record))
+            elif self.turns:
+                self.turns[-1].entries.append((record, data))
+        self.state: RunState = begin(self.manifest)
+        self.aggregator = Aggregator.of(self.manifest.arrays, self.manifest.config)
+        self.checkpoint = self.aggregator.load(
+            self.source.checkpoint(0), self.source.outer_file(0).read_bytes()
+        )
+        self.lies: dict[tuple[str, int], Lie] = {}
+        self.step: Step | None = None
+        self.served: dict[int, bytes] = {}
+
+    def lie(self, kind: str, turn: int, change: Lie) -> None:
+        """When the record of a kind is due in a turn (counted from 0; -1 outside of turns), change it.
+
+        `change` gets the true entries of the kind, a list for the kinds that members sign, and gives back
+        what to log instead.
+        """
+        self.lies[kind, turn] = change
+
+    # --- the log ---
+
+    def tell(self, turns: int | None = None, *, end: bool = True) -> Path:
+        """Write the run with its first `turns` turns (all), and close it when `end`; returns its folder."""
+        self.log = Log.create(self.folder.log, self.manifest.origin, self.key)
+        self.log.append([seal_record(self.manifest, self.key)])
+        enrolments: list[Entry] = [(r, d) for r, d in self.old if isinstance(r, Enrol)]
+        self.add(self._changed("enrol", -1, enrolments))
+        for number, taken in enumerate(self.turns[:turns]):
+            self._turn(number, taken)
+        if end:
+            self.add(self._changed("run-close", -1, [(plan_run_close(self.state), None)]))
+        self._files()
+        return self.folder.path
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Log entries and believe them."""
+        entries = list(entries)
+        self.log.append([data if data is not None else seal_record(r, self.key) for r, data in entries])
+        for record, _ in entries:
+            self.state = _believe(self.state, record)
+
+    def _changed(self, kind: str, turn: int, entries: Sequence[Entry]) -> list[Entry]:
+        change = self.lies.get((kind, turn))
+        return list(entries) if change is None else list(change(list(entries), self))
+
+    def _one(self, kind: str, turn: int, record: Record) -> None:
+        self.add(self._changed(kind, turn, [(record, None)]))
+
+    def _turn(self, number: int, taken: Taken) -> None:
+        self._one("round-open", number, plan_open(self.state))
+        slots = {entry.slot for entry in self.state.open_turn.open.roster}
+        commitments = [(r, d) for r, d in taken.of(Commitment) if getattr(r, "slot", None) in slots]
+        self.add(self._changed("commitment", number, commitments))
+        self._one("commit-close", number, self._commit_close(taken.one(CommitClose)))
+        head = self.log.checkpoint
+        self.add(self._changed("reveal", number, taken.of(Reveal)))
+        self._one("reveal-close", number, replace(taken.one(RevealClose), head=head))
+        link = self.chain.link(2 * number + 1)
+        self._one("draw", number, plan_draw(self.state, self.log.head, self.log.checkpoint, link))
+        self._one("served", number, self._served(taken.one(Served)))
+        self.add(self._changed("verdict", number, self._verdicts(taken, 1)))
+        link = self.chain.link(2 * number + 2)
+        self._one(
+            "second-draw", number, plan_second_draw(self.state, self.log.head, self.log.checkpoint, link)
+        )
+        self.add(self._changed("verdict2", number, self._verdicts(taken, 2)))
+        self._close(number, taken)
+
+    def _commit_close(self, old: CommitClose) -> CommitClose:
+        turn = self.state.open_turn
+        ms = dict(zip(old.committed, old.ms, strict=True))
+        committed = tuple(turn.commitments)
+        late = tuple(e.slot for e in turn.open.roster if e.slot not in committed)
+        return replace(old, committed=committed, late=late, ms=tuple(ms.get(s, 9) for s in committed))
+
+    def _served(self, old: Served) -> Served:
+        turn = self.state.open_turn
+        valid = turn.reveal_close.revealed if turn.reveal_close else ()
+        owed = [d.slot for d in turn.draw.drawn if d.auditors and d.slot in valid] if turn.draw else []
+        unserved = tuple(slot for slot in owed if slot in old.unserved)
+        return replace(old, served=tuple(s for s in owed if s not in unserved), unserved=unserved)
+
+    def _verdicts(self, taken: Taken, look: int) -> list[Entry]:
+        """The auditors' own verdicts, as far as they are called under this draw."""
+        turn = self.state.open_turn
+        drawn = turn.draw.drawn if look == 1 and turn.draw else turn.second.looks if turn.second else ()
+        called = {item.slot: item.auditors for item in drawn}
+        return [
+            (record, data)
+            for record, data in taken.of(Verdict, look=look)
+            if isinstance(record, Verdict) and record.auditor in called.get(record.slot, ())
+        ]
+
+    def _close(self, number: int, taken: Taken) -> None:
+        turn, old = self.state.open_turn, taken.one(RoundClose)
+        work = self.accepted_work(accepted_contributions(self.state))
+        after = self.aggregator.step(self.checkpoint, work, turn.open.outer_lr)
+        if self.step and number + 1 == len(self.turns):
+            after = self.step(self, self.checkpoint, work, turn.open)
+        evidence = {item.slot: item.evidence for item in old.rejected}
+        base = self.aggregator.digests(after)
+        loss = self.val_loss(after) if old.val_loss is not None and base.weights != old.weights else old.val_loss
+        record = plan_close(self.state, base, evidence=evidence, val_loss=loss)
+        [(told, _)] = changed = self._changed("round-close", number, [(record, None)])
+        if isinstance(told, RoundClose) and told.accepted != record.accepted and told.weights == base.weights:
+            # What the lie accepts is what the forger aggregates.
+            after = self.aggregator.step(
+                self.checkpoint, self.accepted_work(told.accepted), turn.open.outer_lr
+            )
+            base = self.aggregator.digests(after)
+            loss = told.val_loss if told.val_loss is None else self.val_loss(after)
+            changed = [(replace(told, weights=base.weights, outer=base.outer, val_loss=loss), None)]
+        self.checkpoint = after
+        self.add(changed)
+        self.folder.put_checkpoint(
+            self.state.rounds_done, self.aggregator.arrays(after), dict(after.outer)
+        )
+
+    def accepted_work(self, accepted: Iterable[Any]) -> list[Contribution]:
+        """What the aggregator takes, of the close's accepted lines."""
+        operators = {entry.slot: entry.operator for entry in self.state.open_turn.open.roster}
+        return [
+            Contribution(a.slot, operators[a.slot], a.tokens, self.folder.payload(a.payload)) for a in accepted
+        ]
+
+    def val_loss(self, after: Checkpoint) -> int:
+        """A true validation loss: the forger has the data."""
+        from data_prep.dataset import Dataset
+        from data_prep.manifest import DatasetManifest
+
+        config = config_from_manifest(self.manifest.config)
+        data = Dataset(self.folder.data, DatasetManifest.from_json(self.manifest.dataset))
+        weights = unflatten(after.weights_P, self.aggregator.specs)
+        return evaluate(config.model, weights, data.validation(config.eval.windows), config.train.batch)
+
+    # --- the files beside the log ---
+
+    def _files(self) -> None:
+        """Remove what a run that went as it is told would not hold, and write the table again."""
+        self.folder.keep_checkpoints(self.state.rounds_done, self.state.config["checkpoint"]["every"])
+        self.folder.keep_only("payloads", self.state.payloads)
+        log = Log.open(self.folder.log, self.manifest.origin, None, self.manifest.log_vkey)
+        try:
+            records = [record for record, _ in read_entries(log, self.manifest)]
+            opens = [record for record in records if isinstance(record, RoundOpen)]
+            states = {e.start_state for o in opens if o.snapshot for e in o.roster}
+            self.folder.keep_only("state", states)
+            write_contributions(self.folder, records, self.aggregator.codec.payload_bytes)
+        except BarnraiseError:
+            pass  # the state machine does not follow the lie; neither will level 1
+
+    # --- what a colluding contributor can do: sign another commitment and reveal ---
+
+    def signed_work(self, reveal: Reveal, key: PrivateKey, payload: bytes | None, **opening: Any) -> list[Entry]:
+        """[commitment, reveal] around another opening; `payload` is stored."""
+        if payload is not None:
+            self.folder.put_payload(payload)
+            opening["payload"] = blake3_digest(payload)
+        told = replace(reveal, opening=replace(reveal.opening, **opening))
+        place = (told.run, told.round, told.attempt, told.slot, told.member, told.key)
+        commitment = Commitment(PROTOCOL, *place, told.commitment)
+        return [(commitment, seal_record(commitment, key)), (told, seal_record(told, key))]
+
+
+def _believe(state: RunState, record: Record) -> RunState:
+    """The state after a record that is taken for true, whatever the rules say."""
+    turn = state.turn
+    match record:
+        case Manifest():
+            return state
+        case Enrol():
+            return apply(state, record)
+        case RoundOpen():
+            return replace(state, turn=Turn(record), turns=state.turns + 1)
+        case RunClose():
+            return replace(state, finished=True)
+    assert turn is not None
+    match record:
+        case Commitment():
+            turn = replace(turn, commitments={**turn.commitments, record.slot: record})
+        case CommitClose():
+            turn = replace(turn, commit_close=record)
+        case Reveal():
+            turn = replace(turn, reveals={**turn.reveals, record.slot: record})
+        case RevealClose():
+            turn = replace(turn, reveal_close=record)
+            fresh = {turn.reveals[s].opening.payload for s in record.revealed if s in turn.reveals}
+            state = replace(state, payloads=state.payloads | fresh)
+        case Draw():
+            turn = replace(turn, draw=record)
+        case Served():
+            turn = replace(turn, served=record)
+        case Verdict():
+            turn = replace(turn, verdicts={**turn.verdicts, (record.slot, record.look): record})
+        case SecondDraw():
+            turn = replace(turn, second=record)
+        case RoundClose():
+            return _believe_close(state, turn, record)
+    return replace(state, turn=turn)
+
+
+def _believe_close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
+    accepted = {item.slot for item in record.accepted}
+    told = {credit.member: credit for credit in record.credits}
+    standings = {
+        name: _told(standing, told.get(name), name in record.quarantined)
+        for name, standing in standings_after(state, turn, settle(turn.evidence)).items()
+    }
+    lineage = {turn.open.entry(s).member: turn.reveals[s].opening.next_state for s in accepted}
+    return replace(
+        state,
+        turn=None,
+        round=state.round + (not record.void),
+        attempt=state.attempt + 1 if record.void else 0,
+        base=Base(record.weights, record.outer),
+        lineage={**state.lineage, **lineage},
+        standings=standings,
+        pace=pace_after(state, turn, accepted),
+        cursor=record.cursor,
+        queue=record.requeued,
+        tokens=state.tokens + sum(item.tokens for item in record.accepted),
+        last_close=record,
+    )
+
+
+def _told(standing: Standing, told: Any, quarantined: bool) -> Standing:
+    if told is None:
+        return replace(standing, quarantined=quarantined)
+    return replace(
+        standing,
+        earned=told.earned,
+        vested=told.vested,
+        forfeited=told.forfeited,
+        quarantined=quarantined,
+    )
