@@ -1,7 +1,8 @@
 """Scripted cheats for fire drills: contributors that lie in one way each.
 
 Owns how each kind cheats. Nobody but the process of the adversary itself knows of it. Every kind commits,
-reveals and signs as an honest contributor does, with what it would have others believe.
+reveals and signs as an honest contributor does, with what it would have others believe. Asked again after a
+crash, it tells the same lie.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from model.local_steps import local_steps
 from pipeline.contributor import Contributor
 from pipeline.member import Place
 from pipeline.work import Work, do_work, finish_work, positions_of
+from verification.durable import write_atomic
 from verification.encoding import blake3_digest, digest_hex, parse_hex_float
 from verification.errors import ProtocolError, UsageError
 from verification.records import RosterEntry, RoundOpen
@@ -44,7 +46,7 @@ class Adversary(Contributor):
 
 
 class Lazy(Adversary):
-    """Does half of its local steps and claims all of them."""
+    """Does half of its local steps and claims all of them; of a single step it hands in an empty update."""
 
     def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
         weights, start = self.loaded(open_, entry, checkpoint)
@@ -61,18 +63,21 @@ class Lazy(Adversary):
 
 
 class Random(Adversary):
-    """Hands in noise of the norm that an honest update has."""
+    """Hands in noise of exactly the norm that an honest update has."""
 
     def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
         honest = self.honest(open_, entry, checkpoint)
         codec = self.job.codec
-        true = codec.decode(honest.payload).dense(codec.length)
-        noise = np.random.default_rng(open_.turn).permutation(true)
-        return self.with_payload(honest, codec.encode(noise))
+        noise_P = codec.decode(honest.payload).dense(codec.length)
+        dice = np.random.default_rng(open_.turn)
+        for first in range(0, codec.length, codec.chunk):
+            # Within a chunk, so that each keeps its scale and the codec drops nothing.
+            dice.shuffle(noise_P[first : first + codec.chunk])
+        return self.with_payload(honest, codec.encode(noise_P))
 
 
 class Copycat(Adversary):
-    """Signs a payload of another contributor's as its own, from the last turn it can see."""
+    """Signs as its own a payload of another contributor from the run folder; honest while none lies there."""
 
     def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
         honest = self.honest(open_, entry, checkpoint)
@@ -89,18 +94,18 @@ class Copycat(Adversary):
 
     def remember(self, digest: str) -> None:
         """Note a payload of its own."""
-        (self.vault.folder / "mine").write_text(" ".join([*self.handed_in(), digest]))
+        write_atomic(self.vault.folder / "mine", " ".join([*self.handed_in(), digest]).encode(), mode=0o600)
 
 
 class Stale(Adversary):
-    """Hands in the payload of its own first turn again."""
+    """Hands in the payload of its own first turn again, turn after turn."""
 
     def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
         honest = self.honest(open_, entry, checkpoint)
         path = self.vault.folder / "old"
         if path.exists():
             return self.with_payload(honest, path.read_bytes())
-        path.write_bytes(honest.payload)
+        write_atomic(path, honest.payload, mode=0o600)
         return honest
 
 
@@ -111,7 +116,7 @@ class WrongData(Adversary):
         weights, start = self.loaded(open_, entry, checkpoint)
         windows = sum(stop - first for first, stop in entry.positions)
         favourite = replace(entry, positions=((0, windows),))
-        if favourite.positions == entry.positions:
+        if positions_of(favourite.positions) == positions_of(entry.positions):
             favourite = replace(entry, positions=((windows, 2 * windows),))
         return do_work(self.job, self.data, open_, favourite, weights, start)
 
@@ -156,8 +161,8 @@ class Silent(Adversary):
         raise ProtocolError(f"{self.name} does not reveal turn {turn}")
 
 
-class Dodger(Adversary):
-    """Looks honest until it is drawn, then serves no state."""
+class Dodger(Random):
+    """Hands in noise, and serves no start state when asked, so that nobody can recompute it."""
 
     def serve_state(self, turn: int) -> bytes:  # noqa: D102
         raise ProtocolError(f"{self.name} does not serve its state of turn {turn}")

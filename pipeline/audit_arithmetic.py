@@ -73,8 +73,8 @@ def deterring_penalty(caught: float, gain: float) -> float:
 def vesting_needed(caught: float, gain: float) -> int | None:
     """Rounds of credit that must be unvested when a cheat is caught; None when no number is enough.
 
-    `gain` is in rounds of credit. Without a stake the penalty is the unvested credit, and a member that always
-    worked has `credit.vest_rounds` rounds of it: what was earned in turn t is still unvested when turn
+    `gain` is in rounds of credit. Without a stake the penalty is the unvested credit, and a member that
+    always worked has `credit.vest_rounds` rounds of it: what was earned in turn t is still unvested when turn
     t + vest_rounds is settled.
     """
     penalty = deterring_penalty(caught, gain)

@@ -11,7 +11,7 @@ from pipeline.member import Member
 from pipeline.work import do_work
 from verification.errors import ProtocolError
 from verification.judge import differences
-from verification.records import PROTOCOL, Reveal, RoundOpen, Verdict, open_record, seal_record
+from verification.records import PROTOCOL, Reveal, Verdict, open_record, seal_record
 
 
 class Auditor(Member):
@@ -33,10 +33,11 @@ class Auditor(Member):
         Raises ProtocolError when the pieces do not belong together; no verdict is better than one on
         other bytes than the contributor's.
         """
-        open_ = open_record(RoundOpen, bytes(open_envelope), self.manifest.coordinator)
+        open_ = self.opened(open_envelope)
         entry = open_.entry(slot)
         reveal = open_record(Reveal, bytes(reveal_envelope), entry.key)
-        if (reveal.round, reveal.attempt, reveal.slot) != (open_.round, open_.attempt, slot):
+        place = (reveal.run, reveal.round, reveal.attempt, reveal.slot)
+        if place != (open_.run, open_.round, open_.attempt, slot):
             raise ProtocolError("a reveal does not belong to the open it came with")
         weights = self.job.weights(checkpoint, open_.base.weights)
         start = self.job.state(bytes(state), entry.start_state)

@@ -6,16 +6,15 @@ Owns dispatch and how errors are shown. Does not own what the commands do.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import tyro
 from rich.console import Console
 
 from model.numerics import THREADS, Profile, prepare
-from pipeline.config import load_config
+from pipeline.config import config_from_manifest, load_config
 from pipeline.folder import RunFolder
+from pipeline.options import ResumeOptions, TrainOptions, override, parse_options
 from verification.errors import BarnraiseError, UsageError
 
 COMMANDS = {
@@ -70,20 +69,14 @@ def show_commands(console: Console) -> None:
 def _dispatch(name: str, rest: list[str], console: Console) -> int:
     # Each command imports what it needs, when it runs: levels 1 and 2 of verify work without torch.
     if name == "train":
-        from pipeline.options import TrainOptions, override
-
-        options, overrides = tyro.cli(
-            TrainOptions, args=rest, prog="barnraise train", return_unknown_args=True
-        )
+        options, overrides = parse_options(TrainOptions, name, rest, rest=True)
         config = override(load_config(options.config), overrides)
         prepare(config.run.profile, THREADS)
         from pipeline import commands
 
         return commands.train(options, config, console)
     if name == "resume":
-        from pipeline.options import ResumeOptions
-
-        options = _options(ResumeOptions, name, rest)
+        options = parse_options(ResumeOptions, name, rest)
         prepare(profile_of(options.run), THREADS)
         from pipeline import commands
 
@@ -91,22 +84,17 @@ def _dispatch(name: str, rest: list[str], console: Console) -> int:
     if name == "verify":
         from pipeline import verify
 
-        return verify.command(_options(verify.VerifyOptions, name, rest), console)
+        return verify.command(parse_options(verify.VerifyOptions, name, rest), console)
     from pipeline import tools
 
     options_type, command = tools.COMMANDS[name]
-    code: int = command(_options(options_type, name, rest), console)
+    code: int = command(parse_options(options_type, name, rest), console)
     return code
 
 
 def profile_of(folder: Path) -> Profile:
     """The numerics profile a run was made with; it must be known before torch is imported."""
-    profile: Profile = RunFolder(folder).parsed_manifest().config["run"]["profile"]
-    return profile
-
-
-def _options(kind: Callable[..., Any], name: str, rest: list[str]) -> Any:
-    return tyro.cli(kind, args=rest, prog=f"barnraise {name}")
+    return config_from_manifest(RunFolder(folder).parsed_manifest().config).run.profile
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Owns options, what is shown and what to type next. Does not own the run itself (
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from pipeline.config import Config, config_from_manifest
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
-from pipeline.monitor import Bars, JsonLines, MetricsFile, Monitor, Sink, Wandb, turn_row
+from pipeline.monitor import Bars, JsonLines, MetricsFile, Monitor, Optional, Sink, Wandb, turn_row
 from pipeline.options import ResumeOptions, TrainOptions
 from pipeline.records_table import write_contributions
 from pipeline.roster import parse_drills
@@ -31,7 +32,7 @@ def train(options: TrainOptions, config: Config, console: Console) -> int:
         show_plan(console, config, drills, options.folder)
         return 0
     tell: Callable[[str], None] = (lambda text: None) if options.json else _dim(console)
-    create_run(config, folder, home, tell)
+    create_run(config, folder, home, tell, drills)
     return _go(console, folder, home, options, drills)
 
 
@@ -42,6 +43,10 @@ def resume(options: ResumeOptions, console: Console) -> int:
 
 def _dim(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(f"[dim]{escape(text)}[/]", highlight=False)
+
+
+def _warn(text: str) -> None:
+    print(f"barnraise: {text}", file=sys.stderr)  # noqa: T201
 
 
 def _go(
@@ -67,7 +72,10 @@ def _go(
         if monitor:
             monitor.note(text)
 
-    sinks: list[Sink] = [MetricsFile(folder.path), Wandb(folder.path, manifest)]
+    sinks: list[Sink] = [
+        Optional("metrics.jsonl", lambda: MetricsFile(folder.path), _warn),
+        Optional("wandb", lambda: Wandb(folder.path, manifest), _warn),
+    ]
     if options.json or not console.is_terminal:
         sinks.append(JsonLines(lambda line: print(line, flush=True)))  # noqa: T201
     else:

@@ -16,22 +16,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_prep.config import DataConfig
 from model.config import ModelConfig
-from verification.encoding import hex_float, parse_hex_float
+from verification.encoding import MAX_INTEGER, hex_float, parse_hex_float
 from verification.errors import UsageError
 
 Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunConfig(_Section):
     """How long the run is and where its randomness starts."""
 
     rounds: Count = Field(40, description="Rounds to close with something accepted.")
-    seed: int = Field(1, ge=0, description="Seeds the initial weights and the data order.")
+    seed: int = Field(1, ge=0, le=MAX_INTEGER, description="Seeds the initial weights and the data order.")
     max_void: Count = Field(3, description="Void turns in a row after which the run stops.")
     profile: Literal["exact", "native"] = Field(
         "exact", description="exact: equal bits on every machine of a CPU vendor. native: faster."
@@ -47,8 +47,8 @@ class InnerConfig(_Section):
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of arrays with two dimensions.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0 leaves it.")
-    warmup_steps: int = Field(20, ge=0, description="Local steps over which the rate rises.")
-    decay_rounds: int = Field(16, ge=0, description="Last rounds, over which the rate falls.")
+    warmup_steps: int = Field(20, ge=0, le=MAX_INTEGER, description="Local steps over which the rate rises.")
+    decay_rounds: int = Field(16, ge=0, le=MAX_INTEGER, description="Last rounds, over which the rate falls.")
 
 
 class TrainConfig(_Section):
@@ -59,7 +59,9 @@ class TrainConfig(_Section):
     )
     batch: Count = Field(4, description="Windows a local step.")
     steps: tuple[Count, ...] = Field(
-        (14, 12, 8, 6, 8), description="Local steps of each contributor, and so how many there are."
+        (14, 12, 8, 6, 8),
+        min_length=1,
+        description="Local steps of each contributor, and so how many there are.",
     )
     trace_every: Count = Field(4, description="Local steps between two digests of the trace.")
     inner: InnerConfig = Field(InnerConfig(), description="The inner optimizer.")
@@ -97,16 +99,18 @@ class OuterConfig(_Section):
 class AuditConfig(_Section):
     """Who is recomputed, and how often twice."""
 
-    auditors: int = Field(2, ge=0, description="Auditors, each of an operator of its own.")
+    auditors: int = Field(2, ge=0, le=MAX_INTEGER, description="Auditors, each of an operator of its own.")
     rate_ppm: Ppm = Field(1_000_000, description="Audit rate in millionths, once probation is over.")
     second_look_ppm: Ppm = Field(100_000, description="Share of passes that a second auditor repeats.")
-    probation_rounds: int = Field(3, ge=0, description="Accepted contributions before the rate applies.")
+    probation_rounds: int = Field(
+        3, ge=0, le=MAX_INTEGER, description="Accepted contributions before the rate applies."
+    )
 
 
 class CreditConfig(_Section):
     """When credit vests, and what costs it."""
 
-    vest_rounds: int = Field(10, ge=0, description="Turns until earned tokens vest.")
+    vest_rounds: int = Field(10, ge=0, le=MAX_INTEGER, description="Turns until earned tokens vest.")
     strikes: Count = Field(2, description="Failures to reveal or serve before quarantine.")
     operator_cap_ppm: Ppm = Field(500_000, description="Largest share of the weight for one operator.")
 
@@ -172,6 +176,8 @@ class Config(_Section):
             )
         if self.train.mode == "gradient" and self.outer.optimizer != "adamw":
             raise ValueError("train.mode gradient needs outer.optimizer adamw")
+        if self.audit.auditors == 0 and (self.audit.rate_ppm or self.audit.probation_rounds):
+            raise ValueError("audit.auditors 0 needs audit.rate_ppm 0 and audit.probation_rounds 0")
         if self.run.rounds >= 1 << 20:
             raise ValueError("run.rounds must be below 2^20")
         return self
@@ -195,8 +201,8 @@ def load_config(path: Path) -> Config:
 def parse_config(values: dict[str, Any], where: str) -> Config:
     """Validate plain values. Lists stand for tuples, as TOML and JSON have them."""
     try:
-        # Through JSON, where strict mode takes lists for tuples.
-        return Config.model_validate_json(json.dumps(values))
+        # Through JSON, where strict mode takes lists for tuples. TOML's dates have no JSON: they go in as text.
+        return Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise UsageError(
             f"{where}: {describe(error)}", hint="See configs/demo.toml for all fields."

@@ -24,7 +24,6 @@ from verification.records import (
     Reveal,
     RosterEntry,
     RoundOpen,
-    open_record,
     seal_record,
 )
 
@@ -41,7 +40,7 @@ class Contributor(Member):
         turn it has committed to, or for an earlier turn.
         """
         open_envelope = bytes(open_envelope)
-        open_ = open_record(RoundOpen, open_envelope, self.manifest.coordinator)
+        open_ = self.opened(open_envelope)
         entry = self._entry(open_)
         before = self.vault.committed(open_.turn)
         if before is not None:
@@ -77,7 +76,7 @@ class Contributor(Member):
 
     def serve_state(self, turn: int) -> bytes:
         """The canonical bytes of the hidden state that the turn started from."""
-        open_ = open_record(RoundOpen, self._stored(turn).open, self.manifest.coordinator)
+        open_ = self.opened(self._stored(turn).open)
         return self._state_bytes(self._entry(open_).start_state)
 
     def _entry(self, open_: RoundOpen) -> RosterEntry:
@@ -126,5 +125,11 @@ class Contributor(Member):
         self.vault.commit(open_.turn, Committed(envelope, commitment, sealed, payload, next_state))
         self.vault.forget_turns_before(open_.turn)
         self.vault.keep("payloads", [payload])
-        self.vault.keep("states", [entry.start_state, next_state])
+        if not self._restarts(open_.round):
+            self.vault.keep("states", [entry.start_state, next_state])
         return commitment
+
+    def _restarts(self, round_: int) -> bool:
+        # After a reset round that was not accepted, the next one starts from the state before the reset.
+        state = self.job.config.state
+        return state.policy == "reset" and state.every > 1 and (round_ - 1) % state.every == 0

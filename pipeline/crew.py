@@ -25,7 +25,6 @@ from verification.intake import (
 from verification.judge import Look
 from verification.state import RunState, Turn
 
-
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 
 

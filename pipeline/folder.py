@@ -5,7 +5,8 @@ Owns the paths of docs/protocol.md, section 11, except the log's. Does not own w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from model.arrays import Arrays, arrays_to_bytes, safetensors_bytes
@@ -139,6 +140,21 @@ class RunFolder:
             if path.name not in wanted:
                 path.unlink()
         fsync_folder(self.path / part)
+
+    def remove_temporaries(self) -> None:
+        """Remove files that a crash left half-written."""
+        for part in PARTS:
+            for path in (self.path / part).rglob(".*.tmp"):
+                path.unlink()
+
+    def keep_evidence(self, open_: RoundOpen, slots: Collection[int]) -> None:
+        """Of the turn in progress, remove evidence on slots for which the log shows no reason yet.
+
+        A crash left it; asked again, members may give no cause for it, and then nothing would name it.
+        """
+        for entry in open_.roster:
+            if entry.slot not in slots:
+                shutil.rmtree(self.evidence_folder(open_, entry.slot), ignore_errors=True)
 
     def put_evidence(self, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> None:
         """Store what a contributor needs to rerun a decision against it."""

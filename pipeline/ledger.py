@@ -1,17 +1,21 @@
 """The coordinator's log and the state that follows from it, moving together.
 
-Owns the pairing of a record with its signed envelope, and that nothing is appended which the state
-machine refuses. Does not own the log's format or the rules.
+Owns the pairing of a record with its signed envelope, that nothing is appended which the state machine
+refuses, and the journal, which keeps the coordinator from ever signing two different things for one place
+in the log. Does not own the log's format or the rules.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from verification.durable import write_atomic
 from verification.encoding import parse_canonical
 from verification.envelope import open_envelope
-from verification.errors import FormatError, ProtocolError
+from verification.errors import FormatError, ProtocolError, StorageError
 from verification.keys import PrivateKey
 from verification.log import Log
 from verification.notes import Checkpoint, parse_checkpoint
@@ -20,6 +24,8 @@ from verification.records import (
     Enrol,
     Manifest,
     Record,
+    RevealClose,
+    RoundOpen,
     parse_predicate,
     seal_record,
     verified_record,
@@ -33,37 +39,45 @@ Entry = tuple[Record, bytes]
 class Ledger:
     """Append-only: every append is checked by the state machine, then durable, then visible in `state`."""
 
-    def __init__(self, log: Log, key: PrivateKey, manifest: Manifest, state: RunState) -> None:
+    def __init__(
+        self, log: Log, key: PrivateKey, manifest: Manifest, state: RunState, journal: Journal
+    ) -> None:
         self._log = log
         self._key = key
+        self._journal = journal
         self.manifest = manifest
         self.state = state
 
     @classmethod
-    def create(cls, folder: Path, key: PrivateKey, manifest: Manifest) -> Ledger:
-        """A new log whose entry 0 is the manifest."""
-        log = Log.create(folder, manifest.origin, key)
-        log.append([seal_record(manifest, key)])
-        return cls(log, key, manifest, begin(manifest))
+    def create(cls, folder: Path, key: PrivateKey, manifest: Manifest) -> None:
+        """Write a new log whose entry 0 is the manifest; `open` goes on with it."""
+        Log.create(folder, manifest.origin, key).append([seal_record(manifest, key)])
 
     @classmethod
-    def open(cls, folder: Path, key: PrivateKey, manifest_bytes: bytes) -> Ledger:
-        """Continue a log, its entries verified and replayed. ProtocolError for another manifest."""
+    def open(cls, folder: Path, key: PrivateKey, manifest_bytes: bytes, journal: Path) -> Ledger:
+        """Continue a log, its entries verified and replayed, after finishing an append that was cut off.
+
+        `journal` is a private file of the coordinator. Raises ProtocolError for another manifest,
+        StorageError when this coordinator has already signed more than the log holds, or something else.
+        """
         manifest = parse_predicate(Manifest, parse_canonical(manifest_bytes))
         log = Log.open(folder, manifest.origin, key, manifest.log_vkey)
+        Journal(journal).finish(log)
         state: RunState | None = None
         for record, _ in read_entries(log, manifest):
             state = begin(manifest) if state is None else apply(state, record)
         if state is None:
             raise ProtocolError("the log is empty", expected="the manifest as entry 0")
-        return cls(log, key, manifest, state)
+        return cls(log, key, manifest, state, Journal(journal))
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add records with their envelopes, durably, as one step."""
         state = self.state
         for record, _ in entries:
             state = apply(state, record)
-        self._log.append([data for _, data in entries])
+        envelopes = [data for _, data in entries]
+        self._journal.write(self._log.size, envelopes)
+        self._log.append(envelopes)
         self.state = state
 
     def sign(self, record: Record) -> Entry:
@@ -73,6 +87,17 @@ class Ledger:
     def records(self) -> list[Record]:
         """Every record of the log, verified, the manifest first."""
         return [record for record, _ in read_entries(self._log, self.manifest)]
+
+    def snapshots(self) -> set[str]:
+        """Digests of the start states that the run folder must hold: those of valid reveals at snapshots."""
+        wanted: set[str] = set()
+        opened: RoundOpen | None = None
+        for record in self.records():
+            if isinstance(record, RoundOpen):
+                opened = record
+            elif isinstance(record, RevealClose) and opened and opened.snapshot:
+                wanted |= {opened.entry(slot).start_state for slot in record.revealed}
+        return wanted - {self.manifest.zero_state}
 
     @property
     def head(self) -> str:
@@ -97,6 +122,41 @@ class Ledger:
         """(index, inclusion proof under `head`) of an entry of the turn in progress."""
         index, _ = self.envelope(kind, slot)
         return index, list(self._log.inclusion_proof(index, self._log.size))
+
+
+class Journal:
+    """What is about to be appended, durable in private before a byte of it is written where others read.
+
+    Asked again after a crash, members may answer otherwise and clocks have moved. Without the journal the
+    coordinator would then sign a second record for the same place, and a second checkpoint of the same size:
+    to anyone who copied the folder in between, that is a forked log.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def write(self, size: int, envelopes: Sequence[bytes]) -> None:
+        """Note what follows entry `size` - 1. Raises StorageError."""
+        value = {"size": size, "entries": [base64.b64encode(data).decode() for data in envelopes]}
+        write_atomic(self._file, json.dumps(value).encode(), mode=0o600)
+
+    def finish(self, log: Log) -> None:
+        """Append what was noted, unless the log has it. StorageError when the log cannot be its sequel."""
+        if not self._file.exists():
+            return
+        value = json.loads(self._file.read_bytes())
+        size: int = value["size"]
+        envelopes = [base64.b64decode(text) for text in value["entries"]]
+        if log.size == size:
+            log.append(envelopes)
+        there = [log.entry(index) for index in range(size, min(size + len(envelopes), log.size))]
+        if there != envelopes:
+            raise StorageError(
+                "the log is not the one this coordinator last wrote",
+                expected=f"at least {size + len(envelopes)} entries, the last of them as signed",
+                got=f"{log.size} entries",
+                hint="Restore the newest copy of the run folder: an older one cannot be signed again.",
+            )
 
 
 def read_entries(log: Log, manifest: Manifest) -> Iterator[Entry]:

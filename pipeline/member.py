@@ -20,7 +20,15 @@ from pipeline.work import Job
 from verification.durable import write_atomic
 from verification.encoding import blake3_digest, parse_canonical
 from verification.errors import ProtocolError
-from verification.records import PROTOCOL, Enrol, Manifest, parse_predicate, seal_record
+from verification.records import (
+    PROTOCOL,
+    Enrol,
+    Manifest,
+    RoundOpen,
+    open_record,
+    parse_predicate,
+    seal_record,
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,13 @@ class Member:
             PROTOCOL, self.run, self.name, self.role, self.operator, self.key.public, self.numerics_class
         )
         return seal_record(record, self.key)
+
+    def opened(self, envelope: bytes) -> RoundOpen:
+        """The open in an envelope. Raises one of the family unless it is by this run's coordinator."""
+        open_ = open_record(RoundOpen, bytes(envelope), self.manifest.coordinator)
+        if open_.run != self.run:
+            raise ProtocolError("an open is of another run", expected=self.run, got=open_.run)
+        return open_
 
     @cached_property
     def job(self) -> Job:

@@ -5,6 +5,8 @@ Owns the views of a turn. The log is the truth; nothing here decides anything.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import netrc
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -96,11 +99,22 @@ class MetricsFile(JsonLines):
     """The same lines, appended to `metrics.jsonl` in the run folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        super().__init__(lambda line: print(line, file=self._file, flush=True))
+        super().__init__(self._append)
+        self._path = folder / "metrics.jsonl"
 
-    def close(self) -> None:  # noqa: D102
-        self._file.close()
+    def _append(self, line: str) -> None:
+        # Opened for each line: there is no file before there is something to tell.
+        data = line.encode() + b"\n"
+        with self._path.open("ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            written = 0
+            try:
+                written = file.write(data)
+            finally:
+                if written < len(data):  # a full disk: a whole line or nothing of it
+                    file.truncate(start)
+        if written < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Bars:
@@ -141,7 +155,8 @@ class Bars:
         )
 
     def note(self, text: str) -> None:  # noqa: D102
-        self._console.print(f"[dim]{text}[/]", highlight=False)
+        # A note may quote a member's words, and brackets in them are no markup.
+        self._console.print(f"[dim]{escape(text)}[/]", highlight=False)
 
     def close(self) -> None:  # noqa: D102
         self._bar.stop()
@@ -157,21 +172,31 @@ class Wandb:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         import wandb  # noqa: PLC0415 - only training needs it
 
+        self._wandb = wandb
+        self._folder = folder
+        self._manifest = manifest
+        self._run: Any = None
+
+    def _start(self) -> Any:
+        # At the first closed turn: a run that could not be taken up leaves nothing in its folder.
         logging.getLogger("wandb").setLevel(logging.ERROR)
-        self._run = wandb.init(
+        settings = self._wandb.Settings(silent=True, console="off", disable_git=True, save_code=False)
+        run = self._wandb.init(
             project="barnraise",
-            name=manifest.name,
-            id=manifest.run_id.removeprefix("sha256:")[:16],
+            name=self._manifest.name,
+            id=self._manifest.run_id.removeprefix("sha256:")[:16],
             resume="allow",
-            dir=str(folder),
+            dir=str(self._folder),
             mode="online" if logged_in() else "offline",
-            config={"run_id": manifest.run_id, **manifest.config},
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
+            config={"run_id": self._manifest.run_id, **self._manifest.config},
+            settings=settings,
         )
-        self._run.define_metric("tokens")
-        self._run.define_metric("*", step_metric="tokens")
+        run.define_metric("tokens")
+        run.define_metric("*", step_metric="tokens")
+        return run
 
     def turn(self, row: Row) -> None:  # noqa: D102
+        self._run = self._run or self._start()
         values: dict[str, Any] = {
             "tokens": row["tokens"],
             "round": row["round"],
@@ -194,7 +219,8 @@ class Wandb:
         del text
 
     def close(self) -> None:  # noqa: D102
-        self._run.finish()
+        if self._run:
+            self._run.finish()
 
 
 def logged_in() -> bool:
@@ -205,6 +231,40 @@ def logged_in() -> bool:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+class Optional:
+    """A view that may fail: at its first error it ends, `warn` is told once, and the run goes on."""
+
+    def __init__(self, name: str, make: Callable[[], Sink], warn: Callable[[str], None]) -> None:
+        self._name = name
+        self._warn = warn
+        self._sink: Sink | None = None
+        self._try(lambda: setattr(self, "_sink", make()))
+
+    def turn(self, row: Row) -> None:  # noqa: D102
+        if sink := self._sink:
+            self._try(lambda: sink.turn(row))
+
+    def note(self, text: str) -> None:  # noqa: D102
+        if sink := self._sink:
+            self._try(lambda: sink.note(text))
+
+    def close(self) -> None:  # noqa: D102
+        if sink := self._sink:
+            self._try(sink.close)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - a full disk, or whatever wandb raises: a view decides nothing
+            failed, self._sink = self._sink, None
+            what = (error.strerror if isinstance(error, OSError) else None) or str(error).split("\
+", 1)[0]
+            self._warn(f"{self._name} stops here ({what}); the run goes on without it")
+            if failed:
+                with contextlib.suppress(Exception):
+                    failed.close()
 
 
 class Monitor:

@@ -1,18 +1,24 @@
 """What can be typed after `barnraise train` and `barnraise resume`.
 
-Owns options and the dotted overrides of the configuration. Imports nothing heavy: the numerics profile must
-be known before torch is imported.
+Owns options and the dotted overrides of the configuration, and how a wrong one is told. Imports nothing
+heavy: the numerics profile must be known before torch is imported.
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import io
+import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipeline.config import Config
+from pipeline.config import Config, parse_config
+from verification.errors import UsageError
 
 HOME = Path("~/.barnraise")
 
@@ -55,8 +61,84 @@ class ResumeOptions:
     """JSON lines instead of bars."""
 
 
+def parse_options(kind: Callable[..., Any], command: str, arguments: list[str], *, rest: bool = False) -> Any:
+    """Options of a command; with `rest`, (options, what was not understood).
+
+    Raises UsageError for wrong ones. `--help` prints and ends the program.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if rest:
+                return tyro.cli(kind, args=arguments, prog=f"barnraise {command}", return_unknown_args=True)
+            return tyro.cli(kind, args=arguments, prog=f"barnraise {command}")
+    except SystemExit as end:
+        if not end.code:
+            raise
+        hint = f"`barnraise {command} --help` lists the options."
+        raise UsageError(_plain(said.getvalue()) or "the options are not understood", hint=hint) from None
+
+
+def _plain(box: str) -> str:
+    """The words of a framed error message, on one line and without its advice."""
+    words: list[str] = []
+    for line in box.splitlines():
+        text = line.strip().strip("│").strip()
+        if text.startswith("──"):
+            break
+        if not text.startswith(("╭", "╰")):
+            words.append(text)
+    sentence = " ".join(" ".join(words).split()).rstrip(" .")
+    return sentence[:1].lower() + sentence[1:]
+
+
 def override(config: Config, arguments: list[str]) -> Config:
-    """The configuration with dotted options applied. Ends the program with code 2 on an unknown one."""
-    if not arguments:
-        return config
-    return tyro.cli(Config, default=config, args=arguments, prog="barnraise train")
+    """The configuration with dotted options applied, `--SECTION.FIELD VALUE…`, values as TOML has them.
+
+    Raises UsageError for an unknown field or a value that does not fit.
+    """
+    values = config.model_dump(mode="json")
+    fields = _fields(values)
+    position = 0
+    while position < len(arguments):
+        name, equals, text = arguments[position].partition("=")
+        position += 1
+        given = [text] if equals else []
+        while not equals and position < len(arguments) and not arguments[position].startswith("--"):
+            given.append(arguments[position])
+            position += 1
+        field = name.removeprefix("--").replace("-", "_")
+        if not name.startswith("--") or field not in fields:
+            near = difflib.get_close_matches(field, fields, 1)
+            hint = f"Did you mean --{near[0]}?" if near else "Fields are named as in configs/demo.toml."
+            raise UsageError(f"there is no option {name}", hint=hint)
+        section, last = fields[field]
+        section[last] = _value(section[last], given, name)
+    return parse_config(values, "the command line")
+
+
+def _fields(values: dict[str, Any], prefix: str = "") -> dict[str, tuple[dict[str, Any], str]]:
+    """Dotted names of all fields, with the section that each lies in and its key there."""
+    found: dict[str, tuple[dict[str, Any], str]] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _fields(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = (values, key)
+    return found
+
+
+def _value(before: Any, given: list[str], name: str) -> Any:
+    if isinstance(before, list) and not (given and given[0].startswith("[")):
+        return [_literal(text) for text in given]
+    if len(given) != 1:
+        raise UsageError(f"{name} takes one value", got=" ".join(given) or "none")
+    return given[0] if isinstance(before, str) else _literal(given[0])
+
+
+def _literal(text: str) -> Any:
+    try:
+        values = tomllib.loads(f"v = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return values["v"] if set(values) == {"v"} else text

@@ -198,6 +198,7 @@ def _differences(opening: dict[str, Any], work: Work) -> dict[str, tuple[str, st
     claims = work.claims
     pairs = {
         "trace": (opening["trace_root"], trace_root(claims.trace)),
+        "number of trace leaves": (str(opening["trace_leaves"]), str(len(claims.trace))),
         "payload": (opening["payload"], claims.payload),
         "next state": (opening["next_state"], claims.next_state),
         "first loss": (str(opening["loss_first"]), str(claims.loss_first)),

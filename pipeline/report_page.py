@@ -196,8 +196,10 @@ def _rejection(turn: ClosedTurn, work: Work, reason: str) -> Sequence[str]:
     return (
         escape(turn_name(turn).removeprefix("round ")),
         escape(work.entry.member),
-        f'<span class="chip {cell_class(work)}">{escape(reason)}</span>'
-        f"<small>{escape(WORDS.get(reason, ''))}</small>",
+        (
+            f'<span class="chip {cell_class(work)}">{escape(reason)}</span>'
+            f"<small>{escape(WORDS.get(reason, ''))}</small>"
+        ),
         escape(", ".join(failed)) or '<span class="muted">coordinator</span>',
         evidence,
     )
@@ -348,6 +350,6 @@ def _rests(story: RunStory) -> str:
     )
     return (
         f"<ul>{lines}</ul>\n<pre>{escape(command)}</pre>\n"
-        '<p class="caption">The key and the head in this command are this page’s own: put those in their place '
-        "that you have from elsewhere.</p>"
+        '<p class="caption">The key and the head in this command are this page’s own: put those in their '
+        "place that you have from elsewhere.</p>"
     )

@@ -43,11 +43,16 @@ def make_member(spec: MemberSpec) -> Member:
         return Auditor(spec.name, spec.operator, spec.manifest, place)
     drill = place.vault / "drill"
     if spec.adversary and not drill.exists():
-        write_atomic(drill, spec.adversary.encode(), mode=0o600)
+        put_drill(place.vault, spec.adversary)
     if drill.exists():
         kind = adversary(drill.read_text())
         return kind(spec.name, spec.operator, spec.manifest, place, Path(spec.public))
     return Contributor(spec.name, spec.operator, spec.manifest, place)
+
+
+def put_drill(vault: Path, kind: str) -> None:
+    """Tell a member, in its own folder, that it is an adversary of this kind. Raises StorageError."""
+    write_atomic(vault / "drill", kind.encode(), mode=0o600)
 
 
 def member_specs(

@@ -6,6 +6,7 @@ that knows cluster. Does not own the turn (coordinator.py) or what people see (m
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -31,11 +32,11 @@ from pipeline.coordinator import Coordinator, Desk
 from pipeline.crew import Crew
 from pipeline.folder import PARTS, RunFolder
 from pipeline.ledger import Ledger
-from pipeline.roster import make_member, member_specs
+from pipeline.roster import make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
-from verification.durable import write_atomic
+from verification.durable import disk_is_full, fsync_folder, make_folder, storage_error, write_atomic
 from verification.encoding import canonical_json, digest_hex, to_json
-from verification.errors import ProtocolError, StorageError, UsageError
+from verification.errors import BarnraiseError, ProtocolError, StorageError, UsageError
 from verification.folder_lock import lock_folder
 from verification.keys import PrivateKey
 from verification.lottery import HashChain
@@ -46,44 +47,67 @@ Tell = Callable[[str], None]
 COORDINATOR_WAIT_S = 5.0
 
 
-def create_run(config: Config, folder: RunFolder, home: Path, tell: Tell) -> Manifest:
+def create_run(
+    config: Config,
+    folder: RunFolder,
+    home: Path,
+    tell: Tell,
+    drills: Mapping[str, str] | None = None,
+) -> Manifest:
     """Make a run folder with data, checkpoint 0, manifest and log entry 0: all of it, or nothing.
 
+    `drills` says which contributors cheat, and how; each is told in its own folder here. A kill can leave a
+    folder `.NAME.partial` and secrets of a run that never was; the next start of the same name removes both.
     Raises UsageError when the folder is there already, the data do not fit the configuration, or the disk
     cannot hold it.
     """
-    if folder.path.exists() and any(folder.path.iterdir()):
+    if folder.path.exists() and not (folder.path.is_dir() and not any(folder.path.iterdir())):
         raise UsageError(
             f"{folder.path} exists already",
             hint=f"`barnraise resume {folder.path}` goes on with it; --run names another folder.",
         )
     partial_folder = RunFolder(folder.path.with_name(f".{folder.path.name}.partial"))
-    shutil.rmtree(partial_folder.path, ignore_errors=True)
-    secrets: Path | None = None
+    _discard(partial_folder, home)
     try:
         for part in PARTS[:-2]:
             (partial_folder.path / part).mkdir(parents=True)
         (partial_folder.path / "evidence").mkdir()
-        manifest, secrets = _fill(config, partial_folder, folder.name, home, tell)
+        manifest = _fill(config, partial_folder, folder.name, home, tell, drills or {})
         if folder.path.exists():
             folder.path.rmdir()
         partial_folder.path.rename(folder.path)
+        try:
+            fsync_folder(folder.path.parent)
+        except OSError:
+            folder.path.rename(partial_folder.path)
+            raise
     except BaseException as error:
-        shutil.rmtree(partial_folder.path, ignore_errors=True)
-        if secrets:
-            shutil.rmtree(secrets, ignore_errors=True)
-        if isinstance(error, (StorageError, OSError)):
-            raise UsageError(f"the run could not be started: {_plain(error)}") from error
+        _discard(partial_folder, home)
+        if isinstance(error, OSError):
+            error = storage_error(Path(error.filename or folder.path), error)
+        if isinstance(error, StorageError):
+            hint = "Make room, then start it again." if disk_is_full(error) else None
+            raise UsageError(
+                f"the run could not be started: {error.what}; nothing was kept", got=error.got, hint=hint
+            ) from error
         raise
     return manifest
 
 
-def _plain(error: Exception) -> str:
-    what = error.what if isinstance(error, StorageError) else str(error)
-    return f"{what}; nothing was kept"
+def _discard(partial_folder: RunFolder, home: Path) -> None:
+    """Remove an unfinished run folder, and first the secrets that belong to its manifest."""
+    if partial_folder.manifest_file.is_file():
+        with contextlib.suppress(BarnraiseError):
+            private = home / member_folder(partial_folder.parsed_manifest())
+            shutil.rmtree(private, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it may hold other runs
+                private.parent.rmdir()
+    shutil.rmtree(partial_folder.path, ignore_errors=True)
 
 
-def _fill(config: Config, folder: RunFolder, name: str, home: Path, tell: Tell) -> tuple[Manifest, Path]:
+def _fill(
+    config: Config, folder: RunFolder, name: str, home: Path, tell: Tell, drills: Mapping[str, str]
+) -> Manifest:
     dataset = prepare_data(config.data, folder.data, tell)
     (folder.data / "dataset.json").unlink()  # the manifest holds it
     needed = sum(config.train.steps) * config.train.batch
@@ -122,14 +146,24 @@ def _fill(config: Config, folder: RunFolder, name: str, home: Path, tell: Tell) 
     aggregator = Aggregator.of(unsigned.arrays, unsigned.config)
     start = aggregator.start(weights)
     manifest = parse_predicate(Manifest, {**to_json(unsigned), "initial": to_json(aggregator.digests(start))})
-    secrets = home / member_folder(manifest)
-    (secrets / "coordinator").mkdir(parents=True, mode=0o700)
-    key.save(secrets / "coordinator" / "key")
-    chain.save(secrets / "coordinator" / "chain")
-    folder.put_checkpoint(0, weights, dict(start.outer))
+    # The manifest first: by it, what a kill leaves in the private home is found and removed.
     write_atomic(folder.manifest_file, canonical_json(to_json(manifest)))
+    _keep_secrets(home / member_folder(manifest), key, chain, drills)
+    folder.put_checkpoint(0, weights, dict(start.outer))
     Ledger.create(folder.log, key, manifest)
-    return manifest, secrets
+    return manifest
+
+
+def _keep_secrets(private: Path, key: PrivateKey, chain: HashChain, drills: Mapping[str, str]) -> None:
+    """The coordinator's key and chain; and who cheats, in each one's own folder, before anything starts."""
+    make_folder(private)
+    for name in ("coordinator", *drills):
+        (private / name).mkdir(mode=0o700)
+    key.save(private / "coordinator" / "key")
+    chain.save(private / "coordinator" / "chain")
+    for name, kind in drills.items():
+        put_drill(private / name, kind)
+    fsync_folder(private)
 
 
 def _origin_name(name: str) -> str:
@@ -173,9 +207,12 @@ def continue_run(
             expected=str(secrets),
             hint="Only who started a run can go on with it; --home names another place.",
         )
-    lock_folder(secrets, wait_s=COORDINATOR_WAIT_S)
+    try:
+        lock_folder(secrets, wait_s=COORDINATOR_WAIT_S)
+    except OSError as error:
+        raise storage_error(secrets, error) from error
     prepare_numerics(config.run.profile, THREADS)
-    ledger = Ledger.open(folder.log, PrivateKey.load(secrets / "key"), manifest_bytes)
+    ledger = Ledger.open(folder.log, PrivateKey.load(secrets / "key"), manifest_bytes, secrets / "journal")
     specs = member_specs(config, manifest_bytes, home, member_folder(manifest), folder.path, drills or {})
     members: Pool
     if pool == "ray":
@@ -207,13 +244,28 @@ def continue_run(
     return coordinator
 
 
+def _clean_up(folder: RunFolder, ledger: Ledger, config: Config) -> None:
+    """Remove what a crash left in the run folder and the log does not account for. Raises StorageError."""
+    state = ledger.state
+    try:
+        folder.remove_temporaries()
+        folder.keep_only("payloads", state.payloads)
+        folder.keep_only("state", ledger.snapshots())
+        folder.keep_checkpoints(state.rounds_done, config.checkpoint.every)
+        if state.turn:
+            refused = state.turn.reveal_close.refused if state.turn.reveal_close else ()
+            known = {refusal.slot for refusal in refused}
+            known |= {slot for (slot, _), v in state.turn.verdicts.items() if v.outcome == "fail"}
+            folder.keep_evidence(state.turn.open, known)
+    except OSError as error:
+        raise storage_error(folder.path, error) from error
+
+
 def _assemble(
     folder: RunFolder, config: Config, ledger: Ledger, chain: HashChain, members: Pool, tell: Tell
 ) -> Coordinator:
     state = ledger.state
-    revealed = state.payloads
-    folder.keep_only("payloads", revealed)
-    folder.keep_checkpoints(state.rounds_done, config.checkpoint.every)
+    _clean_up(folder, ledger, config)
     aggregator = Aggregator.of(ledger.manifest.arrays, ledger.manifest.config)
     done = state.rounds_done
     checkpoint = aggregator.load(folder.checkpoint(done), folder.outer_file(done).read_bytes())

@@ -7,6 +7,7 @@ does not import torch: each command imports what it needs, after the run's numer
 from __future__ import annotations
 
 import json as jsonlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -75,6 +76,8 @@ class GenerateOptions:
     """One JSON object instead of the text alone."""
 
 
+# Fields of the data that the model's table repeats.
+_SHARED = ("vocab_size", "context")
 _DATA = {name: field.default for name, field in DataConfig.model_fields.items()}
 
 
@@ -254,12 +257,13 @@ def data(options: DataOptions, console: Console) -> int:
         console,
         f"{options.out}: {', '.join(entry.file for entry in (*manifest.train, *manifest.validation))}",
     )
-    _next(
-        console,
-        f"barnraise train --data.source {options.source} --data.tokenizer {options.out / TOKENIZER_FILE} "
-        f"--data.vocab-size {options.vocab_size} --model.vocab-size {options.vocab_size} "
-        f"--data.context {options.context} --model.context {options.context}",
-    )
+    changed = [name for name in _DATA if name != "source" and getattr(options, name) != _DATA[name]]
+    words = [
+        f"--data.{name.replace('_', '-')} {shlex.quote(str(getattr(options, name)))}" for name in changed
+    ]
+    words += [f"--model.{n.replace('_', '-')} {getattr(options, n)}" for n in _SHARED if n in changed]
+    _next(console, f"barnraise train --data.source {' '.join([shlex.quote(options.source), *words])}")
+    _say(console, "      makes the same data in its run folder; the root will be the same")
     return 0
 
 

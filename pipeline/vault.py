@@ -20,7 +20,7 @@ from verification.keys import PrivateKey
 LOCK_WAIT_S = 60.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Committed:
     """A turn's answers, stored before the first of them leaves the member."""
 
@@ -92,14 +92,18 @@ class Vault:
         path = self._turn(turn)
         if not path.exists():
             return None
-        value = json.loads(path.read_text())
-        return Committed(
-            value["open"].encode(),
-            value["commitment"].encode(),
-            value["reveal"].encode(),
-            value["payload"],
-            value["next_state"],
-        )
+        try:
+            value = json.loads(path.read_text())
+            return Committed(
+                value["open"].encode(),
+                value["commitment"].encode(),
+                value["reveal"].encode(),
+                value["payload"],
+                value["next_state"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # The cause is not shown: it may quote the file, which holds a salt.
+            raise StorageError(f"{path} was damaged") from None
 
     def last_turn(self) -> int:
         """The highest turn that was committed to; -1 before the first."""

@@ -32,6 +32,7 @@ from verification.records import (
     Enrol,
     Manifest,
     Record,
+    Refusal,
     Reveal,
     RevealClose,
     RoundClose,
@@ -139,6 +140,10 @@ def _closes_commitments(turn: Turn, record: CommitClose) -> bool:
     return told == (tuple(turn.commitments), late, len(turn.commitments)) and min(record.ms, default=0) >= 0
 
 
+def _fits_its_reveal(item: Refusal, logged: bool) -> bool:
+    return item.reason == "opening-mismatch" or logged == (item.reason != "unrevealed")
+
+
 def _closes_reveals(state: RunState, turn: Turn, record: RevealClose) -> bool:
     refused = [item.slot for item in record.refused]
     fresh = [turn.reveals[slot].opening.payload for slot in record.revealed if slot in turn.reveals]
@@ -147,12 +152,15 @@ def _closes_reveals(state: RunState, turn: Turn, record: RevealClose) -> bool:
         and list(record.revealed) == sorted(record.revealed)
         and refused == sorted(refused)
         and sorted([*record.revealed, *refused]) == sorted(turn.commitments)
+        and all(_fits_its_reveal(item, item.slot in turn.reveals) for item in record.refused)
     )
 
 
-def _settles_who_served(turn: Turn, draw: Draw, record: Served) -> bool:
-    valid = turn.reveal_close.revealed if turn.reveal_close else ()
-    owed = [item.slot for item in draw.drawn if item.auditors and item.slot in valid]
+def _settles_who_served(turn: Turn, record: Served) -> bool:
+    if turn.draw is None or turn.reveal_close is None:
+        return False
+    valid = turn.reveal_close.revealed
+    owed = [item.slot for item in turn.draw.drawn if item.auditors and item.slot in valid]
     ascending = all(list(slots) == sorted(slots) for slots in (record.served, record.unserved))
     return ascending and sorted((*record.served, *record.unserved)) == owed
 
@@ -193,8 +201,7 @@ def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
             _expect(record == plan_draw(state, head, record.head, record.link), record)
             turn, state = replace(turn, draw=record), _link(state, record.link)
         case Served():
-            _expect(turn.draw is not None and turn.served is None, record)
-            _expect(turn.draw is not None and _settles_who_served(turn, turn.draw, record), record)
+            _expect(turn.served is None and _settles_who_served(turn, record), record)
             turn = replace(turn, served=record)
         case Verdict():
             look = (record.slot, record.look)
@@ -221,7 +228,7 @@ def _close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
     planned = plan_close(
         state, Base(record.weights, record.outer), evidence=evidence, val_loss=record.val_loss
     )
-    if record != planned:
+    if record != planned or (record.void and Base(record.weights, record.outer) != state.base):
         raise ProtocolError("a round-close does not follow from the log", expected=planned, got=record)
     outcomes = settle(turn.evidence)
     accepted = {o.entry.slot for o in outcomes if o.reason is None}

@@ -8,11 +8,14 @@ key none can be made. Used as `from tests.pipeline.forger import ...`.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from model.arrays import unflatten
 from model.local_steps import evaluate
@@ -26,10 +29,11 @@ from pipeline.run import member_folder
 from verification.credits import Standing
 from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError
-from verification.judge import settle
+from verification.judge import Outcome, TurnEvidence, settle
 from verification.keys import PrivateKey
 from verification.log import Log
 from verification.lottery import HashChain
+from verification import plans
 from verification.plans import (
     accepted_contributions,
     pace_after,
@@ -122,7 +126,12 @@ class Forger:
         )
         self.lies: dict[tuple[str, int], Lie] = {}
         self.step: Step | None = None
-        self.served: dict[int, bytes] = {}
+        self.settled: dict[tuple[int, int], str | None] = {}
+        self.told = settle
+
+    def settle(self, turn: int, slot: int, reason: str | None) -> None:
+        """Settle a slot of a turn so, whatever the verdicts say; what follows is computed from it."""
+        self.settled[turn, slot] = reason
 
     def lie(self, kind: str, turn: int, change: Lie) -> None:
         """When the record of a kind is due in a turn (counted from 0; -1 outside of turns), change it.
@@ -136,23 +145,35 @@ class Forger:
 
     def tell(self, turns: int | None = None, *, end: bool = True) -> Path:
         """Write the run with its first `turns` turns (all), and close it when `end`; returns its folder."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", lambda handle: None)  # a forgery need not outlive a crash
+            self._tell(turns, end=end)
+        return self.folder.path
+
+    def _tell(self, turns: int | None, *, end: bool) -> None:
         self.log = Log.create(self.folder.log, self.manifest.origin, self.key)
         self.log.append([seal_record(self.manifest, self.key)])
         enrolments: list[Entry] = [(r, d) for r, d in self.old if isinstance(r, Enrol)]
         self.add(self._changed("enrol", -1, enrolments))
         for number, taken in enumerate(self.turns[:turns]):
-            self._turn(number, taken)
+            self.told = lambda evidence, number=number: self._settle(number, evidence)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(plans, "settle", self.told)
+                self._turn(number, taken)
         if end:
             self.add(self._changed("run-close", -1, [(plan_run_close(self.state), None)]))
         self._files()
-        return self.folder.path
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Log entries and believe them."""
         entries = list(entries)
         self.log.append([data if data is not None else seal_record(r, self.key) for r, data in entries])
         for record, _ in entries:
-            self.state = _believe(self.state, record)
+            self.state = _believe(self.state, record, self.told)
+
+    def _settle(self, turn: int, evidence: TurnEvidence) -> tuple[Outcome, ...]:
+        outcomes = settle(evidence)
+        return tuple(replace(o, reason=self.settled.get((turn, o.entry.slot), o.reason)) for o in outcomes)
 
     def _changed(self, kind: str, turn: int, entries: Sequence[Entry]) -> list[Entry]:
         change = self.lies.get((kind, turn))
@@ -199,7 +220,8 @@ class Forger:
         """The auditors' own verdicts, as far as they are called under this draw."""
         turn = self.state.open_turn
         drawn = turn.draw.drawn if look == 1 and turn.draw else turn.second.looks if turn.second else ()
-        called = {item.slot: item.auditors for item in drawn}
+        served = turn.served.served if turn.served else ()
+        called = {item.slot: item.auditors for item in drawn if item.slot in served}
         return [
             (record, data)
             for record, data in taken.of(Verdict, look=look)
@@ -212,7 +234,7 @@ class Forger:
         after = self.aggregator.step(self.checkpoint, work, turn.open.outer_lr)
         if self.step and number + 1 == len(self.turns):
             after = self.step(self, self.checkpoint, work, turn.open)
-        evidence = {item.slot: item.evidence for item in old.rejected}
+        evidence = self._evidence(turn, old)
         base = self.aggregator.digests(after)
         loss = self.val_loss(after) if old.val_loss is not None and base.weights != old.weights else old.val_loss
         record = plan_close(self.state, base, evidence=evidence, val_loss=loss)
@@ -230,6 +252,21 @@ class Forger:
         self.folder.put_checkpoint(
             self.state.rounds_done, self.aggregator.arrays(after), dict(after.outer)
         )
+
+    def _evidence(self, turn: Turn, old: RoundClose) -> dict[int, str | None]:
+        """The true run's evidence where the reason is the same; made anew for a fault that is not in it."""
+        before = {(item.slot, item.reason): item.evidence for item in old.rejected}
+        found: dict[int, str | None] = {}
+        for outcome in self.told(turn.evidence):
+            slot, reason = outcome.entry.slot, outcome.reason
+            found[slot] = before.get((slot, reason or ""))
+            if reason == "failed-audit" and found[slot] is None:
+                opening = turn.reveals[slot].opening
+                state = self.folder.state_file(opening.start_state).read_bytes()
+                files = {"start_state": state, "payload": self.folder.payload(opening.payload)}
+                self.folder.put_evidence(turn.open, slot, files)
+                found[slot] = self.folder.close_evidence(turn.open, slot, reason)
+        return found
 
     def accepted_work(self, accepted: Iterable[Any]) -> list[Contribution]:
         """What the aggregator takes, of the close's accepted lines."""
@@ -257,12 +294,34 @@ class Forger:
         log = Log.open(self.folder.log, self.manifest.origin, None, self.manifest.log_vkey)
         try:
             records = [record for record, _ in read_entries(log, self.manifest)]
-            opens = [record for record in records if isinstance(record, RoundOpen)]
-            states = {e.start_state for o in opens if o.snapshot for e in o.roster}
-            self.folder.keep_only("state", states)
+            self._keep_states(records)
+            self._keep_evidence(records)
             write_contributions(self.folder, records, self.aggregator.codec.payload_bytes)
         except BarnraiseError:
             pass  # the state machine does not follow the lie; neither will level 1
+
+    def _keep_states(self, records: Sequence[Record]) -> None:
+        """Start states of the valid reveals of snapshot rounds."""
+        states: set[str] = set()
+        opened: RoundOpen | None = None
+        for record in records:
+            if isinstance(record, RoundOpen):
+                opened = record
+            elif isinstance(record, RevealClose) and opened and opened.snapshot:
+                states |= {opened.entry(slot).start_state for slot in record.revealed}
+        self.folder.keep_only("state", states)
+
+    def _keep_evidence(self, records: Sequence[Record]) -> None:
+        named = {
+            f"r{r.round:05d}-a{r.attempt}-s{line.slot}"
+            for r in records
+            if isinstance(r, RoundClose)
+            for line in r.rejected
+            if line.evidence
+        }
+        for path in (self.folder.path / "evidence").iterdir():
+            if path.name not in named:
+                shutil.rmtree(path)
 
     # --- what a colluding contributor can do: sign another commitment and reveal ---
 
@@ -277,7 +336,7 @@ class Forger:
         return [(commitment, seal_record(commitment, key)), (told, seal_record(told, key))]
 
 
-def _believe(state: RunState, record: Record) -> RunState:
+def _believe(state: RunState, record: Record, told: Callable[[TurnEvidence], Any]) -> RunState:
     """The state after a record that is taken for true, whatever the rules say."""
     turn = state.turn
     match record:
@@ -310,16 +369,18 @@ def _believe(state: RunState, record: Record) -> RunState:
         case SecondDraw():
             turn = replace(turn, second=record)
         case RoundClose():
-            return _believe_close(state, turn, record)
+            return _believe_close(state, turn, record, told(turn.evidence))
     return replace(state, turn=turn)
 
 
-def _believe_close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
+def _believe_close(
+    state: RunState, turn: Turn, record: RoundClose, outcomes: tuple[Outcome, ...]
+) -> RunState:
     accepted = {item.slot for item in record.accepted}
     told = {credit.member: credit for credit in record.credits}
     standings = {
         name: _told(standing, told.get(name), name in record.quarantined)
-        for name, standing in standings_after(state, turn, settle(turn.evidence)).items()
+        for name, standing in standings_after(state, turn, outcomes).items()
     }
     lineage = {turn.open.entry(s).member: turn.reveals[s].opening.next_state for s in accepted}
     return replace(

@@ -203,7 +203,10 @@ ENTRIES = [(4 * i + 3, i % 2, i // 4) for i in range(8)]
             slow_pack(SMALL, [(200, [*ENTRIES[:7], (32, 0, 0)])]),
             "wrong indices; expected strictly increasing, below 32",
         ),
-        (b"\x00" + slow_pack(SMALL, [(200, ENTRIES)])[1:], "does not have the first indices; expected 0 to 7"),
+        (
+            b"\x00" + slow_pack(SMALL, [(200, ENTRIES)])[1:],
+            "does not have the first indices; expected 0 to 7",
+        ),
         (EMPTY[:-1] + b"\x01", "a code where it has no value"),
         (EMPTY[:-1] + b"\x02", "a code where it has no value"),
     ],
@@ -294,9 +297,6 @@ def test_magnitude_one_for_all_values_is_refused(scale_byte: int, length: int) -
     else:
         with pytest.raises(FormatError, match=f"chunk {length // 33} has magnitude 1 for all values"):
             codec.decode(payload)
-    one_less = whole + slow_pack(SMALL, [(scale_byte, [(0, 0, 0), *alias[1:]])])
-    if real > 1:
-        assert abs(codec.decode(one_less).values[-real]) == slow_scale(scale_byte)
 
 
 @settings(deadline=None, max_examples=200)
@@ -365,14 +365,6 @@ def test_every_parameter_of_a_short_chunk_is_sent(real: int, whole: int, seed: i
         assert sparse.indices[-real:].tolist() == list(range(codec.length))[tail]
         sent += sparse.dense(codec.length)
         assert np.abs(sent[tail] - rounds * update[tail].astype(np.float64)).max() < 6e-3
-
-
-def test_the_tail_of_a_short_chunk_moves_beside_much_larger_chunks() -> None:
-    codec = Codec(4096, 64, 4096 + 5)
-    vector = np.concatenate([heavy_tailed(0, 4096) * np.float32(100), np.full(5, 1e-6, dtype=np.float32)])
-    sparse = codec.decode(codec.encode(vector))
-    assert sparse.indices[-5:].tolist() == [4096, 4097, 4098, 4099, 4100]
-    np.testing.assert_allclose(sparse.values[-5:], 1e-6, rtol=1 / 15)
 
 
 def test_a_value_in_the_padding_is_refused() -> None:

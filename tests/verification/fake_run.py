@@ -1,0 +1,328 @@
+"""A made-up run in memory: records of whole turns from keys made of seeds, no files, no training.
+
+A `Fate` says what becomes of a slot in a turn. `play_turn` writes the records that follow from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+from verification.encoding import blake3_digest, hex_float, sha256_digest
+from verification.judge import Recomputed, differences, settle, trace_root
+from verification.keys import PrivateKey
+from verification.lottery import HashChain
+from verification.notes import Checkpoint, sign_checkpoint, vkey
+from verification.plans import plan_close, plan_draw, plan_open, plan_run_close, plan_second_draw
+from verification.records import (
+    Base,
+    CommitClose,
+    Commitment,
+    DrawChain,
+    Enrol,
+    Manifest,
+    Opening,
+    Record,
+    Refusal,
+    Reveal,
+    RevealClose,
+    RosterEntry,
+    RoundOpen,
+    Served,
+    Verdict,
+)
+from verification.rounds import apply, begin
+from verification.state import RunState
+
+ORIGIN = "example/fake"
+CHAIN = HashChain(b"\x07" * 32, 400)
+CONTRIBUTORS = {"c0": "op-a", "c1": "op-a", "c2": "op-b", "c3": "op-c"}
+AUDITORS = {"a0": "op-x", "a1": "op-y", "a2": "op-b"}
+STRIKES = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
+
+
+def sha(text: str) -> str:
+    return sha256_digest(text.encode())
+
+
+def b3(text: str) -> str:
+    return blake3_digest(text.encode())
+
+
+def key(name: str) -> PrivateKey:
+    return PrivateKey.from_seed(hashlib.sha256(name.encode()).digest())
+
+
+def config(**sections: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, dict[str, Any]] = {
+        "run": {"rounds": 4, "seed": 1, "max_void": 3},
+        "train": {
+            "mode": "local",
+            "batch": 2,
+            "steps": [4, 2, 3, 1],
+            "trace_every": 2,
+            "inner": {"lr": hex_float(0.1), "warmup_steps": 5, "decay_rounds": 3},
+        },
+        "outer": {"lr": hex_float(0.7)},
+        "audit": {"rate_ppm": 400_000, "second_look_ppm": 300_000, "probation_rounds": 1},
+        "credit": {"vest_rounds": 2, "strikes": 2, "operator_cap_ppm": 500_000},
+        "state": {"policy": "snapshot", "every": 2},
+        "timing": {"mode": "fixed", "round_ms": 1000, "deadline_ms": 4000, "max_steps": 16},
+    }
+    for name, fields in sections.items():
+        values[name] = {**values[name], **fields}
+    return values
+
+
+def manifest(**sections: Mapping[str, Any]) -> Manifest:
+    public = key("coordinator").public
+    return Manifest(
+        protocol=1,
+        name="fake",
+        origin=ORIGIN,
+        log_vkey=vkey(ORIGIN, public),
+        coordinator=public,
+        draw_chain=DrawChain(CHAIN.end, CHAIN.length),
+        versions={"python": "3"},
+        source=sha("source"),
+        dataset={"context": 4, "root": sha("dataset")},
+        arrays=(("w", (2, 3)),),
+        initial=Base(b3("weights 0"), b3("outer 0")),
+        zero_state=b3("zero"),
+        objective="next-token-v1",
+        codec="topk8of32-eliasfano-2bit-e5m3-v1",
+        aggregation="median-clip-weighted-mean-v1",
+        config=config(**sections),
+    )
+
+
+def enrolments(run: str, auditors: Mapping[str, str] = AUDITORS) -> list[Enrol]:
+    roles = [(n, "contributor", o) for n, o in CONTRIBUTORS.items()]
+    roles += [(n, "auditor", o) for n, o in auditors.items()]
+    return [Enrol(1, run, n, r, o, key(n).public, "class") for n, r, o in roles]  # type: ignore[arg-type]
+
+
+def started(auditors: Mapping[str, str] = AUDITORS, **sections: Mapping[str, Any]) -> RunState:
+    """The state after all enrolments."""
+    state = begin(manifest(**sections))
+    for record in enrolments(state.run, auditors):
+        state = apply(state, record)
+    return state
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of a slot in a turn. `silent` auditors are asked in vain before one answers."""
+
+    commit: bool = True
+    refused: str | None = None
+    serves: bool = True
+    first: str = "pass"
+    second: str = "pass"
+    silent: int = 0
+    ms: int = 700
+
+
+GOOD = Fate()
+LATE = Fate(commit=False)
+CHEAT = Fate(first="fail", second="fail")
+
+fates = st.one_of(
+    st.just(GOOD),
+    st.just(LATE),
+    st.builds(Fate, refused=st.sampled_from(STRIKES)),
+    st.builds(
+        Fate,
+        serves=st.booleans(),
+        first=st.sampled_from(("pass", "fail", "none")),
+        second=st.sampled_from(("pass", "fail", "differ", "none")),
+        silent=st.integers(0, 2),
+        ms=st.integers(0, 5000),
+    ),
+)
+scripts = st.lists(st.dictionaries(st.integers(0, 3), fates), min_size=1, max_size=9)
+
+
+def head(size: int) -> tuple[Checkpoint, str]:
+    """A signed checkpoint of a made-up tree."""
+    checkpoint = Checkpoint(ORIGIN, size, hashlib.sha256(str(size).encode()).digest())
+    return checkpoint, sign_checkpoint(checkpoint, key("coordinator"))
+
+
+def done(open_: RoundOpen, entry: RosterEntry, flavour: str = "true") -> Recomputed:
+    """What an honest recomputation gives; another flavour, another result."""
+    name = f"{open_.turn} {entry.slot} {flavour}"
+    leaves = tuple(sha(f"{name} leaf {i}") for i in range(-(-entry.steps // 2)))
+    return Recomputed(b3(f"payload {name}"), b3(f"state {name}"), leaves, 5_000_000, 4_000_000 + entry.slot)
+
+
+def opening(open_: RoundOpen, entry: RosterEntry) -> Opening:
+    work = done(open_, entry)
+    return Opening(
+        open_.base,
+        entry.positions,
+        entry.numerics_class,
+        entry.steps * 2 * 4,
+        entry.start_state,
+        work.next_state,
+        work.payload,
+        trace_root(work.trace),
+        len(work.trace),
+        work.loss_first,
+        work.loss_last,
+    )
+
+
+def reveal(open_: RoundOpen, entry: RosterEntry) -> Reveal:
+    salt = hashlib.sha256(f"salt {open_.turn} {entry.slot}".encode()).hexdigest()
+    place = (1, open_.run, open_.round, open_.attempt, entry.slot, entry.member, entry.key)
+    return Reveal(*place, salt, opening(open_, entry))
+
+
+def commitment(open_: RoundOpen, entry: RosterEntry) -> Commitment:
+    place = (1, open_.run, open_.round, open_.attempt, entry.slot, entry.member, entry.key)
+    return Commitment(*place, reveal(open_, entry).commitment)
+
+
+def verdict(state: RunState, slot: int, look: int, auditor: str, outcome: str) -> Verdict:
+    turn = state.open_turn
+    entry = turn.open.entry(slot)
+    flavour = {"pass": "true", "fail": "other"}.get(outcome, f"other by {auditor}")
+    work = done(turn.open, entry, flavour)
+    differs = differences(turn.reveals[slot].opening, work)
+    return Verdict(
+        1,
+        state.run,
+        state.round,
+        state.attempt,
+        slot,
+        look,  # type: ignore[arg-type]
+        auditor,
+        key(auditor).public,
+        "fail" if differs else "pass",
+        differs,
+        work.payload,
+        work.next_state,
+        work.trace,
+        work.loss_first,
+        work.loss_last,
+        entry.numerics_class,
+    )
+
+
+class Play:
+    """Writes records and applies each, as a coordinator would."""
+
+    def __init__(self, state: RunState) -> None:
+        self.state = state
+        self.records: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        self.state = apply(self.state, record)
+        self.records.append(record)
+
+    def turn(self, script: Mapping[int, Fate], good: Fate = GOOD) -> None:
+        self.add(plan_open(self.state))
+        roster = self.state.open_turn.open.roster
+        self._commit({entry.slot: script.get(entry.slot, good) for entry in roster})
+        self._reveal({entry.slot: script.get(entry.slot, good) for entry in roster})
+        self._audit({entry.slot: script.get(entry.slot, good) for entry in roster})
+        state = self.state
+        void = not any(r is None for r in self.reasons().values())
+        name = f"{state.open_turn.open.turn}"
+        base = state.base if void else Base(b3(f"weights {name}"), b3(f"outer {name}"))
+        self.add(plan_close(state, base, evidence={}, val_loss=None))
+
+    def reasons(self) -> dict[int, str | None]:
+        return {o.entry.slot: o.reason for o in settle(self.state.open_turn.evidence)}
+
+    @property
+    def place(self) -> tuple[int, str, int, int]:
+        return 1, self.state.run, self.state.round, self.state.attempt
+
+    def _commit(self, script: Mapping[int, Fate]) -> None:
+        open_ = self.state.open_turn.open
+        for slot, fate in script.items():
+            if fate.commit:
+                self.add(commitment(open_, open_.entry(slot)))
+        committed = tuple(slot for slot, fate in script.items() if fate.commit)
+        late = tuple(slot for slot, fate in script.items() if not fate.commit)
+        self.add(CommitClose(*self.place, committed, late, tuple(script[slot].ms for slot in committed)))
+
+    def _reveal(self, script: Mapping[int, Fate]) -> None:
+        open_ = self.state.open_turn.open
+        came = [slot for slot, fate in script.items() if fate.commit]
+        for slot in came:
+            if script[slot].refused != "unrevealed":
+                self.add(reveal(open_, open_.entry(slot)))
+        refused = tuple(Refusal(slot, script[slot].refused) for slot in came if script[slot].refused)  # type: ignore[arg-type]
+        revealed = tuple(slot for slot in came if not script[slot].refused)
+        self.add(RevealClose(*self.place, self._head(1)[1], revealed, refused))
+
+    def _audit(self, script: Mapping[int, Fate]) -> None:
+        number = self.state.open_turn.open.turn
+        self.add(plan_draw(self.state, *self._head(2), CHAIN.link(2 * number + 1)))
+        turn = self.state.open_turn
+        assert turn.draw
+        assert turn.reveal_close
+        owed = [d.slot for d in turn.draw.drawn if d.auditors and d.slot in turn.reveal_close.revealed]
+        served = tuple(slot for slot in owed if script[slot].serves)
+        self.add(Served(*self.place, served, tuple(slot for slot in owed if not script[slot].serves)))
+        self._look(1, {d.slot: d.auditors for d in turn.draw.drawn if d.slot in served}, script)
+        self.add(plan_second_draw(self.state, *self._head(3), CHAIN.link(2 * number + 2)))
+        second = self.state.open_turn.second
+        assert second
+        self._look(2, {d.slot: d.auditors for d in second.looks}, script)
+
+    def _look(self, look: int, orders: Mapping[int, tuple[str, ...]], script: Mapping[int, Fate]) -> None:
+        for slot, order in orders.items():
+            outcome = script[slot].first if look == 1 else script[slot].second
+            asked = order[script[slot].silent if look == 1 else 0 :]
+            if outcome != "none" and asked:
+                self.add(verdict(self.state, slot, look, asked[0], outcome))
+
+    def _head(self, number: int) -> tuple[Checkpoint, str]:
+        return head(10 * self.state.open_turn.open.turn + number)
+
+    def finish(self) -> None:
+        self.add(plan_run_close(self.state))
+
+
+def can_open(state: RunState) -> bool:
+    """Whether another turn may be opened."""
+    run = state.config["run"]
+    return state.rounds_done < run["rounds"] and state.attempt < run["max_void"]
+
+
+def played(script: list[dict[int, Fate]], state: RunState | None = None, good: Fate = GOOD) -> Play:
+    """A run through a script, as far as the rules let it go; closed when its last round is done."""
+    play = Play(state or started())
+    for turn in script:
+        if can_open(play.state):
+            play.turn(turn, good)
+    if play.state.rounds_done == play.state.config["run"]["rounds"]:
+        play.finish()
+    return play
+
+
+def rich_run() -> list[Record]:
+    """A whole run, enrolments included, in which most things happen; its third turn is void."""
+    state = started(audit={"probation_rounds": 9})
+    play = Play(begin(state.manifest))
+    for record in enrolments(state.run):
+        play.add(record)
+    script: list[dict[int, Fate]] = [
+        {1: LATE},
+        {0: replace(GOOD, first="fail", second="pass"), 2: CHEAT},
+        {0: LATE, 1: replace(GOOD, refused="unrevealed"), 3: LATE},
+        {3: replace(GOOD, refused="malformed-payload")},
+        {0: replace(GOOD, serves=False), 1: replace(GOOD, silent=1)},
+    ]
+    for turn in script:
+        play.turn(turn)
+    play.finish()
+    return play.records
