@@ -126,12 +126,15 @@ class Codec:
         vector_P = _flat_f32("the update", vector_P, self.length)
         payload = np.empty((self.chunks, self.chunk_bytes), dtype=np.uint8)
         whole = self.length // self.chunk
+        shape = (min(self._step, self.chunks), min(self.chunk, self.length))
+        # Every block writes the same arrays anew: fresh pages would cost as much as all the rest.
+        scratch = np.empty(shape, np.int32), np.empty(shape, np.int32), np.empty(shape, np.bool_)
         for first in range(0, whole, self._step):
             last = min(first + self._step, whole)
             rows_CW = vector_P[first * self.chunk : last * self.chunk].reshape(-1, self.chunk)
-            payload[first:last] = self._encode_rows(rows_CW)
+            payload[first:last] = self._encode_rows(rows_CW, scratch)
         if whole < self.chunks:
-            payload[whole:] = self._encode_rows(vector_P[None, whole * self.chunk :])
+            payload[whole:] = self._encode_rows(vector_P[None, whole * self.chunk :], scratch)
         return payload.tobytes()
 
     def decode(self, payload: bytes) -> Sparse:
@@ -156,17 +159,20 @@ class Codec:
             norm_terms=np.concatenate([block.norm_terms for block in blocks]),
         )
 
-    def _encode_rows(self, rows_CW: F32) -> U8:
+    def _encode_rows(self, rows_CW: F32, scratch: tuple[I32, I32, Bools]) -> U8:
         """Bytes [C, B] of chunks that have W elements before the padding."""
         chunks, width = rows_CW.shape
         kept = min(self.k, width)
-        magnitude_CW = rows_CW.view(np.int32) & _MAGNITUDE  # floats order as their bits do
-        top_CM = np.partition(magnitude_CW, width - kept, axis=1)[:, width - kept :]
+        magnitude_CW, ordered_CW = scratch[0][:chunks, :width], scratch[1][:chunks, :width]
+        np.bitwise_and(rows_CW.view(np.int32), _MAGNITUDE, out=magnitude_CW)  # floats order as their bits do
+        np.copyto(ordered_CW, magnitude_CW)
+        ordered_CW.partition(width - kept, axis=1)
+        top_CM = ordered_CW[:, width - kept :]
         if int(top_CM.max()) >= _INFINITY:
             raise _not_finite(int(np.count_nonzero(magnitude_CW >= _INFINITY)))
         t_C = np.partition(top_CM, kept // 2, axis=1)[:, kept // 2]
         byte_C = np.clip(((t_C + _HALF) >> _DROP) - _BYTE_OF_BITS, 0, 255).astype(np.uint8)
-        index_CM = _select(magnitude_CW, top_CM[:, 0], kept)
+        index_CM = _select(magnitude_CW, top_CM[:, 0], kept, scratch[2][:chunks, :width])
         kept_CM = np.take_along_axis(rows_CW, index_CM, axis=1)
         border_C = SCALES[byte_C] * np.float32(1.5)
 
@@ -236,9 +242,12 @@ class Codec:
         return index_CK
 
 
-def _select(magnitude_CW: I32, threshold_C: I32, kept: int) -> I64:
-    """Increasing indices [C, M] of the `kept` largest, ties to the lower; threshold_C is the last kept."""
-    chosen_CW = magnitude_CW >= threshold_C[:, None]
+def _select(magnitude_CW: I32, threshold_C: I32, kept: int, chosen_CW: Bools) -> I64:
+    """Increasing indices [C, M] of the `kept` largest, ties to the lower.
+
+    threshold_C is the smallest magnitude kept; chosen_CW is overwritten.
+    """
+    np.greater_equal(magnitude_CW, threshold_C[:, None], out=chosen_CW)
     flat = np.flatnonzero(chosen_CW)
     chunks, width = magnitude_CW.shape
     if flat.size != chunks * kept:
