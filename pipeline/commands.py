@@ -16,7 +16,7 @@ from rich.table import Table
 from pipeline.config import Config, config_from_manifest
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
-from pipeline.monitor import Bars, JsonLines, MetricsFile, Monitor, Optional, Sink, Wandb, turn_row
+from pipeline.monitor import Bars, Fallible, JsonLines, MetricsFile, Monitor, Sink, Wandb, turn_row
 from pipeline.options import ResumeOptions, TrainOptions
 from pipeline.records_table import write_contributions
 from pipeline.roster import parse_drills
@@ -73,8 +73,8 @@ def _go(
             monitor.note(text)
 
     sinks: list[Sink] = [
-        Optional("metrics.jsonl", lambda: MetricsFile(folder.path), _warn),
-        Optional("wandb", lambda: Wandb(folder.path, manifest), _warn),
+        Fallible("metrics.jsonl", lambda: MetricsFile(folder.path), _warn),
+        Fallible("wandb", lambda: Wandb(folder.path, manifest), _warn),
     ]
     if options.json or not console.is_terminal:
         sinks.append(JsonLines(lambda line: print(line, flush=True)))  # noqa: T201

@@ -147,7 +147,7 @@ def packages_check(lines: Sequence[str]) -> Check:
 
 def package_problem(line: str) -> str | None:
     """What is wrong with the package of a line such as `ray>=2.60,<2.61`; None when nothing is."""
-    found = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*\(?([^)]*)\)?$", line.strip())
+    found = re.fullmatch(r"([A-Za-z0-9._-]+)((?:,?(?:>=|<)[0-9.]+)*)", line.replace(" ", ""))
     if not found:
         return f"{line!r} is not understood"
     name, ranges = found[1], found[2]
@@ -155,14 +155,14 @@ def package_problem(line: str) -> str | None:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return f"{name} is missing"
-    for part in filter(None, (piece.strip() for piece in ranges.split(","))):
+    for part in filter(None, ranges.split(",")):
         if not _in_range(version, part):
             return f"{name} is {version}, needed is {ranges}"
     return None
 
 
 def _in_range(version: str, part: str) -> bool:
-    """One comparison of release numbers; of the operators the project uses."""
+    """One comparison of release numbers, `>=` or `<`: the project uses no other."""
     least = part.startswith(">=")
     found, limit = _release(version), _release(part.lstrip("<>="))
     width = max(len(found), len(limit))

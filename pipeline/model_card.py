@@ -6,12 +6,20 @@ Owns the card's words; everything in it is from the log or the manifest. Does no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.report import RunStory
 
+_FRONT = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- barnraise
+---
+
+"""
 _DIGEST = """\
 from pathlib import Path
 from model.arrays import arrays_digest
@@ -76,15 +84,7 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
             "python",
         ),
     ]
-    return _front(story) + "\n\n".join(sections) + "\n"
-
-
-def _front(story: RunStory) -> str:
-    name = json.dumps(story.manifest.name, ensure_ascii=True)  # a JSON string is a YAML string
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
-        f"tags:\n- barnraise\nmodel_name: {name}\n---\n\n"
-    )
+    return _FRONT + "\n\n".join(sections) + "\n"
 
 
 def _contributors(story: RunStory, round_: int) -> str:

@@ -233,7 +233,7 @@ def logged_in() -> bool:
         return False
 
 
-class Optional:
+class Fallible:
     """A view that may fail: at its first error it ends, `warn` is told once, and the run goes on."""
 
     def __init__(self, name: str, make: Callable[[], Sink], warn: Callable[[str], None]) -> None:
@@ -257,10 +257,11 @@ class Optional:
     def _try(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except Exception as error:  # noqa: BLE001 - a full disk, or whatever wandb raises: a view decides nothing
+        except Exception as error:  # a full disk, or whatever wandb raises: a view decides nothing
             failed, self._sink = self._sink, None
-            what = (error.strerror if isinstance(error, OSError) else None) or str(error).split("\
-", 1)[0]
+            what = (error.strerror if isinstance(error, OSError) else None) or (
+                str(error).splitlines() or [type(error).__name__]
+            )[0]
             self._warn(f"{self._name} stops here ({what}); the run goes on without it")
             if failed:
                 with contextlib.suppress(Exception):

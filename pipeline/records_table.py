@@ -115,7 +115,9 @@ def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
 def write_contributions(folder: RunFolder, records: Iterable[Record], payload_bytes: int) -> None:
     """Write contributions.parquet, whole or not at all."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(contribution_rows(records, payload_bytes), schema=SCHEMA), buffer)
+    table = pa.Table.from_pylist(contribution_rows(records, payload_bytes), schema=SCHEMA)
+    # A verifier compares values. Statistics say things about values that other readers believe, so none.
+    pq.write_table(table, buffer, write_statistics=False)
     write_atomic(folder.contributions_file, buffer.getvalue())
 
 
@@ -123,9 +125,10 @@ def read_contributions(path: Path) -> list[Row]:
     """The rows of a file. Raises FormatError when it is not such a table."""
     try:
         table = pq.read_table(io.BytesIO(path.read_bytes()))
-    except (OSError, pa.ArrowException) as error:
-        raise FormatError(f"{path} is not a readable parquet file", got=str(error).splitlines()[0]) from None
-    if table.schema != SCHEMA:
-        raise FormatError(f"{path} has other columns", expected=SCHEMA.names, got=table.schema.names)
-    rows: list[Row] = table.to_pylist()
+        if table.schema != SCHEMA:
+            raise FormatError(f"{path} has other columns", expected=SCHEMA.names, got=table.schema.names)
+        rows: list[Row] = table.to_pylist()  # where text that is not UTF-8 comes to light
+    except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
+        got = (str(error) or type(error).__name__).splitlines()[0]
+        raise FormatError(f"{path} is not a readable parquet file", got=got) from None
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 import signal
@@ -21,14 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.pool import LocalPool
+from cluster import pool
 from pipeline.config import Config
 from pipeline.folder import RunFolder
 from pipeline.ledger import read_entries
 from pipeline.run import create_run
 from pipeline.verify import Answer, VerifyOptions, verify
 from tests.tiny import quiet, run_to_end, tiny_config
+from verification.envelope import open_envelope
 from verification.log import Log
+from verification.notes import parse_checkpoint
 
 STEPS = ("write", "replace", "rename", "link", "unlink", "rmdir", "mkdir")
 _REAL = {name: getattr(os, name) for name in STEPS}
@@ -92,14 +95,18 @@ class Site:
 
 
 class Steps:
-    """Counts steps under a folder while `on`; before number `stop` it does `act`."""
+    """Counts steps under a folder while `on`, calling `before` with the number of each before it is taken.
 
-    def __init__(self, root: Path, stop: int | None = None, act: Callable[[], None] | None = None) -> None:
-        self.root = str(root)
+    Whatever is written below run/ is kept in the site's file `written`, so that nothing signed is forgotten.
+    """
+
+    def __init__(self, site: Site, before: Callable[[int], None]) -> None:
+        self.root = str(site.root)
+        self.public = str(site.folder)
+        self.written = site.root / "written"
+        self.before = before
         self.done = 0
         self.on = True
-        self.stop = stop
-        self.act = act or kill
         self.names: list[str] = []
 
     def install(self) -> None:
@@ -115,18 +122,18 @@ class Steps:
         real = _REAL[name]
 
         def call(target: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.on and self._mine(target, kwargs):
-                if self.done == self.stop:
-                    self.stop = None
-                    self.act()
+            path = _path(target, kwargs)
+            if path.startswith(self.root) and self.on:
+                self.before(self.done)
                 self.done += 1
-                self.names.append(f"{name} {_path(target, kwargs)}")
-            return real(target, *args, **kwargs)
+                self.names.append(f"{name} {path.removeprefix(self.root)}")
+            done = real(target, *args, **kwargs)
+            if name == "write" and path.startswith(self.public):
+                with self.written.open("ab") as file:
+                    pickle.dump((path, bytes(args[0][:done])), file)
+            return done
 
         return call
-
-    def _mine(self, target: Any, keywords: dict[str, Any]) -> bool:
-        return _path(target, keywords).startswith(self.root)
 
 
 def _path(target: Any, keywords: dict[str, Any]) -> str:
@@ -179,24 +186,51 @@ def in_child(work: Callable[[], Any]) -> tuple[bool, Any]:
     return False, value
 
 
-def killed_at(site: Site, step: int | None, work: Callable[[], Any]) -> int | None:
+def killed_at(site: Site, step: int | None, work: Callable[[], Any]) -> list[str] | None:
     """Do `work` in a child that dies before step number `step`; None when it did, else the steps it took."""
 
+    def before(number: int) -> None:
+        if number == step:
+            kill()
+
+    _, names = in_child(lambda: watched(site, before, work))
+    return names
+
+
+def watched(site: Site, before: Callable[[int], None], work: Callable[[], Any]) -> list[str]:
+    """Do `work` with `before` called at every step; the steps it took. Only in a child."""
+    # The coordinator's clock is part of what it signs: here no two measurements are alike.
+    pool._since = lambda started: random.SystemRandom().randrange(10_000)
+    steps = Steps(site, before)
+    steps.install()
+    try:
+        work()
+    finally:
+        steps.remove()
+    return steps.names
+
+
+def states_of(site: Site, root: Path, work: Callable[[], Any]) -> list[Site]:
+    """Do `work`, and copy what a kill would leave before each of its steps, and after the last."""
+
+    def before(number: int) -> None:
+        Steps.remove()
+        site.copy(root / str(number))
+        steps.install()
+
     def child() -> int:
-        steps = Steps(site.root, step)
+        nonlocal steps
+        pool._since = lambda started: random.SystemRandom().randrange(10_000)
+        steps = Steps(site, before)
         steps.install()
         work()
-        return steps.done
+        Steps.remove()
+        site.copy(root / str(steps.done))
+        return steps.done + 1
 
-    _, done = in_child(child)
-    return done
-
-
-def steps_of(site: Site, work: Callable[[], Any]) -> int:
-    """How many steps `work` takes, undisturbed."""
-    done = killed_at(site, None, work)
-    assert done is not None
-    return done
+    steps = Steps(site, before)
+    _, count = in_child(child)
+    return [Site(root / str(number)) for number in range(count)]
 
 
 def in_parallel(tasks: list[Callable[[], list[str]]]) -> list[str]:
@@ -207,8 +241,8 @@ def in_parallel(tasks: list[Callable[[], list[str]]]) -> list[str]:
         assert not killed
         return list(found)
 
-    with ThreadPoolExecutor(2) as pool:
-        return [line for lines in pool.map(one, tasks) for line in lines]
+    with ThreadPoolExecutor(2) as threads:
+        return [line for lines in threads.map(one, tasks) for line in lines]
 
 
 # What a kill may leave for level 1 to name: a file under its temporary name, and the log's new tiles before
@@ -242,6 +276,7 @@ def wrong_at_the_end(site: Site, digest: str) -> list[str]:
         found.append("not complete")
     if answer.weights_digest != digest:
         found.append(f"weights {answer.weights_digest}, undisturbed {digest}")
+    found += signed_twice(site)
     return found + [f"left over: {path}" for path in leftovers(site)]
 
 
@@ -253,15 +288,41 @@ def records(site: Site) -> list[Any]:
     return [record for record, _ in read_entries(log, manifest)]
 
 
-class DyingPool(LocalPool):
-    """A LocalPool that says when it is inside a call of a member, for deaths at a member's own steps."""
+def signed_twice(site: Site) -> list[str]:
+    """Of everything that was ever written below run/: sizes with two roots, places with two records."""
+    folder = RunFolder(site.folder)
+    manifest = folder.parsed_manifest()
+    roots: dict[int, set[bytes]] = {}
+    said: dict[tuple[str, ...], set[bytes]] = {}
+    for path, data in _written(site):
+        if "checkpoint.tmp" in path:
+            head = parse_checkpoint(data.decode(), manifest.log_vkey)
+            roots.setdefault(head.size, set()).add(head.root)
+        elif "/log/tile/entries/" in path:
+            for envelope in _entries(data):
+                sealed = open_envelope(envelope)
+                value = sealed.peek()
+                if sealed.keyid == manifest.coordinator:
+                    place = (sealed.predicate_type, str(value.get("round")), str(value.get("attempt")))
+                    said.setdefault(place, set()).add(envelope)
+    assert len(roots) > 10
+    assert len(said) > 10
+    found = [f"{len(many)} checkpoints of size {size}" for size, many in roots.items() if len(many) > 1]
+    return found + [f"{len(many)} records {place}" for place, many in said.items() if len(many) > 1]
 
-    inside: Callable[[str], None] = staticmethod(lambda name: None)
-    outside: Callable[[], None] = staticmethod(lambda: None)
 
-    def _one(self, name: str, *rest: Any) -> Any:
-        DyingPool.inside(name)
-        try:
-            return super()._one(name, *rest)
-        finally:
-            DyingPool.outside()
+def _written(site: Site) -> Iterator[tuple[str, bytes]]:
+    with (site.root / "written").open("rb") as file:
+        while True:
+            try:
+                yield pickle.load(file)
+            except EOFError:
+                return
+
+
+def _entries(bundle: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(bundle):
+        stop = at + 2 + int.from_bytes(bundle[at : at + 2], "big")
+        yield bundle[at + 2 : stop]
+        at = stop

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.verify import VerifyOptions, verify
 from tests.pipeline.adversary_runs import Story, tell
 from tests.tiny import tiny_config
-from verification.lottery import Auditor, Candidate, HashChain, draw_audits, draw_seed
+from verification.lottery import Auditor, Candidate, draw_audits, draw_seed
 from verification.notes import Checkpoint
 
 RATE_PPM = 250_000
@@ -102,7 +102,7 @@ def run_config(rounds: int) -> Config:
 
 
 def detections(story: Story) -> dict[str, int]:
-    """The turn, from 1, of each liar's first rejection; checks that a lie is rejected just when it is drawn."""
+    """The turn, from 1, of each liar's first rejection; a lie must be rejected just when it is drawn."""
     found: dict[str, int] = {}
     for number, turn in enumerate(story.turns, 1):
         lying = set(LIARS) - set(found)
@@ -149,9 +149,3 @@ def test_under_the_runs_own_heads_a_lie_is_rejected_just_when_it_is_drawn(tmp_pa
         assert (balance[name].earned, balance[name].forfeited) == (earned, min(earned, 2 * 16))
         assert balance[name].vested == earned - balance[name].forfeited
     assert verify(VerifyOptions(story.folder, level=2), lambda *_: None).failures == []
-
-
-def test_a_chain_of_another_secret_draws_others() -> None:
-    ends = {HashChain(hashlib.sha256(bytes([seed])).digest(), 4).end for seed in range(4)}
-    assert len(ends) == 4
-    assert len({tuple(first_audits(seed, slots=12, turns=3)) for seed in range(4)}) == 4

@@ -234,7 +234,7 @@ def test_nothing_in_the_log_becomes_markup(story: RunStory) -> None:
         versions={nasty: nasty},
         config=story.manifest.config | {"data": {"source": nasty}},
     )
-    member = replace(story.balances[0].member, member=nasty, operator=nasty, numerics_class=nasty)
+    member = replace(story.balances[0].member, numerics_class=nasty)
     balances = (replace(story.balances[0], member=member), *story.balances[1:])
     first = story.turns[0]
     work = replace(
