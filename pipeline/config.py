@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.config import DataConfig
-from model.config import ModelConfig
+from model.config import PRESETS, ModelConfig
 from verification.encoding import MAX_INTEGER, hex_float, parse_hex_float
 from verification.errors import UsageError
 
@@ -199,7 +199,12 @@ def load_config(path: Path) -> Config:
 
 
 def parse_config(values: dict[str, Any], where: str) -> Config:
-    """Validate plain values. Lists stand for tuples, as TOML and JSON have them."""
+    """Validate plain values. Lists stand for tuples, as TOML and JSON have them.
+
+    `model.preset` stands for the fields of one of `model.config.PRESETS`; fields beside it replace its own.
+    Unless `data` says otherwise, its vocabulary and context are the model's.
+    """
+    values = _with_preset(values, where)
     try:
         # Through JSON, where strict mode takes lists for tuples. TOML's dates have no JSON: they go in as text.
         return Config.model_validate_json(json.dumps(values, default=str))
@@ -207,6 +212,20 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
         raise UsageError(
             f"{where}: {describe(error)}", hint="See configs/demo.toml for all fields."
         ) from None
+
+
+def _with_preset(values: dict[str, Any], where: str) -> dict[str, Any]:
+    model = values.get("model")
+    if not isinstance(model, dict) or "preset" not in model:
+        return values
+    name = model["preset"]
+    if not isinstance(name, str) or name not in PRESETS:
+        raise UsageError(f"{where}: model.preset is unknown", expected=", ".join(PRESETS), got=repr(name))
+    fields = {**PRESETS[name], **{key: value for key, value in model.items() if key != "preset"}}
+    data = values.get("data", {})
+    if isinstance(data, dict):
+        data = {"vocab_size": fields["vocab_size"], "context": fields["context"], **data}
+    return {**values, "model": fields, "data": data}
 
 
 def describe(error: ValidationError) -> str:
