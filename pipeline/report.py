@@ -1,8 +1,8 @@
 """A run's log as the facts of its report, and the file report.html.
 
-Owns what the report counts and where it takes it from: the log alone, every entry's signature checked and
-every record replayed against the rules, and the data folder for the unigram reference. Does not own how the
-page looks (report_page.py) or whether the run holds: recomputing is the business of `barnraise verify`.
+Owns what the report counts and where it takes it from: the log alone, with every signature checked and every
+record put through the state machine, and the data folder for the unigram reference. Does not own how the page
+looks (report_page.py) or whether the run holds: `barnraise verify` checks more, and recomputes.
 """
 
 from __future__ import annotations

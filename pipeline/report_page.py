@@ -24,6 +24,8 @@ from pipeline.report_plots import (
 
 # No script can run and nothing can be fetched, whatever a member's name or a licence text holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+# Longer tables scroll.
+LONG = 12
 WORDS = {
     "late": "no commitment before the deadline",
     "unrevealed": "committed, and then revealed nothing",
@@ -135,9 +137,9 @@ def _loss(story: RunStory) -> str:
             "below it, a model has learned something from context."
         )
     return (
-        f'<figure>{loss_chart(story)}</figure>\n<p class="caption">Nats a token. Training loss is what '
-        f"accepted contributors claimed for their last local step; audits recompute it. Validation is the "
-        f"coordinator’s. {reference}</p>"
+        f'<figure class="wide">{loss_chart(story)}</figure>\n<p class="caption">Nats a token. Training loss '
+        "is what accepted contributors claimed for their last local step; audits recompute it. Validation is "
+        f"the coordinator’s. {reference}</p>"
     )
 
 
@@ -183,7 +185,8 @@ def _rejections(story: RunStory) -> str:
     if not rows:
         return '<p class="empty">Nothing was rejected.</p>'
     head = ("round", "contributor", "reason", "found by", "evidence")
-    return _table(head, rows)
+    table = _table(head, rows)
+    return table if len(rows) <= LONG else f'<div class="tall">{table}</div>'
 
 
 def _rejection(turn: ClosedTurn, work: Work, reason: str) -> Sequence[str]:
@@ -216,7 +219,7 @@ def _credit(story: RunStory) -> str:
     vest = story.manifest.config["credit"]["vest_rounds"]
     keys = _key("vested", "vested") + _key("unvested", "earned, not vested") + _key("forfeited", "forfeited")
     return (
-        f'<p class="keys">{keys}</p><figure>{credits_chart(story.balances)}</figure>'
+        f'<p class="keys">{keys}</p><figure class="wide">{credits_chart(story.balances)}</figure>'
         f'<p class="caption">In tokens: accepted work for contributors, recomputed work for auditors. Credit '
         f"vests after {vest} rounds, and quarantine forfeits what has not vested. A record, not money.</p>"
     )
@@ -323,9 +326,9 @@ def _rests(story: RunStory) -> str:
     head = f"{story.head.size}:{story.head.root.hex()}"
     points = (
         (
-            "This page is a view. When it was made, the log’s tree and every signature were checked and "
-            "every record was replayed against the rules. No aggregation and no training was recomputed, and "
-            "anybody could have edited the page since."
+            "This page is a view. When it was made, the log’s tree and every signature were checked, and "
+            "that draws, outcomes and credit follow from the records. Not that every reveal opens its "
+            "commitment, no aggregation and no training; and anybody could have edited the page since."
         ),
         (
             "<code>barnraise verify</code> is the proof. Level 1 checks the log and repeats every draw, "

@@ -130,9 +130,11 @@ def _bars(
         return '<p class="empty">No round is closed yet.</p>'
     each = -(-len(turns) // MOST_BARS)
     starts = range(0, len(turns), each)
+    # A bar of several turns is their mean, so that the last bar, of fewer turns, is not lower for that.
+    counts = [min(each, len(turns) - start) for start in starts]
     columns = [[sum(values[s : s + each]) for _, values in stacks] for s in starts]
     left, right, top, bottom = 46, 366, 10, 148
-    highest = max(*(sum(column) for column in columns), 1)
+    highest = max(*(sum(column) / count for column, count in zip(columns, counts, strict=True)), 1)
     width = (right - left) / len(columns)
 
     def y(value: float) -> float:
@@ -140,29 +142,31 @@ def _bars(
 
     parts = [_y_axis(ticks(0, highest, 4), y, left, right, short_number)]
     for index, (start, column) in enumerate(zip(starts, columns, strict=True)):
-        below = 0
+        below = 0.0
+        last = turns[start + counts[index] - 1]
+        where = turn_name(turns[start]) + (f" to {last.round}" if each > 1 else "")
         for (kind, _), value, word in zip(stacks, column, words, strict=True):
+            mean = value / counts[index]
             if value:
-                last = turns[min(start + each, len(turns)) - 1]
-                where = turn_name(turns[start]) if each == 1 else f"{turn_name(turns[start])} to {last.round}"
                 parts.append(
                     f'<rect class="fill-{kind}" x="{left + index * width + min(1, width / 8):.1f}" '
-                    f'y="{y(below + value):.1f}" width="{max(width - min(2, width / 4), 0.5):.1f}" '
-                    f'height="{y(below) - y(below + value):.1f}">'
+                    f'y="{y(below + mean):.1f}" width="{max(width - min(2, width / 4), 0.5):.1f}" '
+                    f'height="{y(below) - y(below + mean):.1f}">'
                     f"{_title(f'{where}: {value:,} {unit} {word}')}</rect>"
                 )
-            below += value
-    for index in _marked(len(columns), right - left):
+            below += mean
+    for index in _marked(len(columns), right - left, turns[-1].round):
         middle = left + (index + 0.5) * width
         parts.append(_text(middle, bottom + 16, str(turns[index * each].round), "tick", "middle"))
     parts.append(_text((left + right) / 2, bottom + 32, "round", "axis", "middle"))
     return _svg(376, 186, f"{unit} per round", parts)
 
 
-def _marked(count: int, room: float) -> list[int]:
+def _marked(count: int, room: float, largest: int) -> list[int]:
     """Indices of the columns that get a number: every so many, and the first where there is room for it."""
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 30) if room * s / count >= 20)
-    first = [0] if step > count or room * (step - 1) / count >= 20 else []
+    wide = 8 + 7 * len(str(largest))
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1 << 30) if room * s / count >= wide)
+    first = [0] if step > count or room * (step - 1) / count >= wide else []
     return first + [index for index in range(count) if (index + 1) % step == 0]
 
 
@@ -190,7 +194,7 @@ def grid(story: RunStory) -> str:
             work = slots.get(slot)
             parts.append(_cell(at, side, high, work, _cell_words(turn, name, work)))
     base = len(names) * high
-    for column in _marked(len(story.turns), side * len(story.turns)):
+    for column in _marked(len(story.turns), side * len(story.turns), story.turns[-1].round):
         middle = left + (column + 0.5) * side
         parts.append(_text(middle, base + 15, str(story.turns[column].round), "tick", "middle"))
     width = left + len(story.turns) * side

@@ -94,7 +94,8 @@ def _read_manifest_file(run: Path, report: Report) -> tuple[Any, str]:
         data = read_file(run / "manifest.json", MAX_ENTRY)
         return parse_canonical(data), sha256_text(data)
     except (FormatError, StorageError) as error:
-        report.add(f"manifest.json: {error.what}", "manifest.json", error.expected, error.got)
+        expected, got = error.expected or "canonical JSON", error.got or "something else"
+        report.add(f"manifest.json: {error.what}", "manifest.json", expected, got)
         return None, ""
 
 

@@ -166,12 +166,12 @@ def read_log(folder: Path, report: Report) -> LogView:
         note = read_file(folder / "checkpoint", MAX_ENTRY)
         checkpoint = parse_checkpoint(note.decode("utf-8"))
     except (FormatError, StorageError) as error:
-        report.add(
-            f"{error.what} (nothing in the log was checked)", "log/checkpoint", error.expected, error.got
-        )
+        what, got = f"{error.what} (nothing in the log was checked)", error.got or "something else"
+        report.add(what, "log/checkpoint", error.expected or "a signed checkpoint", got)
         return LogView()
     except UnicodeDecodeError:
-        report.add("the checkpoint is not UTF-8 (nothing in the log was checked)", "log/checkpoint")
+        what = "the checkpoint is not UTF-8 (nothing in the log was checked)"
+        report.add(what, "log/checkpoint", "a signed checkpoint", "other bytes")
         return LogView()
     entries = _read_entries(folder, checkpoint.size, report)
     levels = _levels([leaf_hash(entry) for entry in entries])

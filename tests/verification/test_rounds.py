@@ -157,7 +157,7 @@ CHANGES: dict[str, Any] = {
     "snapshot": None,
     "committed": (7,),
     "late": (0, 1, 2, 3),
-    "ms": (1,),
+    "ms": (1, 2, 3, 4, 5),
     "revealed": (0, 1, 2, 3, 4),
     "refused": None,
     "served": (9,),

@@ -1,0 +1,226 @@
+"""Judging: what differs, and every rule of the settling order of section 6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import pytest
+
+from tests.verification.fake_run import GOOD, Play, done, opening, reveal, sha, started, verdict
+from verification.judge import (
+    Recomputed,
+    TurnEvidence,
+    differences,
+    missed_auditors,
+    settle,
+    trace_root,
+    verdict_is_sound,
+)
+from verification.merkle import root
+from verification.plans import plan_open
+from verification.records import Draw, Missed, SecondDraw, SlotAuditors, Verdict
+from verification.state import RunState
+
+OPEN = plan_open(started())
+SLOT = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One slot's evidence. `first`, `second`: outcome of the look, or None when nobody answered."""
+
+    committed: bool = True
+    refused: str | None = None
+    auditors: tuple[str, ...] | None = ("a0", "a1")
+    served: bool = True
+    first: str | None = "pass"
+    looks: bool = False
+    second: str | None = None
+
+    def evidence(self) -> TurnEvidence:
+        drawn = () if self.auditors is None else (SlotAuditors(SLOT, self.auditors),)
+        given: dict[tuple[int, int], Verdict] = {}
+        if self.first:
+            given[SLOT, 1] = told(self.first, "a0", 1)
+        if self.second:
+            given[SLOT, 2] = told(self.second, "a1", 2)
+        looks = (SlotAuditors(SLOT, ("a1",)),) if self.looks else ()
+        place: tuple[Any, ...] = (1, OPEN.run, 1, 0, "head", "00" * 32, sha("seed"))
+        return TurnEvidence(
+            replace(OPEN, roster=OPEN.roster[:1]),
+            (SLOT,) if self.committed else (),
+            {SLOT: self.refused} if self.refused else {},
+            Draw(*place, drawn),
+            () if self.served else (SLOT,),
+            given,
+            SecondDraw(*place, looks),
+        )
+
+
+def told(outcome: str, auditor: str, look: int) -> Verdict:
+    work = done(OPEN, OPEN.roster[SLOT], {"pass": "true", "fail": "other"}.get(outcome, f"by {auditor}"))
+    differs = differences(opening(OPEN, OPEN.roster[SLOT]), work)
+    if outcome in ("payload", "next_state", "trace"):  # like the other fail but for one value
+        work = done(OPEN, OPEN.roster[SLOT], "other")
+        odd = done(OPEN, OPEN.roster[SLOT], "odd")
+        work = replace(work, **{outcome: getattr(odd, outcome)})
+    values = (work.payload, work.next_state, work.trace, work.loss_first, work.loss_last, "class")
+    word: Any = "fail" if differs else "pass"
+    number: Any = look
+    return Verdict(1, OPEN.run, 1, 0, SLOT, number, auditor, "key", word, differs, *values)
+
+
+TABLE: list[tuple[Case, str | None]] = [
+    (Case(committed=False), "late"),
+    *((Case(refused=reason), reason) for reason in ("unrevealed", "malformed-payload", "duplicate-payload")),
+    (Case(refused="opening-mismatch"), "opening-mismatch"),
+    (Case(refused="unserved"), "unserved"),
+    (Case(auditors=None), None),  # not drawn: accepted
+    (Case(auditors=()), "no-eligible-auditor"),
+    (Case(served=False, first=None), "unserved"),
+    (Case(first=None), "unaudited"),
+    (Case(), None),
+    (Case(looks=True, second="pass"), None),
+    (Case(looks=True), "unaudited"),
+    (Case(looks=True, second="fail"), "disputed"),
+    # One auditor only, or none of another operator: a fail that nobody can confirm.
+    (Case(auditors=("a0",)), None),
+    (Case(auditors=("a0",), first="fail"), "unconfirmed"),
+    (Case(first="fail", looks=True), "unconfirmed"),
+    (Case(first="fail", looks=True, second="pass"), "disputed"),
+    (Case(first="fail", looks=True, second="fail"), "failed-audit"),
+    # Auditors that lie together without agreeing on what the truth is.
+    (Case(first="fail", looks=True, second="differ"), "disputed"),
+    (Case(first="fail", looks=True, second="payload"), "disputed"),
+    (Case(first="fail", looks=True, second="next_state"), "disputed"),
+    (Case(first="fail", looks=True, second="trace"), "disputed"),
+]
+
+
+@pytest.mark.parametrize(("case", "reason"), TABLE)
+def test_each_rule_of_settling(case: Case, reason: str | None) -> None:
+    (outcome,) = settle(case.evidence())
+    assert outcome.reason == reason
+    assert outcome.fault == (reason == "failed-audit")
+    assert outcome.drawn == (case.auditors is not None)
+
+
+def second_version(case: Case) -> str | None:
+    """The sentence of section 6, clause by clause."""
+    clauses: list[tuple[bool, str | None]] = [
+        (not case.committed, "late"),
+        (case.refused is not None, case.refused),
+        (case.auditors == (), "no-eligible-auditor"),
+        (case.auditors is not None and not case.served, "unserved"),
+        (case.auditors is not None and case.first is None, "unaudited"),
+        (case.auditors is not None and case.first == "pass" and case.looks and case.second is None, "unaudited"),
+        (case.auditors is not None and case.first == "pass" and case.looks and case.second != "pass", "disputed"),
+        (case.auditors is not None and case.first == "fail" and case.second is None, "unconfirmed"),
+        (case.auditors is not None and case.first == "fail" and case.second == "pass", "disputed"),
+        (case.auditors is not None and case.first == "fail" and case.second != "fail", "disputed"),
+        (case.auditors is not None and case.first == "fail", "failed-audit"),
+    ]
+    return next((reason for holds, reason in clauses if holds), None)
+
+
+def test_the_first_rule_that_applies_wins_over_all_later_ones() -> None:
+    seen = set()
+    for committed, refused, auditors, served, first, looks, second in product(
+        (True, False),
+        (None, "unrevealed", "duplicate-payload"),
+        (None, (), ("a0", "a1")),
+        (True, False),
+        (None, "pass", "fail"),
+        (True, False),
+        (None, "pass", "fail", "differ"),
+    ):
+        if second is not None and (not looks or first is None):
+            continue
+        case = Case(committed, refused, auditors, served, first, looks, second)
+        (outcome,) = settle(case.evidence())
+        assert outcome.reason == second_version(case), case
+        seen.add(outcome.reason)
+    assert len(seen) == 10
+
+
+def test_settling_keeps_the_order_and_the_whole_roster() -> None:
+    evidence = replace(Case(committed=False).evidence(), open=OPEN)
+    assert [o.entry.slot for o in settle(evidence)] == [0, 1, 2, 3]
+    assert {o.reason for o in settle(evidence)} == {"late"}
+
+
+WORK = done(OPEN, OPEN.roster[SLOT])
+CHANGES: Mapping[str, dict[str, Any]] = {
+    "trace": {"trace": (sha("x"), *WORK.trace[1:])},
+    "payload": {"payload": "blake3:" + "0" * 64},
+    "next_state": {"next_state": "blake3:" + "0" * 64},
+    "loss": {"loss_last": 1},
+}
+
+
+def test_differences_are_named_in_the_protocols_order() -> None:
+    claim = opening(OPEN, OPEN.roster[SLOT])
+    assert differences(claim, WORK) == ()
+    for name, change in CHANGES.items():
+        assert differences(claim, replace(WORK, **change)) == (name,)
+    everything = {key: value for change in CHANGES.values() for key, value in change.items()}
+    assert differences(claim, replace(WORK, **everything)) == ("trace", "payload", "next_state", "loss")
+    assert differences(claim, replace(WORK, loss_first=1)) == ("loss",)
+
+
+def test_a_trace_of_another_length_differs_even_with_the_root_claimed() -> None:
+    claim = opening(OPEN, OPEN.roster[SLOT])
+    assert differences(replace(claim, trace_leaves=claim.trace_leaves + 1), WORK) == ("trace",)
+
+
+def test_the_trace_root_is_rfc_6962_over_the_digests() -> None:
+    from hashlib import sha256
+
+    leaves = [sha("a"), sha("b")]
+    hashes = [sha256(b"\0" + bytes.fromhex(leaf[7:])).digest() for leaf in leaves]
+    assert trace_root(leaves) == "sha256:" + sha256(b"\1" + hashes[0] + hashes[1]).hexdigest()
+    assert trace_root([]) == "sha256:" + root([]).hex()
+
+
+def judged() -> RunState:
+    play = Play(started(audit={"second_look_ppm": 1_000_000}))
+    play.turn({0: replace(GOOD, silent=1), 1: replace(GOOD, first="none"), 3: replace(GOOD, second="none")})
+    close = play.records.pop()
+    state = started(audit={"second_look_ppm": 1_000_000})
+    again = Play(state)
+    for record in play.records:
+        again.add(record)
+    assert close.kind == "round-close"
+    return again.state
+
+
+def test_missed_are_those_asked_before_the_one_who_answered() -> None:
+    state = judged()
+    turn = state.open_turn
+    assert turn.draw
+    assert turn.second
+    order = {item.slot: item.auditors for item in turn.draw.drawn}
+    second = {item.slot: item.auditors for item in turn.second.looks}
+    expected = [Missed(0, 1, order[0][0])]
+    expected += [Missed(1, 1, name) for name in order[1]]
+    expected += [Missed(3, 2, name) for name in second[3]]
+    assert list(missed_auditors(turn.evidence)) == expected
+
+
+def test_a_verdict_must_follow_from_its_own_values() -> None:
+    state = judged()
+    open_ = state.open_turn.open
+    claim = reveal(open_, open_.entry(0))
+    for outcome in ("pass", "fail"):
+        honest = verdict(state, 0, 1, "a0", outcome)
+        assert verdict_is_sound(honest, claim)
+        turned: Any = "fail" if outcome == "pass" else "pass"
+        assert not verdict_is_sound(replace(honest, outcome=turned), claim)
+        assert not verdict_is_sound(replace(honest, differs=("loss",)), claim)
+    fail = verdict(state, 0, 1, "a0", "fail")
+    assert not verdict_is_sound(replace(fail, differs=fail.differs[::-1]), claim)
+
+

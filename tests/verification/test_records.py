@@ -1,0 +1,253 @@
+"""Records: every kind round-trips through its envelope, and nothing but the right keys and types is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.verification.fake_run import key, manifest, rich_run, sha
+from verification.encoding import canonical_json, from_json, to_json
+from verification.envelope import open_envelope, seal
+from verification.errors import BarnraiseError, FormatError, SignatureError
+from verification.records import (
+    KINDS,
+    Enrol,
+    Manifest,
+    Record,
+    RoundOpen,
+    open_record,
+    parse_predicate,
+    predicate,
+    seal_record,
+)
+
+SIGNER = key("signer")
+HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
+SHA, BLAKE = HEX.map("sha256:{}".format), HEX.map("blake3:{}".format)
+COUNT = st.integers(0, 2**53 - 1)
+NAMES = st.text("abcz019._-", min_size=1, max_size=64)
+RANGES = st.tuples(st.integers(0, 99), st.integers(1, 99)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+FLOATS = st.floats(allow_nan=False, allow_infinity=False).map(float.hex)
+BY_NAME: dict[str, st.SearchStrategy[Any]] = {
+    "protocol": st.just(1),
+    "run": SHA,
+    "member": NAMES,
+    "operator": NAMES,
+    "salt": HEX,
+    "commitment": SHA,
+    "positions": st.lists(RANGES, max_size=3).map(tuple),
+    "trace_root": SHA,
+    "end": SHA,
+    "trace": st.lists(SHA, max_size=3).map(tuple),
+    "outer_lr": FLOATS,
+    "inner_lr": st.lists(FLOATS, max_size=3).map(tuple),
+    "dataset": st.builds(lambda root, n: {"root": root, "context": n}, SHA, COUNT),
+    "config": st.dictionaries(st.text("ab", max_size=3), st.one_of(COUNT, st.text(max_size=3)), max_size=3),
+} | dict.fromkeys(("weights", "outer", "payload", "start_state", "next_state", "zero_state"), BLAKE)
+
+
+def values(kind: Any) -> st.SearchStrategy[Any]:
+    """Values of a field's type."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return records(kind)
+    if kind is int:
+        return COUNT
+    if kind is bool:
+        return st.booleans()
+    if kind is str:
+        return st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    if origin is typing.Literal:
+        return st.sampled_from(args)
+    if origin in (typing.Union, types.UnionType):
+        return st.one_of(*(st.none() if arg is type(None) else values(arg) for arg in args))
+    if origin is tuple and args[-1] is Ellipsis:
+        return st.lists(values(args[0]), max_size=3).map(tuple)
+    if origin is tuple:
+        return st.tuples(*(values(arg) for arg in args))
+    return st.dictionaries(st.text("abc", max_size=3), values(args[1]), max_size=2)
+
+
+def records(kind: Any) -> st.SearchStrategy[Any]:
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: BY_NAME.get(f.name) or values(hints[f.name]) for f in dataclasses.fields(kind)}
+    return st.builds(kind, **fields)
+
+
+any_record = st.one_of(*(records(kind) for kind in KINDS.values()))
+EXAMPLES: dict[str, Record] = {record.kind: record for record in reversed([manifest(), *rich_run()])}
+
+
+def name_of(kind: type) -> str:
+    return str(kind.kind)  # type: ignore[attr-defined]
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_record)
+def test_every_record_comes_back_from_its_envelope(record: Record) -> None:
+    envelope = seal_record(record, SIGNER)
+    assert open_record(type(record), envelope, SIGNER.public) == record
+    assert seal_record(record, SIGNER) == envelope
+    sealed = open_envelope(envelope)
+    assert sealed.predicate_type == f"barnraise:{record.kind}:v1"
+    named = ("dataset", record.dataset["root"]) if isinstance(record, Manifest) else ("run", record.run)
+    assert (sealed.subject_name, "sha256:" + sealed.subject_sha256) == named
+
+
+def test_there_is_an_example_of_every_kind() -> None:
+    assert {f"barnraise:{name}:v1" for name in EXAMPLES} == set(KINDS)
+    assert list(KINDS) == [f"barnraise:{name_of(kind)}:v1" for kind in KINDS.values()]
+
+
+GOLDEN = {}
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_golden_bytes(name: str) -> None:
+    assert sha256(seal_record(EXAMPLES[name], SIGNER)).hexdigest()[:32] == GOLDEN[name]
+
+
+def test_a_golden_enrolment_in_full() -> None:
+    record = Enrol(1, sha("run"), "c0", "contributor", "op-a", key("c0").public, "exact/x")
+    assert canonical_json(predicate(record)) == (
+        b'{"class":"exact/x","key":"' + key("c0").public.encode() + b'","member":"c0","operator":"op-a",'
+        b'"protocol":1,"role":"contributor","run":"' + sha("run").encode() + b'"}'
+    )
+
+
+def signed(name: str, value: Any) -> bytes:
+    """An envelope around any predicate, properly signed."""
+    root = EXAMPLES["manifest"].dataset["root"] if name == "manifest" else EXAMPLES["enrol"].run  # type: ignore[union-attr]
+    subject = "dataset" if name == "manifest" else "run"
+    return seal(f"barnraise:{name}:v1", value, subject, root.removeprefix("sha256:"), SIGNER)
+
+
+def kind_of(name: str) -> type[Any]:
+    return KINDS[f"barnraise:{name}:v1"]
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_unknown_missing_and_mistyped_keys_are_refused(name: str) -> None:
+    right = predicate(EXAMPLES[name])
+    assert open_record(kind_of(name), signed(name, right), SIGNER.public) == EXAMPLES[name]
+    with pytest.raises(FormatError, match="wrong keys"):
+        open_record(kind_of(name), signed(name, {**right, "extra": 1}), SIGNER.public)
+    for field in right:
+        less = {k: v for k, v in right.items() if k != field}
+        with pytest.raises(FormatError):
+            open_record(kind_of(name), signed(name, less), SIGNER.public)
+        for wrong in (-1.5 if field == "" else "\x00wrong", True, [[]], {"a": 1}, 7):
+            if type(wrong) is type(right[field]):
+                continue
+            with pytest.raises(BarnraiseError):
+                open_record(kind_of(name), signed(name, {**right, field: wrong}), SIGNER.public)
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+@pytest.mark.parametrize("version", [0, 2, True, "1", None])
+def test_another_protocol_version_is_refused(name: str, version: Any) -> None:
+    value = {**predicate(EXAMPLES[name]), "protocol": version}
+    with pytest.raises(FormatError):
+        open_record(kind_of(name), signed(name, value), SIGNER.public)
+
+
+@pytest.mark.parametrize("name", ["enrol", "round-open", "reveal", "verdict"])
+def test_the_field_is_called_class_on_the_wire_and_nothing_else(name: str) -> None:
+    text = json.dumps(predicate(EXAMPLES[name]))
+    assert '"class"' in text
+    assert "numerics_class" not in text
+    value = json.loads(text.replace('"class"', '"numerics_class"'))
+    with pytest.raises(FormatError):
+        open_record(kind_of(name), signed(name, value), SIGNER.public)
+    if name in ("enrol", "verdict"):
+        both = {**predicate(EXAMPLES[name]), "numerics_class": "x"}
+        with pytest.raises(FormatError):
+            open_record(kind_of(name), signed(name, both), SIGNER.public)
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_an_envelope_of_another_kind_signer_or_subject_is_refused(name: str) -> None:
+    record = EXAMPLES[name]
+    other = "enrol" if name != "enrol" else "served"
+    with pytest.raises(FormatError, match="another record"):
+        open_record(kind_of(other), seal_record(record, SIGNER), SIGNER.public)
+    with pytest.raises(SignatureError):
+        open_record(kind_of(name), seal_record(record, SIGNER), key("other").public)
+    moved = seal(f"barnraise:{name}:v1", predicate(record), "run", "ab" * 32, SIGNER)
+    with pytest.raises(FormatError, match="subject"):
+        open_record(kind_of(name), moved, SIGNER.public)
+
+
+@given(st.sampled_from(sorted(EXAMPLES)), st.binary(max_size=300))
+def test_hostile_bytes_give_only_the_family(name: str, data: bytes) -> None:
+    with pytest.raises(BarnraiseError):
+        open_record(kind_of(name), data, SIGNER.public)
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**53) + 1, 2**53 - 1), st.text("ab:0", max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text("ab", max_size=2), inner)),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(sorted(EXAMPLES)), st.data())
+def test_hostile_values_in_a_signed_record_give_only_the_family(name: str, data: st.DataObject) -> None:
+    right = predicate(EXAMPLES[name])
+    field = data.draw(st.sampled_from(sorted(right)))
+    value = {**right, field: data.draw(json_values)}
+    try:
+        envelope = signed(name, value)
+        record = open_record(kind_of(name), envelope, SIGNER.public)
+    except BarnraiseError:
+        return
+    assert predicate(record) == value
+
+
+@given(json_values)
+def test_a_predicate_that_is_no_object_is_refused(value: Any) -> None:
+    for kind in KINDS.values():
+        with pytest.raises(FormatError):
+            parse_predicate(kind, value)
+
+
+@pytest.mark.parametrize("number", ["0.5", "0x1p-1", "nan", "0x1.80p+0", "inf", ""])
+def test_learning_rates_must_be_canonical_hex(number: str) -> None:
+    open_ = EXAMPLES["round-open"]
+    assert isinstance(open_, RoundOpen)
+    with pytest.raises(FormatError):
+        dataclasses.replace(open_, outer_lr=number)
+    with pytest.raises(FormatError):
+        dataclasses.replace(open_, inner_lr=(number,))
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "a" * 65, "ä", "a\n"])
+def test_names_are_plain(name: str) -> None:
+    with pytest.raises(FormatError):
+        Enrol(1, sha("run"), name, "auditor", "op", key("x").public, "c")
+    with pytest.raises(FormatError):
+        Enrol(1, sha("run"), "a", "auditor", name, key("x").public, "c")
+
+
+def test_the_run_id_is_the_hash_of_the_manifest_file() -> None:
+    record = manifest()
+    data = canonical_json(to_json(record))
+    assert record.run_id == "sha256:" + sha256(data).hexdigest()
+    assert from_json(Manifest, json.loads(data)) == record
+
+
+def test_a_slot_that_is_not_in_the_roster_is_named() -> None:
+    open_ = EXAMPLES["round-open"]
+    assert isinstance(open_, RoundOpen)
+    assert open_.entry(2).member == "c2"
+    with pytest.raises(FormatError, match="slot is not in the roster"):
+        open_.entry(4)
