@@ -218,7 +218,7 @@ def memory() -> str | None:
 
 @contextmanager
 def changed(run: Run, liars: Mapping[str, str], corpus: Path) -> Iterator[None]:
-    """The benchmark's own kind, data that are ready in `corpus`, and the checks gone that the run is without."""
+    """The benchmark's own kind, the data in `corpus`, and the checks gone that the run is without."""
 
     def prepared(fields: DataConfig, folder: Path, tell: Callable[[str], None]) -> DatasetManifest:
         del fields, tell

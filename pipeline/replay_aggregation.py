@@ -6,6 +6,7 @@ decode, aggregation, initial weights and array bytes; imports no torch and write
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from pipeline.checkpoint import Aggregator, Checkpoint
 from pipeline.config import Config, config_from_manifest
 from pipeline.folder import RunFolder
 from pipeline.records_table import contribution_rows, read_contributions
-from verification.errors import BarnraiseError, FormatError
+from verification.encoding import blake3_digest
+from verification.errors import BarnraiseError, FormatError, UsageError
 from verification.fsck import Failure, Findings, Turn
 
 Progress = Callable[[str, int, int], None]
@@ -43,21 +45,62 @@ def replay_checkpoints(
     Raises of the error family when the folder cannot be replayed at all.
     """
     manifest = findings.manifest
-    config = config_from_manifest(manifest["config"])
+    config = checked_config(manifest)
+    _check_size(folder, config, manifest)
     aggregator = Aggregator.of(manifest["arrays"], manifest["config"])
     checkpoint = _start(folder, config, aggregator, manifest, fail)
     closed = [turn for turn in findings.turns if turn.close]
     for index, turn in enumerate(closed):
         progress("replaying the aggregation", index, len(closed))
         close: dict[str, Any] = turn.close or {}
-        after = aggregator.step(checkpoint, _accepted(folder, turn), turn.open["outer_lr"])
         where = f"round {close['round']}, attempt {close['attempt']}"
+        work = _accepted(folder, turn)
+        try:
+            after = aggregator.step(checkpoint, work, turn.open["outer_lr"])
+        except BarnraiseError as error:
+            _name_malformed(aggregator, work, where, fail)
+            fail(Failure(error.what, where, str(error.expected or ""), str(error.got or "")))
+            return  # no checkpoint follows from here
         _compare(aggregator, after, close, where, fail)
         if not close["void"]:
             _check_files(folder, aggregator, after, close["round"], fail)
         yield Step(turn, checkpoint, after)
         checkpoint = after
     progress("replaying the aggregation", len(closed), len(closed))
+
+
+def checked_config(manifest: dict[str, Any]) -> Config:
+    """The configuration of a manifest. FormatError when it is none: the run is at fault, not who asks."""
+    try:
+        return config_from_manifest(manifest["config"])
+    except UsageError as error:
+        raise FormatError("the manifest's configuration is not valid", got=error.what) from None
+
+
+def _check_size(folder: RunFolder, config: Config, manifest: dict[str, Any]) -> None:
+    """The model has the manifest's arrays, and checkpoint 0 can hold them, before any of it is allocated."""
+    sizes = [(name, math.prod(shape)) for name, shape in manifest["arrays"]]
+    weights = folder.weights_file(0)
+    found = weights.stat().st_size if weights.exists() else 0
+    expected = 4 * sum(size for _, size in sizes)
+    if found < expected:
+        raise FormatError("checkpoint 0 is too small for the manifest's arrays", expected=expected, got=found)
+    if config.model.vocab_size * config.model.d_model > found:
+        raise FormatError(
+            "the model is not the manifest's arrays",
+            expected=f"at most {found} elements",
+            got=f"{config.model.vocab_size} x {config.model.d_model} in one array",
+        )
+
+
+def _name_malformed(aggregator: Aggregator, work: list[Contribution], where: str, fail: Fail) -> None:
+    for item in work:
+        try:
+            aggregator.codec.decode(item.payload)
+        except BarnraiseError as error:
+            what = "an accepted payload is malformed: " + error.what
+            got = blake3_digest(item.payload) if error.got is None else str(error.got)
+            fail(Failure(what, f"{where}, slot {item.slot}", str(error.expected or "canonical bytes"), got))
 
 
 def _start(

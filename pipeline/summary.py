@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
 
 from data_prep.manifest import DatasetManifest
 from data_prep.prepare import unigram_cross_entropy
@@ -40,37 +39,39 @@ def show_summary(
     accepted = sum(len(close.accepted) for close in closes)
     dataset = DatasetManifest.from_json(ledger.manifest.dataset)
     unigram = unigram_cross_entropy(dataset, folder.data)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("validation loss", _losses(losses))
-    table.add_row("unigram cross-entropy", f"{unigram:.3f} nats: what counting tokens alone would give")
-    table.add_row(
-        "accepted tokens", f"{state.tokens:,} in {state.rounds_done} rounds, {accepted} contributions"
-    )
-    sent = accepted * codec.payload_bytes
-    full = accepted * codec.length * 4
-    if sent:
-        table.add_row(
-            "sent", f"{sent / 1e6:.2f} MB of updates instead of {full / 1e6:.0f} MB ({full / sent:.0f}x less)"
-        )
-    table.add_row("log", f"{ledger.checkpoint.size} entries, head sha256:{ledger.checkpoint.root.hex()}")
-    console.print(Panel(table, title=f"{folder.path}", title_align="left"))
+    sent, full = accepted * codec.payload_bytes, accepted * codec.length * 4
+    lines = {
+        "validation loss": _losses(losses),
+        "unigram cross-entropy": f"{unigram:.3f} nats: what counting tokens alone would give",
+        "accepted": f"{state.tokens:,} tokens in {state.rounds_done} rounds, {accepted} contributions",
+        "sent": f"{sent / 1e6:.2f} MB of updates instead of {full / 1e6:.0f} MB"
+        + (f" ({full / sent:.0f} times less)" if sent else ""),
+        "log": f"{ledger.checkpoint.size} entries",
+        "head": f"sha256:{ledger.checkpoint.root.hex()}",
+    }
+    console.rule(f"[bold]{escape(str(folder.path))}[/] has ended", align="left")
+    for name, text in lines.items():
+        console.print(f"{name:<22} {text}", highlight=False, soft_wrap=True)
     show_rejections(console, records, drills)
     config = coordinator.desk.config.model
     weights = coordinator.desk.aggregator.arrays(coordinator.checkpoint)
     text = sample(folder, config, weights, PROMPT, 40, 0)
     console.print(Panel(escape(text), title="a continuation", title_align="left"))
-    run = folder.path
     console.print("Next:")
-    console.print(f"  barnraise verify {run} --level 3 --sample 5   check everything, recompute five")
-    console.print(f'  barnraise generate {run} "import "             let the model write')
-    console.print(f"  barnraise export {run} --out exported         for transformers", highlight=False)
+    for command, what in (
+        (f"barnraise verify {folder.path} --level 3 --sample 5", "check it all, recompute five"),
+        (f"barnraise report {folder.path}", "a page with plots"),
+        (f'barnraise generate {folder.path} "import "', "let the model write"),
+    ):
+        console.print(f"  [bold]{escape(command)}[/]  [dim]{what}[/]", highlight=False, soft_wrap=True)
 
 
 def _losses(losses: list[tuple[int, float]]) -> str:
     if not losses:
         return "not measured"
     (first, start), (last, end) = losses[0], losses[-1]
-    return f"[bold]{end:.3f}[/] nats after round {last}; {start:.3f} after round {first}, {start - end:.3f} lower"
+    lower = f"{start:.3f} after round {first}, {start - end:.3f} lower"
+    return f"[bold]{end:.3f}[/] nats after round {last}; {lower}"
 
 
 def show_rejections(console: Console, records: list[Record], drills: Mapping[str, str]) -> None:

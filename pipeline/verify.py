@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pipeline.checkpoint import Aggregator
 from pipeline.folder import RunFolder
 from pipeline.ledger import read_entries
-from pipeline.replay_aggregation import Step, check_table, replay_checkpoints
+from pipeline.replay_aggregation import Step, check_table, checked_config, replay_checkpoints
 from pipeline.source import source_digest
 from verification.errors import BarnraiseError, UsageError
 from verification.fsck import Failure, Findings, check_run
@@ -126,6 +127,7 @@ def _replay(
     options: VerifyOptions, findings: Findings, failures: list[Failure], seed: int, progress: Any
 ) -> tuple[int, int]:
     folder = RunFolder(options.run)
+    checked_config(findings.manifest)
     work = None
     if options.level == 3:
         work = _work_replay(folder, options, findings, failures, seed, progress)
@@ -170,10 +172,10 @@ def _work_replay(
 def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
     """The answer in words."""
     for failure in answer.failures[:20]:
-        console.print(f"[red]wrong[/] [bold]{failure['what']}[/]", highlight=False)
-        console.print(f"      where    {failure['where']}", highlight=False, markup=False)
-        console.print(f"      expected {failure['expected']}", highlight=False, markup=False)
-        console.print(f"      got      {failure['got']}", highlight=False, markup=False)
+        console.print(f"[red]wrong[/] [bold]{escape(failure['what'])}[/]", highlight=False, soft_wrap=True)
+        console.print(f"      where    {failure['where']}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"      expected {failure['expected']}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"      got      {failure['got']}", highlight=False, markup=False, soft_wrap=True)
     if len(answer.failures) > 20:
         console.print(f"… and {len(answer.failures) - 20} more; --json lists all")
     head = f"{answer.rounds} rounds, {answer.log_size} log entries, head {answer.log_head}"
@@ -183,24 +185,31 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
                 "[yellow]note[/] the run was made with other source than is installed here: "
                 "if level 2 holds, install the release that made it and check again"
             )
-        console.print(f"[red bold]does not hold[/] at level {answer.level}: {head}", highlight=False)
+        console.print(
+            f"[red bold]does not hold[/] at level {answer.level}: {head}", highlight=False, soft_wrap=True
+        )
         return
-    console.print(f"[green bold]holds[/] at level {answer.level}: {head}", highlight=False)
+    console.print(f"[green bold]holds[/] at level {answer.level}: {head}", highlight=False, soft_wrap=True)
     if answer.level == 3:
         sampled = f", sample seed {answer.sample_seed}" if answer.sample_seed is not None else ""
         console.print(
             f"      {answer.recomputed} contributions recomputed of {answer.population}{sampled}",
             highlight=False,
         )
-    console.print(f"      weights  {answer.weights_digest}", highlight=False)
-    console.print(f"      anchored {answer.anchored or UNANCHORED}", highlight=False)
+    console.print(f"      weights  {answer.weights_digest}", highlight=False, soft_wrap=True)
+    console.print(f"      anchored {answer.anchored or UNANCHORED}", highlight=False, soft_wrap=True)
     if not answer.complete:
         console.print("      [yellow]incomplete[/]: the log does not end with a run-close entry")
     if answer.level < 3:
-        console.print(f"Next: barnraise verify {options.run} --level 3 --sample 5", highlight=False)
-    elif not answer.anchored:
         console.print(
-            f"Next: note the head, and later check with --expect-head {answer.log_size}:HEX", highlight=False
+            f"Next: barnraise verify {options.run} --level 3 --sample 5", highlight=False, soft_wrap=True
+        )
+    elif not answer.anchored:
+        head = f"{answer.log_size}:{answer.log_head.removeprefix('sha256:')}"
+        console.print(
+            f"Next: keep this head, and whenever you check again add --expect-head {head}",
+            highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -127,7 +127,7 @@ def _read_entries(folder: Path, size: int, report: Report) -> list[bytes]:
                 f"{error.what} (entries from {len(entries)} on are not checked)",
                 f"log/{name}",
                 error.expected or f"a bundle of {width} entries",
-                error.got or "",
+                error.what if error.got is None else error.got,
             )
             break
     return entries
@@ -145,9 +145,8 @@ def _check_tiles(folder: Path, levels: list[list[bytes]], size: int, report: Rep
             try:
                 data = read_file(folder / name, 32 * width)
             except StorageError as error:
-                report.add(
-                    "a hash tile cannot be read", f"log/{name}", error.expected, error.got or error.what
-                )
+                expected = error.expected or f"a tile of {width} hashes"
+                report.add("a hash tile cannot be read", f"log/{name}", expected, error.got or error.what)
                 continue
             got = [data[i : i + 32] for i in range(0, len(data), 32)]
             bad = [i for i in range(max(len(got), width)) if got[i : i + 1] != want[i : i + 1]]

@@ -126,6 +126,7 @@ class Forger:
         )
         self.lies: dict[tuple[str, int], Lie] = {}
         self.step: Step | None = None
+        self.aggregated: Callable[[list[Contribution]], list[Contribution]] = list
         self.settled: dict[tuple[int, int], str | None] = {}
         self.told = settle
 
@@ -230,7 +231,7 @@ class Forger:
 
     def _close(self, number: int, taken: Taken) -> None:
         turn, old = self.state.open_turn, taken.one(RoundClose)
-        work = self.accepted_work(accepted_contributions(self.state))
+        work = self.aggregated(self.accepted_work(accepted_contributions(self.state)))
         after = self.aggregator.step(self.checkpoint, work, turn.open.outer_lr)
         if self.step and number + 1 == len(self.turns):
             after = self.step(self, self.checkpoint, work, turn.open)

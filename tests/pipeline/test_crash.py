@@ -39,7 +39,6 @@ from tests.tiny import corpus
 from verification.errors import ProtocolError, StorageError
 from verification.records import RevealClose, RoundClose, Verdict
 
-
 # A commit of the second round: state, payload, answers, and what is forgotten after them.
 LONGEST_CALL = 8
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pipeline.verify import Answer, VerifyOptions, verify
 from tests.pipeline.forger import Entry, Forger, chain_of, keys_of
 from tests.tiny import copy_run, run_to_end, tiny_config, tiny_run
 from verification.encoding import canonical_json
+from verification.errors import FormatError
 from verification.judge import trace_root
 from verification.keys import PrivateKey
 from verification.plans import plan_draw
@@ -691,6 +692,10 @@ def noise(forger: Forger, slot: int) -> bytes:
     return codec.encode(np.random.default_rng(slot).normal(size=codec.length).astype(np.float32))
 
 
+def swapped(slot: int, sealed: Entry) -> Callable[[list[Entry]], list[Entry]]:
+    return lambda found: [sealed if getattr(r, "slot", None) == slot else (r, d) for r, d in found]
+
+
 def undone(stage: Stage, forger: Forger, slot: int, **opening: Any) -> Reveal:
     """Replace a slot's commitment and reveal of the last turn, with its contributor's key; nothing computed."""
     commitment, reveal = forger.signed_work(
@@ -700,11 +705,8 @@ def undone(stage: Stage, forger: Forger, slot: int, **opening: Any) -> Reveal:
         **opening,
     )
 
-    def swap(with_: Entry) -> Callable[[list[Entry]], list[Entry]]:
-        return lambda found: [with_ if getattr(r, "slot", None) == slot else (r, d) for r, d in found]
-
-    entries("commitment", LAST, swap(commitment))(forger)
-    entries("reveal", LAST, swap(reveal))(forger)
+    entries("commitment", LAST, swapped(slot, commitment))(forger)
+    entries("reveal", LAST, swapped(slot, reveal))(forger)
     assert isinstance(reveal[0], Reveal)
     return reveal[0]
 
@@ -720,6 +722,24 @@ def test_undone_work_of_a_colluding_contributor(trusting: Stage, tmp_path: Path)
     assert_named(answer, "the payload of an accepted contribution was not computed", where)
     assert_named(answer, "the last loss of an accepted contribution was not computed", where)
     assert {f["where"] for f in answer.failures} == {where}
+
+
+def test_a_malformed_payload_accepted(trusting: Stage, tmp_path: Path) -> None:
+    """Its length and digest are right and contributor and coordinator agree: the codec refuses it."""
+    forger = trusting.forger(tmp_path / "told")
+    length = forger.aggregator.codec.payload_bytes
+    bad = b"\xff" * length
+    with pytest.raises(FormatError):
+        forger.aggregator.codec.decode(bad)
+    reveal = forger.turns[LAST].of(Reveal, slot=1)[0][0]
+    assert isinstance(reveal, Reveal)
+    commitment, opened = forger.signed_work(reveal, trusting.keys["c01"], bad)
+    for kind, sealed in (("commitment", commitment), ("reveal", opened)):
+        entries(kind, LAST, swapped(1, sealed))(forger)
+    # There is no aggregate with it, so the forger's is without.
+    forger.aggregated = lambda work: [item for item in work if item.slot != 1]
+    answer = check(forger.tell())
+    assert_named(answer, "an accepted payload is malformed", "round 3, attempt 0, slot 1")
 
 
 @pytest.mark.parametrize(
@@ -742,11 +762,7 @@ def test_one_claim_of_a_colluding_contributor(
     place = (told.protocol, told.run, told.round, told.attempt, told.slot, told.member, told.key)
     commitment, key = Commitment(*place, told.commitment), trusting.keys["c01"]
     for kind, record in (("commitment", commitment), ("reveal", told)):
-        sealed = (record, seal_record(record, key))
-        swap = lambda found, sealed=sealed: [  # noqa: E731
-            sealed if getattr(r, "slot", None) == 1 else (r, d) for r, d in found
-        ]
-        entries(kind, LAST, swap)(forger)
+        entries(kind, LAST, swapped(1, (record, seal_record(record, key))))(forger)
     run = forger.tell()
     assert check(run).ok
     assert_named(

@@ -21,7 +21,7 @@ from pipeline.run import View, continue_run
 from pipeline.verify import Answer, VerifyOptions, verify
 from tests.pipeline.forger import keys_of
 from tests.tiny import copy_run, make_run, quiet, tiny_config, tiny_run
-from verification.encoding import canonical_json, sha256_digest
+from verification.encoding import blake3_digest, canonical_json, hash_object, sha256_digest
 from verification.envelope import seal
 from verification.errors import UsageError
 from verification.keys import PrivateKey
@@ -437,12 +437,36 @@ def test_a_configuration_that_is_none_is_a_failure(
 def test_a_model_too_large_for_its_checkpoint_is_refused_before_it_is_drawn(
     run: Path, home: Path, tmp_path: Path
 ) -> None:
-    """A manifest of a kilobyte must not make the verifier allocate terabytes."""
+    """A manifest of a kilobyte must not make the verifier allocate gigabytes."""
 
     def huge(value: dict[str, Any]) -> None:
-        value["config"]["model"]["vocab_size"] = value["config"]["data"]["vocab_size"] = 2**40
-        value["dataset"]["vocab_size"] = 2**40
-        value["arrays"][0][1][0] = 2**40
+        size = 65536
+        for part in ("model", "data"):
+            value["config"][part]["vocab_size"] = size
+        value["dataset"]["vocab_size"] = size
+        rest = {name: item for name, item in value["dataset"].items() if name != "root"}
+        value["dataset"]["root"] = hash_object("barnraise/dataset/v1", rest)
+        value["arrays"][0][1][0] = size
 
-    answer = check(signed_manifest(run, home, tmp_path / "run", huge))
+    [failure] = check(signed_manifest(run, home, tmp_path / "run", huge)).failures
+    assert failure["what"] == "checkpoint 0 is too small for the manifest's arrays"
+
+
+def test_shards_that_are_no_shards(run: Path, home: Path, tmp_path: Path) -> None:
+    """Their digests are right: whoever made the run made them so."""
+    junk = b"ARROW1\0\0" + b"not a table" * 99
+
+    def spoil(value: dict[str, Any]) -> None:
+        for part in ("train", "validation"):
+            for shard in value["dataset"][part]:
+                shard["digest"] = blake3_digest(junk)
+        rest = {name: item for name, item in value["dataset"].items() if name != "root"}
+        value["dataset"]["root"] = hash_object("barnraise/dataset/v1", rest)
+
+    folder = signed_manifest(run, home, tmp_path / "run", spoil)
+    for path in (folder / "data").glob("*.arrow"):
+        path.write_bytes(junk)
+    assert check(folder, 2).ok  # levels 1 and 2 read no window
+    answer = check(folder, 3)
     assert not answer.ok
+    assert answer.failures[0]["what"]

@@ -78,8 +78,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
 
 def records(kind: Any) -> st.SearchStrategy[Any]:
     hints = typing.get_type_hints(kind)
-    fields = {f.name: BY_NAME.get(f.name) or values(hints[f.name]) for f in dataclasses.fields(kind)}
-    return st.builds(kind, **fields)
+    names = [field.name for field in dataclasses.fields(kind)]
+    return st.builds(kind, **{n: BY_NAME[n] if n in BY_NAME else values(hints[n]) for n in names})
 
 
 any_record = st.one_of(*(records(kind) for kind in KINDS.values()))
@@ -107,7 +107,21 @@ def test_there_is_an_example_of_every_kind() -> None:
     assert list(KINDS) == [f"barnraise:{name_of(kind)}:v1" for kind in KINDS.values()]
 
 
-GOLDEN = {}
+GOLDEN = {
+    "commit-close": "bd8f557793119b63cfed8ffd6cc99e8c",
+    "commitment": "b23ffb7b85c49e9b753e710014cc7cc8",
+    "draw": "d35d29d96900ebba049acd5cee31f876",
+    "enrol": "c15d628c6b1f9cc8f68af9835f997e37",
+    "manifest": "a540c5494ed3a7f5c5c5b46ca951f9d6",
+    "reveal": "bb6e482b63749f3da728a30c78649b7a",
+    "reveal-close": "f139a92418119f052e2e9638bb99e059",
+    "round-close": "365b673b4513f1f24166a0c662a27ba7",
+    "round-open": "0cefeafb4f31859576913e74c33029b0",
+    "run-close": "75110defd0ae6913fe0c15cec95c6ac4",
+    "second-draw": "7e26d724f7e2c3ee56db482e09960f92",
+    "served": "11d3373e01b0d599e8797030c530ef73",
+    "verdict": "79c3b4498f721fce14466443ebac4400",
+}
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -144,7 +158,7 @@ def test_unknown_missing_and_mistyped_keys_are_refused(name: str) -> None:
         less = {k: v for k, v in right.items() if k != field}
         with pytest.raises(FormatError):
             open_record(kind_of(name), signed(name, less), SIGNER.public)
-        for wrong in (-1.5 if field == "" else "\x00wrong", True, [[]], {"a": 1}, 7):
+        for wrong in ("\x00wrong", True, [[]], {"a": 1}, 7):
             if type(wrong) is type(right[field]):
                 continue
             with pytest.raises(BarnraiseError):
