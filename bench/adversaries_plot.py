@@ -39,21 +39,22 @@ def svg(answer: dict[str, Any]) -> str:
         return round(LEFT + (value - low) * scale, 1)
 
     height = TOP + ROW * len(items) + 16
+    seeds = ", ".join(map(str, answer["seeds"]))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" style="{STYLE}">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         '<text x="12" y="22" font-weight="bold">Harm of two liars among five, one check taken away</text>',
-        f'<text x="12" y="42" fill="#555">validation loss above the honest run of the same seed, nats; '
-        f"dots: seeds {', '.join(map(str, answer['seeds']))}</text>",
+        '<text x="12" y="42" fill="#555">validation loss above the honest run of the same seed, nats; ',
+        f"dots: seeds {seeds}</text>",
     ]
     for index, (label, harm) in enumerate(items):
         y, mean = TOP + ROW * index, statistics.mean(harm)
         colour = "#2a7f62" if index == len(items) - 1 else "#b5482a"
         start, stop = sorted((x(0), x(mean)))
+        size = f'width="{max(1.0, stop - start):.1f}" height="{ROW - 9}"'
         parts += [
             f'<text x="{LEFT - 10}" y="{y + 16}" text-anchor="end">{label}</text>',
-            f'<rect x="{start}" y="{y + 4}" width="{max(1.0, stop - start):.1f}" height="{ROW - 9}" '
-            f'fill="{colour}" fill-opacity="0.75"/>',
+            f'<rect x="{start}" y="{y + 4}" {size} fill="{colour}" fill-opacity="0.75"/>',
             *(f'<circle cx="{x(value)}" cy="{y + 12.5}" r="3" fill="#222"/>' for value in harm),
             f'<text x="{x(max(mean, *harm)) + 9}" y="{y + 16}">{mean:+.2f}</text>',
         ]

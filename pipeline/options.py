@@ -80,15 +80,15 @@ def parse_options(kind: Callable[..., Any], command: str, arguments: list[str], 
 
 
 def _plain(box: str) -> str:
-    """The words of a framed error message, on one line and without its advice."""
-    words: list[str] = []
-    for line in box.splitlines():
-        text = line.strip().strip("│").strip()
-        if text.startswith("──"):
-            break
-        if not text.startswith(("╭", "╰")):
-            words.append(text)
-    sentence = " ".join(" ".join(words).split()).rstrip(" .")
+    """The words of a framed error message, on one line and without its advice.
+
+    The frame is drawn with box characters or, where the output is not UTF-8, as a title over a rule.
+    """
+    lines = [line.strip(" │") for line in box.splitlines()]
+    rules = [i for i, line in enumerate(lines) if line and not line.strip("-─╰╯")]
+    start = 1 if box.startswith("╭") else (rules.pop(0) + 1 if rules else 0)
+    body = lines[start : rules[0] if rules else None]
+    sentence = " ".join(" ".join(body).split()).rstrip(" .")
     return sentence[:1].lower() + sentence[1:]
 
 

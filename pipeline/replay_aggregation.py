@@ -46,7 +46,8 @@ def replay_checkpoints(
     """
     manifest = findings.manifest
     config = checked_config(manifest)
-    _check_size(folder, config, manifest)
+    if not _fits(folder, config, manifest, fail):
+        return
     aggregator = Aggregator.of(manifest["arrays"], manifest["config"])
     checkpoint = _start(folder, config, aggregator, manifest, fail)
     closed = [turn for turn in findings.turns if turn.close]
@@ -77,20 +78,26 @@ def checked_config(manifest: dict[str, Any]) -> Config:
         raise FormatError("the manifest's configuration is not valid", got=error.what) from None
 
 
-def _check_size(folder: RunFolder, config: Config, manifest: dict[str, Any]) -> None:
-    """The model has the manifest's arrays, and checkpoint 0 can hold them, before any of it is allocated."""
-    sizes = [(name, math.prod(shape)) for name, shape in manifest["arrays"]]
+def _fits(folder: RunFolder, config: Config, manifest: dict[str, Any], fail: Fail) -> bool:
+    """Whether the model can have the manifest's arrays and checkpoint 0 hold them.
+
+    Looked at before any of it is allocated: a manifest of a kilobyte can describe a model of terabytes.
+    """
     weights = folder.weights_file(0)
     found = weights.stat().st_size if weights.exists() else 0
-    expected = 4 * sum(size for _, size in sizes)
+    expected = 4 * sum(math.prod(shape) for _, shape in manifest["arrays"])
     if found < expected:
-        raise FormatError("checkpoint 0 is too small for the manifest's arrays", expected=expected, got=found)
-    if config.model.vocab_size * config.model.d_model > found:
-        raise FormatError(
-            "the model is not the manifest's arrays",
-            expected=f"at most {found} elements",
-            got=f"{config.model.vocab_size} x {config.model.d_model} in one array",
-        )
+        what = "checkpoint 0 is too small for the manifest's arrays"
+        where = str(weights.relative_to(folder.path))
+        fail(Failure(what, where, f"more than {expected} bytes", f"{found} bytes"))
+        return False
+    layers = config.model.n_layers
+    if layers > len(manifest["arrays"]):
+        what = "the manifest's arrays are not its model's"
+        where = "manifest.json, arrays"
+        fail(Failure(what, where, f"arrays of {layers} layers", f"{len(manifest['arrays'])} arrays"))
+        return False
+    return True
 
 
 def _name_malformed(aggregator: Aggregator, work: list[Contribution], where: str, fail: Fail) -> None:

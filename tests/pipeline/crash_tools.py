@@ -141,7 +141,7 @@ def _path(target: Any, keywords: dict[str, Any]) -> str:
     if handle is None:
         return os.fspath(target)
     try:
-        folder = os.readlink(f"/proc/self/fd/{handle}")
+        folder = str(Path(f"/proc/self/fd/{handle}").readlink())
     except OSError:
         return ""
     return folder if isinstance(target, int) else f"{folder}/{os.fspath(target)}"

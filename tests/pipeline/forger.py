@@ -26,6 +26,7 @@ from pipeline.folder import RunFolder
 from pipeline.ledger import read_entries
 from pipeline.records_table import write_contributions
 from pipeline.run import member_folder
+from verification import plans
 from verification.credits import Standing
 from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError
@@ -33,7 +34,6 @@ from verification.judge import Outcome, TurnEvidence, settle
 from verification.keys import PrivateKey
 from verification.log import Log
 from verification.lottery import HashChain
-from verification import plans
 from verification.plans import (
     accepted_contributions,
     pace_after,
@@ -237,7 +237,9 @@ class Forger:
             after = self.step(self, self.checkpoint, work, turn.open)
         evidence = self._evidence(turn, old)
         base = self.aggregator.digests(after)
-        loss = self.val_loss(after) if old.val_loss is not None and base.weights != old.weights else old.val_loss
+        loss = (
+            self.val_loss(after) if old.val_loss is not None and base.weights != old.weights else old.val_loss
+        )
         record = plan_close(self.state, base, evidence=evidence, val_loss=loss)
         [(told, _)] = changed = self._changed("round-close", number, [(record, None)])
         if isinstance(told, RoundClose) and told.accepted != record.accepted and told.weights == base.weights:
@@ -250,9 +252,7 @@ class Forger:
             changed = [(replace(told, weights=base.weights, outer=base.outer, val_loss=loss), None)]
         self.checkpoint = after
         self.add(changed)
-        self.folder.put_checkpoint(
-            self.state.rounds_done, self.aggregator.arrays(after), dict(after.outer)
-        )
+        self.folder.put_checkpoint(self.state.rounds_done, self.aggregator.arrays(after), dict(after.outer))
 
     def _evidence(self, turn: Turn, old: RoundClose) -> dict[int, str | None]:
         """The true run's evidence where the reason is the same; made anew for a fault that is not in it."""
@@ -273,7 +273,8 @@ class Forger:
         """What the aggregator takes, of the close's accepted lines."""
         operators = {entry.slot: entry.operator for entry in self.state.open_turn.open.roster}
         return [
-            Contribution(a.slot, operators[a.slot], a.tokens, self.folder.payload(a.payload)) for a in accepted
+            Contribution(a.slot, operators[a.slot], a.tokens, self.folder.payload(a.payload))
+            for a in accepted
         ]
 
     def val_loss(self, after: Checkpoint) -> int:
@@ -326,7 +327,9 @@ class Forger:
 
     # --- what a colluding contributor can do: sign another commitment and reveal ---
 
-    def signed_work(self, reveal: Reveal, key: PrivateKey, payload: bytes | None, **opening: Any) -> list[Entry]:
+    def signed_work(
+        self, reveal: Reveal, key: PrivateKey, payload: bytes | None, **opening: Any
+    ) -> list[Entry]:
         """[commitment, reveal] around another opening; `payload` is stored."""
         if payload is not None:
             self.folder.put_payload(payload)

@@ -18,7 +18,7 @@ from data_prep.dataset import Dataset
 from data_prep.manifest import DatasetManifest
 from model.arrays import arrays_from_bytes
 from model.hidden_state import state_specs
-from pipeline.adversaries import ADVERSARIES, adversary
+from pipeline.adversaries import ADVERSARIES, Adversary, adversary
 from pipeline.aggregation import Contribution
 from pipeline.config import Config
 from pipeline.contributor import Contributor
@@ -30,7 +30,7 @@ from tests.pipeline.adversary_runs import Story, tell
 from tests.tiny import tiny_config
 from verification.encoding import blake3_digest
 from verification.errors import FormatError, ProtocolError, UsageError
-from verification.records import Commitment, RevealClose, RoundOpen, open_record
+from verification.records import Commitment, RevealClose, RosterEntry, RoundOpen, open_record
 
 LIAR, HONEST = "c04", ("c00", "c01", "c02", "c03")
 STEPS = [3, 2, 1, 2, 2]
@@ -369,6 +369,38 @@ def test_dodger_hands_in_noise_and_serves_nothing(scene: Scene) -> None:
     assert scene.work(scene.player("dodger")).payload == scene.work(scene.player("random")).payload
     with pytest.raises(ProtocolError, match="does not serve"):
         scene.player("dodger").serve_state(1)
+
+
+# What one can do to another.
+
+
+class FrontRunner(Adversary):
+    """Computes the work of c04 from what is public, as level 3 of verify does, and hands it in as its own."""
+
+    def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:
+        honest = self.honest(open_, entry, checkpoint)
+        victim = next((other for other in open_.roster if other.member == LIAR), None)
+        if victim is None:
+            return honest
+        weights = self.job.weights(checkpoint, open_.base.weights)
+        path = self.vault.folder / "victim"
+        known = path.read_bytes() if path.exists() else self.job.zero_state
+        start = self.job.state(known, victim.start_state)
+        theirs = do_work(self.job, self.data, open_, victim, weights, start)
+        path.write_bytes(theirs.next_state)
+        return self.with_payload(honest, theirs.payload)
+
+
+@pytest.mark.xfail(strict=True, reason="of two equal payloads in a turn the higher slot is refused")
+@pytest.mark.parametrize("rate_ppm", [0, 1_000_000])
+def test_an_honest_contributor_loses_nothing_when_its_work_is_handed_in_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate_ppm: int
+) -> None:
+    monkeypatch.setitem(ADVERSARIES, "front-runner", FrontRunner)
+    audit = {"rate_ppm": rate_ppm, "probation_rounds": 0}
+    story = tell(tmp_path, config(audit=audit, run={"rounds": 3}), {"c00": "front-runner"})
+    assert all(LIAR not in turn.rejected for turn in story.turns)
+    assert LIAR not in story.turns[-1].closed.quarantined
 
 
 # Nobody but the liar knows.

@@ -71,10 +71,13 @@ def lazy(place: Path) -> Undisturbed:
     return Undisturbed(place, "lazy")
 
 
-def resumed(site: Site, digest: str) -> list[str]:
-    """What is wrong with a killed run, as it lies there and once it was taken up again."""
+def resumed(site: Site, digest: str, *, here: bool = False) -> list[str]:
+    """What is wrong with a killed run, as it lies there and once it was taken up again, in a child or here."""
     found = in_progress_only(site.verified(1))
-    killed_at(site, None, site.finish)
+    if here:
+        watched(site, lambda _: None, site.finish)
+    else:
+        killed_at(site, None, site.finish)
     return found + wrong_at_the_end(site, digest)
 
 
@@ -111,7 +114,8 @@ def test_a_driver_killed_between_any_two_writes(lazy: Undisturbed) -> None:
     def work(some: list[Site]) -> list[str]:
         found = []
         for site in some:
-            found += [f"before step {site.root.name}: {line}" for line in resumed(site, lazy.digest)]
+            wrong = resumed(site, lazy.digest, here=True)
+            found += [f"before step {site.root.name}: {line}" for line in wrong]
             shutil.rmtree(site.root)
         return found
 
@@ -119,7 +123,9 @@ def test_a_driver_killed_between_any_two_writes(lazy: Undisturbed) -> None:
         site = lazy.fresh.copy(root / "site")
         states = states_of(site, root, site.finish)
         assert len(states) > 300
-        assert halves(work, states) == []
+        # A few in one process, which keeps its torch warm: a lock in a private folder is held to its end.
+        few = [states[start : start + 16] for start in range(0, len(states), 16)]
+        assert in_parallel([partial(work, some) for some in few]) == []
 
 
 def test_a_driver_killed_again_while_it_resumes(lazy: Undisturbed) -> None:
@@ -414,11 +420,5 @@ def test_the_steps_counted_are_the_writes_of_the_run(lazy: Undisturbed) -> None:
     """The harness sees what it should: else the tests above would pass on nothing."""
     kinds = {step.split()[0] for step in lazy.steps}
     assert kinds >= {"write", "replace", "link", "unlink", "mkdir"}
-    for part in (
-        "log/checkpoint",
-        "coordinator/.journal.tmp",
-        "payloads/",
-        "state/",
-        "contributions.parquet",
-    ):
-        assert any(part in step or part.replace("log/c", "log/.c") in step for step in lazy.steps), part
+    parts = ("log/.checkpoint", "coordinator/.journal", "payloads/", "state/", "contributions.parquet")
+    assert [part for part in parts if not any(part in step for step in lazy.steps)] == []

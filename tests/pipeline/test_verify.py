@@ -24,9 +24,10 @@ from tests.tiny import copy_run, make_run, quiet, tiny_config, tiny_run
 from verification.encoding import blake3_digest, canonical_json, hash_object, sha256_digest
 from verification.envelope import seal
 from verification.errors import UsageError
+from verification.fsck import check_run
 from verification.keys import PrivateKey
 from verification.log import Log
-from verification.notes import vkey
+from verification.notes import parse_checkpoint, vkey
 from verification.records import RoundClose
 
 FIELDS = {
@@ -94,7 +95,7 @@ def test_the_json_answer_has_the_documented_fields(
 
 def test_a_failure_has_four_words(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = copy_run(run, tmp_path / "damaged")
-    payload = sorted((damaged / "payloads").iterdir())[0]
+    payload = min((damaged / "payloads").iterdir())
     payload.write_bytes(payload.read_bytes()[:-1])
     code, answer = asked(capsys, str(damaged))
     assert (code, answer["ok"]) == (1, False)
@@ -145,11 +146,12 @@ def test_heads_seen_before(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     code, _ = asked(capsys, str(run), "--expect-head", f"{answer.log_size}:{answer.log_head}")
     assert code == 0
     # an earlier head, as it is embedded in the log
-    note = json.loads(base64.b64decode(json.loads(log.entry(log.size - 10))["payload"]))["predicate"]
-    del note
-    both = asked(
-        capsys, str(run), "--vkey", answer.log_vkey, "--expect-head", f"{log.size}:{log.root.hex()}"
-    )
+    turn = check_run(run).turns[1]
+    assert turn.draw
+    early = parse_checkpoint(turn.draw["head"], answer.log_vkey)
+    code, found = asked(capsys, str(run), "--expect-head", f"{early.size}:{early.root.hex()}")
+    assert (code, found["anchored"]) == (0, "expect-head")
+    both = asked(capsys, str(run), "--vkey", answer.log_vkey, "--expect-head", f"{log.size}:{log.root.hex()}")
     assert (both[0], both[1]["anchored"]) == (0, "vkey+expect-head")
     code, found = asked(capsys, str(run), "--expect-head", f"{log.size}:{'0' * 64}")
     assert (code, found["anchored"]) == (1, None)
@@ -159,7 +161,9 @@ def test_heads_seen_before(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (code, found["failures"][0]["got"]) == (1, f"only {log.size} entries")
 
 
-@pytest.mark.parametrize("head", ["", "7", "7:", f"x:{'0' * 64}", f"07:{'0' * 64}", f"7:{'0' * 63}", f"-1:{'0' * 64}"])
+@pytest.mark.parametrize(
+    "head", ["", "7", "7:", f"x:{'0' * 64}", f"07:{'0' * 64}", f"7:{'0' * 63}", f"-1:{'0' * 64}"]
+)
 def test_a_malformed_head_is_wrong_use(run: Path, capsys: pytest.CaptureFixture[str], head: str) -> None:
     assert cli.run(["verify", str(run), f"--expect-head={head}"]) == 2
     said = capsys.readouterr().err
@@ -301,7 +305,7 @@ def test_a_run_stopped_between_turns(tmp_path: Path, turns: int) -> None:
         assert (answer.ok, answer.complete, answer.rounds) == (True, False, turns), answer.failures
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The coordinator's process is gone."""
 
 
@@ -316,21 +320,19 @@ class Killed(Exception):
         "close",
     ],
 )
-def test_a_run_killed_within_a_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    """Killed in round 2 before a step: an incomplete run that holds, at every level."""
+def test_a_run_killed_within_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """KilledError in round 2 before a step: an incomplete run that holds, at every level."""
     run, home = tmp_path / "run", tmp_path / "home"
     make_run(run, home, tiny_config(run={"rounds": 2}))
     true_step = getattr(Coordinator, step)
 
     def dies(self: Coordinator) -> Any:
         if self.state.round == 2:
-            raise Killed
+            raise KilledError
         return true_step(self)
 
     monkeypatch.setattr(Coordinator, step, dies)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         continue_run(RunFolder(run), home, View(quiet, lambda *_: None))
     for level in (1, 2, 3):
         answer = check(run, level)
@@ -352,9 +354,7 @@ def test_an_ended_run_needs_its_table(run: Path, tmp_path: Path) -> None:
 # --- manifests that were signed to do harm ---
 
 
-def signed_manifest(
-    run: Path, home: Path, target: Path, change: Callable[[dict[str, Any]], None]
-) -> Path:
+def signed_manifest(run: Path, home: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """A folder as after `create_run`, its manifest changed and signed by its own coordinator."""
     key = keys_of(home, RunFolder(run))["coordinator"]
     value = json.loads((run / "manifest.json").read_bytes())
@@ -399,7 +399,7 @@ def test_hostile_manifests_never_raise(run: Path, home: Path, tmp_path: Path) ->
     paths = [p for p in places(true) if p[0] in ("config", "arrays", "initial", "zero_state", "codec")]
     told = tmp_path / "run"
     for path in paths:
-        for value in dice.sample(HOSTILE, 2):
+        for value in dice.sample(HOSTILE, 1):
             changed = copy.deepcopy(true)
             here = changed
             for key in path[:-1]:
@@ -450,6 +450,17 @@ def test_a_model_too_large_for_its_checkpoint_is_refused_before_it_is_drawn(
 
     [failure] = check(signed_manifest(run, home, tmp_path / "run", huge)).failures
     assert failure["what"] == "checkpoint 0 is too small for the manifest's arrays"
+    assert failure["where"] == "checkpoints/round-00000.safetensors"
+
+
+def test_a_model_of_more_layers_than_arrays_is_refused_before_they_are_listed(
+    run: Path, home: Path, tmp_path: Path
+) -> None:
+    def deep(value: dict[str, Any]) -> None:
+        value["config"]["model"]["n_layers"] = 2**40
+
+    answer = check(signed_manifest(run, home, tmp_path / "run", deep))
+    assert not answer.ok
 
 
 def test_shards_that_are_no_shards(run: Path, home: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.tiny import make_run, tiny_config
 from verification.encoding import canonical_json
 from verification.intake import check_enrolment
 from verification.keys import PrivateKey
-from verification.merkle import Tree
+from verification.merkle import Tree, leaf_hash
 from verification.notes import Checkpoint, sign_checkpoint
 from verification.plans import plan_open
 from verification.records import Manifest, RoundOpen, predicate, seal_record
@@ -58,9 +58,7 @@ class World:
 
     def head(self, *entries: bytes, key: PrivateKey | None = None) -> tuple[str, Tree]:
         """A signed head over a small tree of entries."""
-        tree = Tree()
-        for entry in entries:
-            tree.append(entry)
+        tree = Tree([leaf_hash(entry) for entry in entries])
         checkpoint = Checkpoint(self.manifest.origin, len(entries), tree.root())
         return sign_checkpoint(checkpoint, key or self.key), tree
 

@@ -1,0 +1,115 @@
+"""An auditor judges only pieces that belong together, and says the same every time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.auditor import Auditor
+from pipeline.member import Place
+from tests.pipeline.tiny_world import World, world
+from verification.encoding import canonical_json, sha256_digest
+from verification.errors import BarnraiseError, ProtocolError, SignatureError
+from verification.keys import PrivateKey
+from verification.records import Reveal, RoundOpen, Verdict, open_record, predicate, seal_record
+
+
+class Case:
+    """Everything that an audit of c0's first contribution needs."""
+
+    def __init__(self, here: World) -> None:
+        self.here = here
+        self.open = here.open()
+        mine = here.c0.commit(here.sealed(self.open), here.checkpoint)
+        head, _ = here.head(mine)
+        self.reveal, self.payload = here.c0.reveal(0, head, 0, [])
+        self.record = open_record(Reveal, self.reveal, here.c0.key.public)
+        self.state = here.c0.serve_state(0)
+
+    def audit(self, **other: Any) -> bytes:
+        open_: RoundOpen = other.get("open", self.open)
+        key: PrivateKey | None = other.get("key")
+        return self.here.a0.audit(
+            self.here.sealed(open_, key),
+            other.get("slot", 0),
+            other.get("look", 1),
+            other.get("reveal", self.reveal),
+            other.get("checkpoint", self.here.checkpoint),
+            other.get("state", self.state),
+        )
+
+    def told(self, **changes: Any) -> bytes:
+        """c0's reveal with other claims, signed by c0."""
+        opening = replace(self.record.opening, **changes)
+        return seal_record(replace(self.record, opening=opening), self.here.c0.key)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(world(tmp_path_factory.mktemp("auditor")))
+
+
+def verdict_of(case: Case, data: bytes) -> Verdict:
+    return open_record(Verdict, data, case.here.a0.key.public)
+
+
+def test_honest_work_passes_and_the_verdict_is_the_same_bytes_every_time(case: Case) -> None:
+    first = case.audit()
+    assert case.audit() == first
+    verdict = verdict_of(case, first)
+    assert (verdict.outcome, verdict.differs, verdict.auditor, verdict.look) == ("pass", (), "a0", 1)
+    assert verdict.payload == case.record.opening.payload
+    assert verdict_of(case, case.audit(look=2)).look == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"payload": "blake3:" + "0" * 64}, ("payload",)),
+        ({"next_state": "blake3:" + "0" * 64}, ("next_state",)),
+        ({"trace_root": "sha256:" + "0" * 64}, ("trace",)),
+        ({"trace_leaves": 9}, ("trace",)),
+        ({"loss_first": 1}, ("loss",)),
+        ({"loss_last": 1, "trace_leaves": 1}, ("trace", "loss")),
+    ],
+)
+def test_each_lie_fails_and_is_named(case: Case, changes: dict[str, Any], differs: tuple[str, ...]) -> None:
+    verdict = verdict_of(case, case.audit(reveal=case.told(**changes)))
+    assert (verdict.outcome, verdict.differs) == ("fail", differs)
+    assert verdict.payload == case.record.opening.payload
+
+
+def test_pieces_of_another_place_get_no_verdict(case: Case) -> None:
+    other = PrivateKey.from_seed(b"\x05" * 32)
+    with pytest.raises(SignatureError):
+        case.audit(key=other)
+    with pytest.raises(ProtocolError, match="another run"):
+        case.audit(open=replace(case.open, run=sha256_digest(b"another")))
+    with pytest.raises(SignatureError):
+        case.audit(slot=1)  # c0's reveal, judged as c1's
+    with pytest.raises(BarnraiseError, match="not in the roster"):
+        case.audit(slot=9)
+    for change in ({"round": 2}, {"attempt": 1}):
+        with pytest.raises(ProtocolError, match="does not belong"):
+            case.audit(open=replace(case.open, **change))
+    foreign = replace(case.record, run=sha256_digest(b"another"))
+    with pytest.raises(ProtocolError, match="does not belong"):
+        case.audit(reveal=seal_record(foreign, case.here.c0.key))
+    with pytest.raises(ProtocolError, match="base checkpoint"):
+        case.audit(open=replace(case.open, base=replace(case.open.base, weights="blake3:" + "0" * 64)))
+    with pytest.raises(ProtocolError, match="hidden state"):
+        case.audit(state=case.state + b"\0")
+    for garbage in (b"", b"x" * 100):
+        with pytest.raises(BarnraiseError):
+            case.audit(checkpoint=garbage)
+        with pytest.raises(BarnraiseError):
+            case.audit(reveal=garbage)
+
+
+def test_other_source_than_the_manifests_is_refused(case: Case, tmp_path: Path) -> None:
+    manifest = replace(case.here.manifest, source=sha256_digest(b"other source"))
+    with pytest.raises(ProtocolError, match="a0 runs other source"):
+        Auditor("a0", "op-a0", canonical_json(predicate(manifest)), Place(tmp_path, tmp_path))

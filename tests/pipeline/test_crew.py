@@ -1,0 +1,239 @@
+"""The crew believes nothing: whatever members answer, only checked records or nothing comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.pool import Answer, LocalPool, MemberDiedError
+from pipeline.crew import AuditCase, Crew
+from tests.verification.fake_run import (
+    AUDITORS,
+    CONTRIBUTORS,
+    GOOD,
+    LATE,
+    Play,
+    commitment,
+    enrolments,
+    key,
+    started,
+    verdict,
+)
+from verification.encoding import blake3_digest
+from verification.errors import BarnraiseError, ProtocolError
+from verification.plans import plan_open
+from verification.records import seal_record
+from verification.rounds import begin
+from verification.state import RunState
+
+Reply = Callable[..., Any]
+
+
+@dataclass
+class Fakes:
+    """Members whose verbs are functions (name, *arguments) -> value; what raises is an error."""
+
+    verbs: dict[str, Reply] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def call(
+        self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
+    ) -> dict[str, Answer]:
+        del deadline_ms
+        answers = {}
+        for name, args in arguments.items():
+            self.asked.append((method, name))
+            try:
+                answers[name] = Answer(self.verbs[method](name, *args), ms=5)
+            except TimeoutError:
+                answers[name] = Answer(late=True)
+            except ZeroDivisionError:
+                answers[name] = Answer(error="it broke [/] [bold]")
+        return answers
+
+
+def crew(**verbs: Reply) -> tuple[Crew, list[str], Fakes]:
+    said: list[str] = []
+    fakes = Fakes(verbs)
+    return Crew(fakes, said.append), said, fakes
+
+
+def opened() -> RunState:
+    play = Play(started())
+    play.add(plan_open(play.state))
+    return play.state
+
+
+OPENED = opened()
+NAMES = [*CONTRIBUTORS, *AUDITORS]
+garbage = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.text(max_size=9),
+    st.binary(max_size=99),
+    st.binary(max_size=9).map(bytearray),
+    st.binary(max_size=9).map(memoryview),
+    st.lists(st.one_of(st.none(), st.binary(max_size=9)), max_size=3),
+    st.tuples(st.binary(max_size=9), st.one_of(st.none(), st.text(max_size=3), st.binary(max_size=9))),
+    st.dictionaries(st.integers(), st.binary(max_size=3), max_size=2),
+)
+
+
+def honest(name: str, *_: Any) -> bytes:
+    open_ = OPENED.open_turn.open
+    entry = next(e for e in open_.roster if e.member == name)
+    return seal_record(commitment(open_, entry), key(name))
+
+
+def test_commitments_that_hold_are_taken_and_the_others_are_named() -> None:
+    def reply(name: str, *args: Any) -> Any:
+        if name == "c1":
+            raise TimeoutError
+        if name == "c2":
+            raise ZeroDivisionError
+        return honest("c0") if name == "c3" else honest(name, *args)
+
+    team, said, _ = crew(commit=reply)
+    done = team.commitments(OPENED.open_turn, b"open", b"checkpoint")
+    assert (list(done.entries), done.ms) == ([0], {0: 5})
+    assert [line.split(":")[0] for line in said] == ["c1", "c2", "c3"]
+    assert "too late" in said[0]
+
+
+def test_a_commitment_may_come_in_any_bytes_and_is_logged_as_bytes() -> None:
+    team, _, _ = crew(commit=lambda name, *args: memoryview(bytearray(honest(name, *args))))
+    done = team.commitments(OPENED.open_turn, b"open", b"checkpoint")
+    assert {slot: type(envelope) for slot, (_, envelope) in done.entries.items()} == dict.fromkeys(
+        range(4), bytes
+    )
+
+
+@given(garbage)
+def test_garbage_for_commitments_reveals_states_and_verdicts_is_nothing(value: Any) -> None:
+    team, _, _ = crew(
+        commit=lambda *_: value, reveal=lambda *_: value, serve_state=lambda *_: value, audit=lambda *_: value
+    )
+    turn = OPENED.open_turn
+    assert team.commitments(turn, b"open", b"checkpoint").entries == {}
+    assert team.states(turn, [0, 1]) == {}
+    for answer in team.reveals(OPENED, "head", {0: (1, []), 2: (2, [])}).values():
+        assert answer is None or (type(answer.envelope), type(answer.payload)) == (bytes, bytes)
+    case = AuditCase(b"", b"", b"", b"")
+    assert team.verdicts(turn, 1, {0: ("a0", "a1")}, {0: case}) == {}
+
+
+@given(garbage)
+def test_garbage_at_joining_is_an_error_of_the_family(value: Any) -> None:
+    team, _, _ = crew(missing_files=lambda *_: value, enrol=lambda *_: value, store_file=lambda *_: None)
+    with pytest.raises(BarnraiseError):
+        team.enrolments(begin(started().manifest), ["c0"])
+    if value != []:
+        with pytest.raises(BarnraiseError):
+            team.send_files(["c0"], lambda name: b"")
+
+
+def test_enrolments_come_in_the_order_of_names_and_under_their_own() -> None:
+    state = begin(started().manifest)
+    members = {record.member: seal_record(record, key(record.member)) for record in enrolments(state.run)}
+    team, _, _ = crew(enrol=lambda name: members[name])
+    assert [entry[0] for entry in team.enrolments(state, NAMES)] == enrolments(state.run)
+    team, _, _ = crew(enrol=lambda name: members["a0"])
+    with pytest.raises(ProtocolError, match="another name"):
+        team.enrolments(state, ["c0"])
+
+
+def test_files_go_to_those_who_lack_them_and_nothing_else_can_be_had() -> None:
+    stored: list[tuple[str, str, bytes]] = []
+    wants = {"c0": ["tokenizer.json"], "c1": []}
+    team, _, _ = crew(missing_files=lambda name: wants[name], store_file=lambda *args: stored.append(args))
+    team.send_files(["c0", "c1"], lambda name: name.encode())
+    assert stored == [("c0", "tokenizer.json", b"tokenizer.json")]
+    read: list[str] = []
+    for name in ("../manifest.json", "/etc/hostname", "a/b", "..", ".", ".key", "", "a\0", "a\n", 3, None):
+        wants["c0"] = [name]  # type: ignore[list-item]
+        with pytest.raises(ProtocolError, match="no data file"):
+            team.send_files(["c0"], lambda file: read.append(file) or b"")  # type: ignore[func-returns-value]
+    assert read == []
+
+    def absent(file: str) -> bytes:
+        raise FileNotFoundError(2, "No such file or directory", file)
+
+    wants["c0"] = ["train-99.arrow"]
+    with pytest.raises(ProtocolError, match="asked for train-99"):
+        team.send_files(["c0"], absent)
+
+
+def test_a_start_state_is_taken_only_when_it_is_the_right_one() -> None:
+    play = Play(started())
+    play.turn({})
+    play.add(plan_open(play.state))
+    turn = play.state.open_turn
+    states = {slot: f"state 0 {slot} true".encode() for slot in range(4)}
+    assert turn.open.entry(1).start_state == blake3_digest(states[1])
+    held = {"c0": states[0], "c1": b"wrong", "c2": memoryview(states[2]), "c3": states[0]}
+    team, said, _ = crew(serve_state=lambda name, number: held[name])
+    assert team.states(turn, range(4)) == {0: states[0], 2: states[2]}
+    assert [line.split(":")[0] for line in said] == ["c1", "c3"]
+
+
+def served() -> RunState:
+    play = Play(started())
+    play.turn(dict.fromkeys((1, 2, 3), LATE) | {0: GOOD})
+    again = Play(started())
+    for record in play.records[: [r.kind for r in play.records].index("served") + 1]:
+        again.add(record)
+    return again.state
+
+
+def test_auditors_are_asked_in_order_until_one_gives_a_sound_verdict() -> None:
+    state = served()
+    turn = state.open_turn
+    assert turn.draw
+    order = next(item.auditors for item in turn.draw.drawn if item.slot == 0)
+    case = AuditCase(b"open", b"reveal", b"checkpoint", b"state")
+
+    def reply(name: str, *args: Any) -> Any:
+        assert args == (b"open", 0, 1, b"reveal", b"checkpoint", b"state")
+        if name == order[0]:
+            raise TimeoutError
+        record = verdict(state, 0, 1, name, "pass")
+        return seal_record(record, key("c0" if name == order[1] else name))
+
+    team, said, fakes = crew(audit=reply)
+    found = team.verdicts(turn, 1, {0: order}, {0: case})
+    assert [name for _, name in fakes.asked] == list(order)
+    assert found[0, 1][0] == verdict(state, 0, 1, order[2], "pass")
+    assert [line.split(":")[0] for line in said] == [order[0], order[1]]
+
+
+class Mortal:
+    """Dies at its first work, and is the same member when it is made anew."""
+
+    deaths = 0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def commit(self, open_: bytes, checkpoint: bytes) -> bytes:
+        del open_, checkpoint
+        if self.name == "c1" and not Mortal.deaths:
+            Mortal.deaths += 1
+            raise MemberDiedError
+        if self.name == "c2":
+            raise RuntimeError("a bug of its own")
+        return honest(self.name)
+
+
+def test_a_member_that_dies_is_asked_again_and_one_that_fails_is_late() -> None:
+    Mortal.deaths = 0
+    said: list[str] = []
+    team = Crew(LocalPool({name: lambda name=name: Mortal(name) for name in CONTRIBUTORS}), said.append)
+    done = team.commitments(OPENED.open_turn, b"open", b"checkpoint")
+    assert sorted(done.entries) == [0, 1, 3]
+    assert said == ["c2: commit: RuntimeError: a bug of its own"]

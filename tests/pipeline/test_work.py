@@ -1,0 +1,99 @@
+"""The one path from an assignment to a payload."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.arrays import arrays_digest, arrays_from_bytes
+from model.hidden_state import state_specs
+from pipeline.work import Job, Work, do_work, positions_of
+from tests.pipeline.tiny_world import World, world
+from verification.encoding import blake3_digest
+from verification.errors import BarnraiseError, ProtocolError, WorkError
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return world(tmp_path_factory.mktemp("work"))
+
+
+def work(here: World, **changes: object) -> Work:
+    job, open_ = here.c0.job, here.open()
+    entry = replace(open_.roster[0], **changes)  # type: ignore[arg-type]
+    weights = job.weights(here.checkpoint, open_.base.weights)
+    return do_work(job, here.c0.data, open_, entry, weights, job.state(job.zero_state, here.manifest.zero_state))
+
+
+def test_ranges_are_positions_in_their_order() -> None:
+    assert positions_of([(5, 7), (0, 2)]) == [5, 6, 0, 1]
+    assert positions_of([]) == []
+
+
+def test_equal_assignments_give_equal_bytes_and_the_claims_are_of_these_bytes(here: World) -> None:
+    first, second = work(here), work(here)
+    assert first == second
+    assert first.claims.payload == blake3_digest(first.payload)
+    assert first.claims.next_state == blake3_digest(first.next_state)
+    assert len(first.payload) == here.c0.job.codec.payload_bytes
+    assert len(first.claims.trace) == 2  # three steps, a leaf every two and one at the end
+    assert abs(first.claims.loss_first / 1e6 - np.log(300)) < 0.3  # as good as chance
+
+
+def test_other_windows_give_other_work(here: World) -> None:
+    assert work(here).payload != work(here, positions=((6, 12),)).payload
+
+
+def test_the_next_state_counts_the_steps_and_holds_the_residue(here: World) -> None:
+    job = here.c0.job
+    done = work(here)
+    state = arrays_from_bytes(done.next_state, state_specs(job.specs, job.spec.mode))
+    assert int(state["step"]) == 3
+    sent = job.codec.decode(done.payload).dense(job.codec.length)
+    kept = state["error_feedback"]
+    assert np.count_nonzero(kept) > 0
+    nothing_sent = sent == 0
+    assert nothing_sent.any()
+    assert arrays_digest(state) == done.claims.next_state
+
+
+def test_bytes_that_are_not_what_was_asked_for_are_refused(here: World) -> None:
+    job, digest = here.c0.job, here.open().base.weights
+    with pytest.raises(ProtocolError, match="base checkpoint"):
+        job.weights(here.checkpoint, "blake3:" + "0" * 64)
+    with pytest.raises(ProtocolError, match="hidden state"):
+        job.state(b"", here.manifest.zero_state)
+    with pytest.raises(BarnraiseError):
+        job.weights(here.checkpoint[:100], digest)
+    assert arrays_digest(job.weights(memoryview(here.checkpoint), digest)) == digest  # type: ignore[arg-type]
+
+
+def test_the_zero_state_is_the_manifests(here: World) -> None:
+    assert blake3_digest(here.c0.job.zero_state) == here.manifest.zero_state
+
+
+def test_weights_are_a_copy(here: World) -> None:
+    job, digest = here.c0.job, here.open().base.weights
+    weights = job.weights(here.checkpoint, digest)
+    for array in weights.values():
+        array[...] = 0
+    assert arrays_digest(job.weights(here.checkpoint, digest)) == digest
+
+
+def test_work_that_is_not_finite_is_the_contributors_error(here: World) -> None:
+    open_ = replace(here.open(), inner_lr=((1e38).hex(),) * 3)
+    job = here.c0.job
+    weights = job.weights(here.checkpoint, open_.base.weights)
+    start = job.state(job.zero_state, here.manifest.zero_state)
+    with pytest.raises(WorkError):
+        do_work(job, here.c0.data, open_, open_.roster[0], weights, start)
+
+
+def test_a_job_is_made_of_the_manifest_alone(here: World, tmp_path: Path) -> None:
+    del tmp_path
+    job = Job.of(here.manifest)
+    assert job.codec.length == sum(spec.size for spec in job.specs)
+    assert job.codec.name == here.manifest.codec
