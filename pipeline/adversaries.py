@@ -110,14 +110,16 @@ class Stale(Adversary):
 
 
 class WrongData(Adversary):
-    """Trains on windows of its own choice instead of the assigned ones."""
+    """Trains on the same few windows of its own choice, turn after turn, instead of the assigned ones."""
 
     def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
         weights, start = self.loaded(open_, entry, checkpoint)
-        windows = sum(stop - first for first, stop in entry.positions)
-        favourite = replace(entry, positions=((0, windows),))
-        if positions_of(favourite.positions) == positions_of(entry.positions):
-            favourite = replace(entry, positions=((windows, 2 * windows),))
+        wanted = len(positions_of(entry.positions))
+        # From the end, each slot its own: another's windows would soon give another's payload.
+        first = max(0, self.data.train_windows - (entry.slot + 1) * wanted)
+        if positions_of(entry.positions) == [*range(first, first + wanted)]:
+            first += wanted
+        favourite = replace(entry, positions=((first, first + wanted),))
         return do_work(self.job, self.data, open_, favourite, weights, start)
 
 

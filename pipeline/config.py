@@ -206,7 +206,7 @@ def parse_config(values: dict[str, Any], where: str) -> Config:
     """
     values = _with_preset(values, where)
     try:
-        # Through JSON, where strict mode takes lists for tuples. TOML's dates have no JSON: they go in as text.
+        # Through JSON, where strict mode takes lists for tuples. TOML's dates have no JSON: they go as text.
         return Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise UsageError(

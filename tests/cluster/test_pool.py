@@ -47,7 +47,7 @@ class Thing:
         return type(self).lives
 
 
-@pytest.fixture()
+@pytest.fixture
 def pool() -> LocalPool:
     Thing.lives = 0
     return LocalPool({"a": Thing, "b": Thing})

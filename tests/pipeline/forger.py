@@ -1,7 +1,7 @@
 """A coordinator that rewrites a finished run with one lie in it and signs everything again.
 
 It holds the coordinator's key and its chain of draws, and works with the writer's own planning, so that all
-that follows from the lie is told as if the lie were true: heads, seeds, draws, misses, weights, queue, credit,
+that follows from the lie is told as if it were true: heads, seeds, draws, misses, weights, queue, credit,
 run-close, checkpoint files, table. Records of members are taken over as they were signed; without a member's
 key none can be made. Used as `from tests.pipeline.forger import ...`.
 """

@@ -179,13 +179,6 @@ def earlier(found: list[Entry], forger: Forger) -> list[Entry]:
     return [forger.turns[LAST - 1].of(Commitment)[0], *found[1:]]
 
 
-def lifted(forger: Forger) -> None:
-    """c03 failed its audit in round 1 and is in the roster of round 2."""
-    credits_ = [c for c in forger.turns[0].entries if getattr(c[0], "kind", "") == "round-close"]
-    assert credits_
-    fields("round-close", 0, quarantined=())(forger)
-
-
 @dataclass
 class Lie:
     """How it is told, what names it, where; `alone`: nothing else is named."""
@@ -261,7 +254,9 @@ LIES: dict[str, Lie] = {
         end=False,
     ),
     "a verdict rewritten": Lie(
-        entries("verdict", 0, lambda found: [*found[:3], (replace(found[3][0], differs=(), outcome="pass"), None)]),
+        entries(
+            "verdict", 0, lambda found: [*found[:3], (replace(found[3][0], differs=(), outcome="pass"), None)]
+        ),
         "the verdict of look 1 of slot 3 in round 1 is not signed by a0[01]",
         "verdict of round 1",
         turns=1,
@@ -303,10 +298,14 @@ LIES: dict[str, Lie] = {
         DRAW,
     ),
     "a link used before": Lie(
-        redrawn(lambda f: f.chain.link(3)), "the link of draw in round 3 is not link 5 of the draw chain", DRAW
+        redrawn(lambda f: f.chain.link(3)),
+        "the link of draw in round 3 is not link 5 of the draw chain",
+        DRAW,
     ),
     "a later link": Lie(
-        redrawn(lambda f: f.chain.link(6)), "the link of draw in round 3 is not link 5 of the draw chain", DRAW
+        redrawn(lambda f: f.chain.link(6)),
+        "the link of draw in round 3 is not link 5 of the draw chain",
+        DRAW,
     ),
     "another seed": Lie(lambda f: f.lie("draw", LAST, lucky), SEED, DRAW),
     "a draw from an earlier head": Lie(
@@ -341,9 +340,7 @@ LIES: dict[str, Lie] = {
         OPEN,
     ),
     "a roster changed, the draw as it was shown": Lie(
-        all_of(
-            fields("round-open", LAST, roster=item("roster", 0, steps=4)), as_it_was(Draw, "draw")
-        ),
+        all_of(fields("round-open", LAST, roster=item("roster", 0, steps=4)), as_it_was(Draw, "draw")),
         "head 2 does not sign exactly the entries before it",
         DRAW,
     ),
@@ -351,7 +348,8 @@ LIES: dict[str, Lie] = {
         fields("round-open", LAST, auditors=without("auditors", 1)), "the auditors of round 3 are wrong", OPEN
     ),
     "a quarantine lifted": Lie(
-        lifted,
+        # c03 failed its audit in round 1 and is in the roster of round 2
+        fields("round-close", 0, quarantined=()),
         "the members in quarantine after round 1 are wrong",
         "round-close of round 1",
         turns=2,
@@ -374,9 +372,7 @@ LIES: dict[str, Lie] = {
         fields("round-open", LAST, snapshot=False), "the snapshot flag of round 3 is wrong", OPEN
     ),
     "a start from another checkpoint": Lie(
-        fields(
-            "round-open", LAST, base=lambda r: replace(r.base, weights="blake3:" + "0" * 64)
-        ),
+        fields("round-open", LAST, base=lambda r: replace(r.base, weights="blake3:" + "0" * 64)),
         "round 3 does not start from the last checkpoint",
         OPEN,
     ),
@@ -449,9 +445,7 @@ LIES: dict[str, Lie] = {
         "the commitment of slot 1 in round 3 is out of order",
         "commitment of round 3",
     ),
-    "reveals before the commitments are closed": Lie(
-        reveals_first, "a record is out of order", "reveal"
-    ),
+    "reveals before the commitments are closed": Lie(reveals_first, "a record is out of order", "reveal"),
     "a turn deleted": Lie(
         without_turn(1), "the round in the commitment is not that of its round-open", "commitment of round 3"
     ),
@@ -463,4 +457,4 @@ LIES: dict[str, Lie] = {
         "the round in the commitment is not that of its round-open",
         "commitment of round 1",
     ),
-}  # fmt: skip
+}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -302,18 +302,19 @@ def test_wrong_data_is_honest_work_on_windows_of_its_own(scene: Scene) -> None:
     assert other.claims.loss_first != honest.claims.loss_first
     assert other.payload != honest.payload
     player = scene.player("wrong-data")
-    entry = scene.open.entry(4)
-    again = type(entry)(**{**entry.__dict__, "positions": ((0, 4),)})
-    data = player.data
+    entry, data = scene.open.entry(4), player.data
+    first = data.train_windows - 5 * 4  # two steps of two windows, slot 4
+    again = replace(entry, positions=((first, first + 4),))
+    assert entry.positions != again.positions
     start = player.job.state(player.vault.get("states", entry.start_state) or b"", entry.start_state)
     weights = player.job.weights(scene.checkpoint, scene.open.base.weights)
     assert do_work(player.job, data, scene.open, again, weights, start) == other
 
 
-def test_wrong_data_does_not_choose_what_it_was_given(scene: Scene) -> None:
+def test_wrong_data_never_does_what_it_was_given(scene: Scene) -> None:
     player = scene.player("wrong-data")
-    entry = scene.open.entry(4)
-    given = type(entry)(**{**entry.__dict__, "positions": ((0, 1), (1, 4))})
+    first = player.data.train_windows - 5 * 4
+    given = replace(scene.open.entry(4), positions=((first, first + 1), (first + 1, first + 4)))
     honest = scene.player(None).work(scene.open, given, scene.checkpoint)
     assert player.work(scene.open, given, scene.checkpoint).claims != honest.claims
 

@@ -14,7 +14,7 @@ from tests.tiny import corpus, tiny_config
 from verification.encoding import canonical_json
 
 
-@pytest.fixture()
+@pytest.fixture
 def config(tmp_path: Path) -> Path:
     """A small configuration as a file."""
     return write_config(tmp_path)
@@ -135,7 +135,9 @@ def test_too_few_windows_for_a_round(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert nothing_left(tmp_path)
 
 
-def test_a_vocabulary_larger_than_the_data_support(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_vocabulary_larger_than_the_data_support(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_config(tmp_path, data__vocab_size=50_000, model__vocab_size=50_000)
     assert "50000" in refused(capsys, *train(tmp_path, path)).replace(",", "").replace("_", "")
     assert nothing_left(tmp_path)
@@ -160,7 +162,7 @@ def test_a_file_where_the_run_should_be(tmp_path: Path, capsys: pytest.CaptureFi
     assert tree(tmp_path) == {"runs", "runs/x", "config.toml"}
 
 
-@pytest.fixture()
+@pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     source, _ = made()
     return Path(shutil.copytree(source, tmp_path / "run"))
@@ -184,9 +186,7 @@ def test_a_run_folder_of_another_version(run_folder: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("command", ["resume", "verify", "report", "generate"])
-def test_what_is_not_a_run_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_what_is_not_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     more = ("a prompt",) if command == "generate" else ()
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
@@ -207,7 +207,9 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no command 'trian'" in refused(capsys, "trian")
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("train", "plan", "doctor", "keys")])
+@pytest.mark.parametrize(
+    "command", [name for name in COMMANDS if name not in ("train", "plan", "doctor", "keys")]
+)
 def test_a_command_without_what_it_needs(capsys: pytest.CaptureFixture[str], command: str) -> None:
     sentence = refused(capsys, command)
     assert command in sentence
@@ -216,7 +218,12 @@ def test_a_command_without_what_it_needs(capsys: pytest.CaptureFixture[str], com
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_an_unknown_option_of_a_command(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    needs = {"export": ("x", "--out", "y"), "generate": ("x", "y"), "data": ("x", "--out", "y"), "keys": ("new",)}
+    needs = {
+        "export": ("x", "--out", "y"),
+        "generate": ("x", "y"),
+        "data": ("x", "--out", "y"),
+        "keys": ("new", "x"),
+    }
     given = needs.get(command, ("x",) if command in ("resume", "verify", "report") else ())
     sentence = refused(capsys, command, *given, "--frobnicate")
     assert "--frobnicate" in sentence

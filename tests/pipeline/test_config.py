@@ -44,7 +44,7 @@ def told(tmp_path: Path, text: str | bytes) -> str:
 
 def with_line(section: str, line: str) -> str:
     """The demo with a line of a section replaced, or added."""
-    field = line.split("=")[0].strip()
+    field = line.split("=", maxsplit=1)[0].strip()
     kept, inside = [], False
     for old in DEMO.splitlines():
         if old.startswith("["):
@@ -153,7 +153,12 @@ def test_dotted_options_replace_single_fields() -> None:
         tiny_config(),
         ["--run.rounds", "7", "--train.steps", "5", "6", "--outer.lr=2", "--train.trace-every", "1"],
     )
-    assert (config.run.rounds, config.train.steps, config.outer.lr, config.train.trace_every) == (7, (5, 6), 2.0, 1)
+    assert (config.run.rounds, config.train.steps, config.outer.lr, config.train.trace_every) == (
+        7,
+        (5, 6),
+        2.0,
+        1,
+    )
     assert config.model == tiny_config().model
     assert override(config, ["--train.steps", "[1, 2]"]).train.steps == (1, 2)
     assert override(config, ["--train.steps", "4"]).train.steps == (4,)

@@ -20,7 +20,7 @@ from verification.rounds import apply
 OTHER = PrivateKey.from_seed(b"\x05" * 32)
 
 
-@pytest.fixture()
+@pytest.fixture
 def here(tmp_path: Path) -> World:
     return world(tmp_path)
 
@@ -34,7 +34,9 @@ def test_the_same_open_gets_the_same_bytes_also_after_a_restart(here: World) -> 
     open_ = here.sealed(here.open())
     first = here.c0.commit(open_, here.checkpoint)
     assert here.c0.commit(open_, here.checkpoint) == first
-    again = Contributor("c0", "op-c0", canonical_json(predicate(here.manifest)), Place(here.root / "c0", Path()))
+    again = Contributor(
+        "c0", "op-c0", canonical_json(predicate(here.manifest)), Place(here.root / "c0", Path())
+    )
     assert again.commit(open_, b"no checkpoint needed any more") == first
     assert again.enrol() == here.c0.enrol()
 
@@ -43,7 +45,9 @@ def test_what_it_says_passes_intake(here: World) -> None:
     record = here.open()
     state = apply(here.state, record)
     given = {e.slot: member for e, member in zip(record.roster, (here.c0, here.c1), strict=False)}
-    commitments = {slot: member.commit(here.sealed(record), here.checkpoint) for slot, member in given.items()}
+    commitments = {
+        slot: member.commit(here.sealed(record), here.checkpoint) for slot, member in given.items()
+    }
     for slot, envelope in commitments.items():
         state = apply(state, check_commitment(record, slot, envelope))
     state = apply(state, CommitClose(1, state.run, 1, 0, (0, 1), (2, 3), (5, 5)))
@@ -86,8 +90,8 @@ def test_an_open_without_it_is_refused(here: World) -> None:
 
 
 def test_another_checkpoint_than_the_opens_is_refused(here: World) -> None:
+    wrong = Base("blake3:" + "0" * 64, here.open().base.outer)
     with pytest.raises(ProtocolError, match="base checkpoint"):
-        wrong = Base("blake3:" + "0" * 64, here.open().base.outer)
         here.c0.commit(here.sealed(here.open(base=wrong)), here.checkpoint)
     damaged = here.checkpoint[:-1] + bytes([here.checkpoint[-1] ^ 1])
     with pytest.raises(ProtocolError, match="base checkpoint"):

@@ -72,7 +72,7 @@ def lazy(place: Path) -> Undisturbed:
 
 
 def resumed(site: Site, digest: str, *, here: bool = False) -> list[str]:
-    """What is wrong with a killed run, as it lies there and once it was taken up again, in a child or here."""
+    """What is wrong with a killed run, as it lies there and once it was taken up again."""
     found = in_progress_only(site.verified(1))
     if here:
         watched(site, lambda _: None, site.finish)

@@ -18,7 +18,7 @@ OPEN = plan_open(started())
 WEIGHTS = {"w": np.zeros((2, 3), dtype=np.float32)}
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     for part in PARTS:
         (tmp_path / part).mkdir()
@@ -84,7 +84,9 @@ def test_evidence_is_closed_with_a_case_over_its_files(folder: RunFolder) -> Non
         "slot": 1,
     }
     assert data == canonical_json(case)
-    assert folder.close_evidence(OPEN, 1, "failed-audit") == digest  # a crash before the close: again the same
+    assert (
+        folder.close_evidence(OPEN, 1, "failed-audit") == digest
+    )  # a crash before the close: again the same
 
 
 def test_the_manifest_is_read_back_or_refused_in_words(folder: RunFolder) -> None:

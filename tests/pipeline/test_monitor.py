@@ -17,7 +17,17 @@ from tests.verification.fake_run import CHEAT, LATE, Play, manifest, started
 from verification.records import RoundClose
 from verification.state import Turn
 
-FIELDS = ("round", "tokens", "loss", "val_loss", "tokens_per_s", "payload_bytes", "accepted", "rejected", "audits")
+FIELDS = (
+    "round",
+    "tokens",
+    "loss",
+    "val_loss",
+    "tokens_per_s",
+    "payload_bytes",
+    "accepted",
+    "rejected",
+    "audits",
+)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -129,14 +139,16 @@ def test_every_sink_sees_everything() -> None:
     assert seen == [("turn", 1)] * 2 + [("note", "x")] * 2 + [("close", None)] * 2
 
 
-@pytest.fixture()
+@pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user without a wandb key."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
 
 
-def test_without_a_key_nobody_is_logged_in(nobody: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_key_nobody_is_logged_in(
+    nobody: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert not logged_in()
     (tmp_path / "nobody").mkdir()
     (tmp_path / "nobody" / ".netrc").write_text("machine api.wandb.ai login user password secret\n")

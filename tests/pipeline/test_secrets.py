@@ -56,7 +56,10 @@ class Finished:
         found: dict[str, bytes] = {}
         for name in (*MEMBERS, "coordinator"):
             text = (self.private / name / "key").read_text().split("\n")[1]
-            assert PrivateKey.from_seed(bytes.fromhex(text)).public == PrivateKey.load(self.private / name / "key").public
+            assert (
+                PrivateKey.from_seed(bytes.fromhex(text)).public
+                == PrivateKey.load(self.private / name / "key").public
+            )
             found[f"key of {name}"] = bytes.fromhex(text)
         chain = HashChain.load(self.private / "coordinator" / "chain")
         found["chain"] = bytes.fromhex((self.private / "coordinator" / "chain").read_text().split("\n")[1])

@@ -16,7 +16,7 @@ from verification.errors import StorageError, UsageError
 ENTRY = Committed(b"open", b"commitment", b"a reveal with a salt", blake3_digest(b"p"), blake3_digest(b"s"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def vault(tmp_path: Path) -> Vault:
     return Vault(tmp_path / "v")
 

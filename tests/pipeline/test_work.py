@@ -25,7 +25,9 @@ def work(here: World, **changes: object) -> Work:
     job, open_ = here.c0.job, here.open()
     entry = replace(open_.roster[0], **changes)  # type: ignore[arg-type]
     weights = job.weights(here.checkpoint, open_.base.weights)
-    return do_work(job, here.c0.data, open_, entry, weights, job.state(job.zero_state, here.manifest.zero_state))
+    return do_work(
+        job, here.c0.data, open_, entry, weights, job.state(job.zero_state, here.manifest.zero_state)
+    )
 
 
 def test_ranges_are_positions_in_their_order() -> None:

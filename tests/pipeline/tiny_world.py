@@ -81,5 +81,3 @@ def world(root: Path, **manifest_changes: Any) -> World:
     for member in (c0, c1, *rest, a0):
         state = apply(state, check_enrolment(state, member.enrol()))
     return World(root, folder, manifest, PrivateKey.load(secrets / "key"), c0, c1, a0, state)
-
-

@@ -12,7 +12,9 @@ HARMLESS = ("late", "unaudited", "no-eligible-auditor", "unconfirmed", "disputed
 NAMES = ("m", "n", "aud")
 
 
-def step(standings: dict[str, Standing], result: TurnResult, vest: int = 2, strikes: int = 2) -> dict[str, Standing]:
+def step(
+    standings: dict[str, Standing], result: TurnResult, vest: int = 2, strikes: int = 2
+) -> dict[str, Standing]:
     return after_turn(standings, result, vest_rounds=vest, strikes=strikes)
 
 
@@ -52,7 +54,9 @@ def test_strikes_make_suspect_and_then_quarantine(reason: str) -> None:
     assert not earned["m"].suspect
     assert earned["m"].strikes == 1
     twice = step(earned, TurnResult(2, rejected={"m": reason}))
-    assert twice["m"] == Standing(earned=4, forfeited=4, accepted=1, strikes=2, suspect=True, quarantined=True)
+    assert twice["m"] == Standing(
+        earned=4, forfeited=4, accepted=1, strikes=2, suspect=True, quarantined=True
+    )
 
 
 def test_one_strike_may_be_enough() -> None:

@@ -74,13 +74,17 @@ def test_what_comes_back_is_sorted_and_whole(
     start: tuple[tuple[Requeued, ...], int], failed: list[tuple[str, int]]
 ) -> None:
     queue, cursor = start
-    ranges = [(operator, [(cursor + 40 * i, cursor + 40 * i + 1 + n)]) for i, (operator, n) in enumerate(failed)]
+    ranges = [
+        (operator, [(cursor + 40 * i, cursor + 40 * i + 1 + n)]) for i, (operator, n) in enumerate(failed)
+    ]
     after = give_back(queue, ranges[::-1])
     assert [item.range for item in after] == sorted(item.range for item in after)
     assert set(after) == {*queue, *(Requeued(r, o) for o, pieces in ranges for r in pieces)}
 
 
-@given(st.integers(1, 100), st.integers(0, 10**6), st.integers(1, 10**5), st.integers(1, 64), st.integers(1, 9))
+@given(
+    st.integers(1, 100), st.integers(0, 10**6), st.integers(1, 10**5), st.integers(1, 64), st.integers(1, 9)
+)
 def test_steps_at_most_double_and_stay_whole_leaves(
     steps: int, ms: int, round_ms: int, most: int, every: int
 ) -> None:

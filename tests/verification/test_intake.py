@@ -358,6 +358,7 @@ def test_only_bytes_are_bytes_and_they_are_copied() -> None:
 
 # --- what is taken must be what a checker of the log takes ---
 
+
 @pytest.mark.parametrize("value", ["", "x", b3("blake"), "sha256:" + "0" * 63, "sha256:" + "A" * 64])
 def test_a_commitment_that_would_spoil_the_log_is_refused(value: str) -> None:
     with pytest.raises(FormatError):

@@ -11,7 +11,6 @@ import pytest
 
 from tests.verification.fake_run import GOOD, Play, done, opening, reveal, sha, started, verdict
 from verification.judge import (
-    Recomputed,
     TurnEvidence,
     differences,
     missed_auditors,
@@ -116,8 +115,14 @@ def second_version(case: Case) -> str | None:
         (case.auditors == (), "no-eligible-auditor"),
         (case.auditors is not None and not case.served, "unserved"),
         (case.auditors is not None and case.first is None, "unaudited"),
-        (case.auditors is not None and case.first == "pass" and case.looks and case.second is None, "unaudited"),
-        (case.auditors is not None and case.first == "pass" and case.looks and case.second != "pass", "disputed"),
+        (
+            case.auditors is not None and case.first == "pass" and case.looks and case.second is None,
+            "unaudited",
+        ),
+        (
+            case.auditors is not None and case.first == "pass" and case.looks and case.second != "pass",
+            "disputed",
+        ),
         (case.auditors is not None and case.first == "fail" and case.second is None, "unconfirmed"),
         (case.auditors is not None and case.first == "fail" and case.second == "pass", "disputed"),
         (case.auditors is not None and case.first == "fail" and case.second != "fail", "disputed"),
@@ -222,5 +227,3 @@ def test_a_verdict_must_follow_from_its_own_values() -> None:
         assert not verdict_is_sound(replace(honest, differs=("loss",)), claim)
     fail = verdict(state, 0, 1, "a0", "fail")
     assert not verdict_is_sound(replace(fail, differs=fail.differs[::-1]), claim)
-
-

@@ -75,7 +75,13 @@ STATES = states(RICH)
 def test_the_rich_run_has_everything_in_it() -> None:
     reasons = Counter(r.reason for close in RICH if isinstance(close, RoundClose) for r in close.rejected)
     assert set(reasons) == {"late", "disputed", "failed-audit", "unrevealed", "malformed-payload", "unserved"}
-    assert [close.void for close in RICH if isinstance(close, RoundClose)] == [False, False, True, False, False]
+    assert [close.void for close in RICH if isinstance(close, RoundClose)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert {record.kind for record in RICH} == {name.split(":")[1] for name in KINDS} - {"manifest"}
     assert STATES[-1].finished
 
