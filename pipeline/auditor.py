@@ -11,7 +11,8 @@ from pipeline.member import Member
 from pipeline.work import do_work
 from verification.errors import ProtocolError
 from verification.judge import differences
-from verification.records import PROTOCOL, Reveal, Verdict, open_record, seal_record
+from verification.records import PROTOCOL, Reveal, Verdict
+from verification.sealing import open_record, seal_record
 
 
 class Auditor(Member):

@@ -20,6 +20,13 @@ from verification.encoding import MAX_INTEGER, hex_float, parse_hex_float
 from verification.errors import UsageError
 
 Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
+# A log entry holds 65,535 bytes; what one part of a round takes of it in base64, rounded up.
+ENTRY_BYTES = 60_000
+OPEN_ENTRY_BYTES = 520
+AUDITOR_BYTES = 260
+RATE_BYTES = 34
+LEAF_BYTES = 100
+
 Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 
 
@@ -178,6 +185,19 @@ class Config(_Section):
             raise ValueError("train.mode gradient needs outer.optimizer adamw")
         if self.audit.auditors == 0 and (self.audit.rate_ppm or self.audit.probation_rounds):
             raise ValueError("audit.auditors 0 needs audit.rate_ppm 0 and audit.probation_rounds 0")
+        most = max(*self.train.steps, self.timing.max_steps if self.timing.mode == "measured" else 1)
+        rates = most if self.train.mode == "local" else 0
+        largest = max(
+            OPEN_ENTRY_BYTES * len(self.train.steps)
+            + AUDITOR_BYTES * self.audit.auditors
+            + RATE_BYTES * rates,
+            LEAF_BYTES * -(-most // self.train.trace_every),
+        )
+        if largest > ENTRY_BYTES:
+            raise ValueError(
+                f"a round of {len(self.train.steps)} contributors, {self.audit.auditors} auditors and "
+                f"{most} local steps does not fit a log entry: about {largest} of {ENTRY_BYTES} bytes"
+            )
         if self.run.rounds >= 1 << 20:
             raise ValueError("run.rounds must be below 2^20")
         return self

@@ -24,8 +24,8 @@ from verification.records import (
     Reveal,
     RosterEntry,
     RoundOpen,
-    seal_record,
 )
+from verification.sealing import seal_record
 
 
 class Contributor(Member):

@@ -20,7 +20,8 @@ from verification.encoding import (
     sha256_digest,
 )
 from verification.errors import StorageError, UsageError
-from verification.records import PROTOCOL, Manifest, RoundOpen, parse_predicate
+from verification.records import PROTOCOL, Manifest, RoundOpen
+from verification.sealing import parse_predicate
 
 PARTS = ("payloads", "checkpoints", "state", "data", "evidence")
 

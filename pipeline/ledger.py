@@ -20,17 +20,14 @@ from verification.keys import PrivateKey
 from verification.log import Log
 from verification.notes import Checkpoint, parse_checkpoint
 from verification.records import (
-    KINDS,
     Enrol,
     Manifest,
     Record,
     RevealClose,
     RoundOpen,
-    parse_predicate,
-    seal_record,
-    verified_record,
 )
 from verification.rounds import apply, begin
+from verification.sealing import KINDS, parse_predicate, seal_record, verified_record
 from verification.state import RunState
 
 Entry = tuple[Record, bytes]

@@ -25,10 +25,8 @@ from verification.records import (
     Enrol,
     Manifest,
     RoundOpen,
-    open_record,
-    parse_predicate,
-    seal_record,
 )
+from verification.sealing import open_record, parse_predicate, seal_record
 
 
 @dataclass(frozen=True)

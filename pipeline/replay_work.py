@@ -23,7 +23,8 @@ from pipeline.work import Job, Work, do_work
 from verification.errors import BarnraiseError, UsageError
 from verification.fsck import Failure, Findings, Turn
 from verification.judge import trace_root
-from verification.records import Manifest, RoundOpen, parse_predicate
+from verification.records import Manifest, RoundOpen
+from verification.sealing import parse_predicate
 
 Fail = Callable[[Failure], None]
 Progress = Callable[[str, int, int], None]

@@ -22,7 +22,14 @@ from verification.errors import BarnraiseError, FormatError, UsageError
 from verification.judge import Outcome, settle
 from verification.log import Log
 from verification.notes import Checkpoint
-from verification.records import Enrol, Manifest, Rejected, RosterEntry, RoundClose, Verdict
+from verification.records import (
+    Enrol,
+    Manifest,
+    Rejected,
+    RosterEntry,
+    RoundClose,
+    Verdict,
+)
 from verification.rounds import apply, begin
 from verification.state import RunState, Turn
 

@@ -83,7 +83,7 @@ def parse_drills(options: list[str], contributors: int) -> dict[str, str]:
             raise UsageError(
                 f"no adversary is called {kind!r}", expected=", ".join(sorted(ADVERSARIES)), got=kind
             )
-        if not (count or "1").isdigit() or int(count or "1") < 1:
+        if not (count or "1").isdecimal() or int(count or "1") < 1:
             raise UsageError(f"--adversary {option} has no count", expected="KIND=COUNT, COUNT of 1 or more")
         for _ in range(int(count or "1")):
             slot = contributors - 1 - len(drills)

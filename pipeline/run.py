@@ -36,12 +36,19 @@ from pipeline.roster import make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
 from verification.durable import disk_is_full, fsync_folder, make_folder, storage_error, write_atomic
 from verification.encoding import canonical_json, digest_hex, to_json
-from verification.errors import BarnraiseError, ProtocolError, StorageError, UsageError
+from verification.errors import BarnraiseError, StorageError, UsageError
 from verification.folder_lock import lock_folder
 from verification.keys import PrivateKey
 from verification.lottery import HashChain
 from verification.notes import vkey
-from verification.records import PROTOCOL, Base, DrawChain, Manifest, RoundClose, parse_predicate
+from verification.records import (
+    PROTOCOL,
+    Base,
+    DrawChain,
+    Manifest,
+    RoundClose,
+)
+from verification.sealing import parse_predicate
 
 Tell = Callable[[str], None]
 COORDINATOR_WAIT_S = 5.0
@@ -233,11 +240,6 @@ def continue_run(
             started = time.monotonic()
             close = coordinator.run_turn()
             view.turn(close, coordinator, time.monotonic() - started)
-            if coordinator.state.attempt > config.run.max_void:
-                raise ProtocolError(
-                    f"round {close.round} was void {coordinator.state.attempt} times in a row",
-                    hint="Look at the reasons above: nobody's work was accepted.",
-                )
         coordinator.finish()
     finally:
         members.close()

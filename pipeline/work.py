@@ -29,7 +29,12 @@ from pipeline.config import Config, config_from_manifest
 from verification.encoding import blake3_digest, parse_hex_float
 from verification.errors import ProtocolError
 from verification.judge import Recomputed
-from verification.records import Manifest, Range, RosterEntry, RoundOpen
+from verification.records import (
+    Manifest,
+    Range,
+    RosterEntry,
+    RoundOpen,
+)
 
 
 @dataclass(frozen=True)

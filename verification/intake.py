@@ -23,9 +23,8 @@ from verification.records import (
     RosterEntry,
     RoundOpen,
     Verdict,
-    open_record,
-    verified_record,
 )
+from verification.sealing import open_record, verified_record
 from verification.state import RunState, Turn
 
 

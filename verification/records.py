@@ -1,7 +1,7 @@
 """The frozen records of a run, one dataclass for each predicate of docs/protocol.md, section 4.
 
-Owns their fields, types and simple ranges, and the way to and from a signed envelope. Does not own
-which record may follow which (rounds.py) or how it travels.
+Owns their fields, types and simple ranges. Does not own their envelopes (sealing.py), which record may
+follow which (rounds.py) or how it travels.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 from verification.encoding import (
     Json,
     canonical_json,
     digest_hex,
-    from_json,
     hash_object,
     parse_hex_float,
     sha256_digest,
     to_json,
 )
-from verification.envelope import Sealed, open_envelope, seal
 from verification.errors import FormatError
-from verification.keys import PrivateKey
 
 PROTOCOL = 1
 NAME = re.compile(r"[a-z0-9._-]{1,64}\Z")
@@ -50,6 +47,17 @@ def _digests(kind: Literal["sha256", "blake3"], *texts: str) -> None:
 def _counts(*numbers: int) -> None:
     for number in numbers:
         _require(number >= 0, "a number is negative", number)
+
+
+def renamed(value: Json, old: str, new: str) -> Json:
+    """`class` is a keyword of Python: the field is called numerics_class here and `class` on the wire."""
+    if isinstance(value, dict):
+        if new in value:
+            raise FormatError("a record has an unknown key", expected=old, got=new)
+        return {new if k == old else k: renamed(v, old, new) for k, v in value.items()}
+    if isinstance(value, list):
+        return [renamed(item, old, new) for item in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -258,7 +266,7 @@ class Reveal:
         hashed = {
             "attempt": self.attempt,
             "key": self.key,
-            "opening": _rename(to_json(self.opening), "numerics_class", "class"),
+            "opening": renamed(to_json(self.opening), "numerics_class", "class"),
             "round": self.round,
             "run": self.run,
             "salt": self.salt,
@@ -468,81 +476,3 @@ Record = (
     | RoundClose
     | RunClose
 )
-MemberRecord = Enrol | Commitment | Reveal | Verdict
-KINDS: dict[str, type[Record]] = {
-    f"barnraise:{kind.kind}:v1": kind
-    for kind in (
-        Manifest,
-        Enrol,
-        RoundOpen,
-        Commitment,
-        CommitClose,
-        Reveal,
-        RevealClose,
-        Draw,
-        Served,
-        Verdict,
-        SecondDraw,
-        RoundClose,
-        RunClose,
-    )
-}
-R = TypeVar("R", bound=Record)
-
-
-def _rename(value: Json, old: str, new: str) -> Json:
-    """`class` is a keyword of Python: the field is called numerics_class here and `class` on the wire."""
-    if isinstance(value, dict):
-        if new in value:
-            raise FormatError("a record has an unknown key", expected=old, got=new)
-        return {new if k == old else k: _rename(v, old, new) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_rename(item, old, new) for item in value]
-    return value
-
-
-def predicate(record: Record) -> Json:
-    """A record as the JSON object that is signed."""
-    value = to_json(record)
-    return value if isinstance(record, Manifest) else _rename(value, "numerics_class", "class")
-
-
-def parse_predicate(kind: type[R], value: Json) -> R:
-    """The record behind a signed JSON object; FormatError when a key, a type or the version is wrong."""
-    if not isinstance(value, dict) or value.get("protocol") != PROTOCOL:
-        got = value.get("protocol") if isinstance(value, dict) else type(value).__name__
-        raise FormatError(f"{kind.kind} is of another protocol version", expected=PROTOCOL, got=got)
-    return from_json(
-        kind, value if kind is Manifest else _rename(value, "class", "numerics_class"), kind.kind
-    )
-
-
-def seal_record(record: Record, key: PrivateKey) -> bytes:
-    """The signed envelope of a record, ready for the log."""
-    if isinstance(record, Manifest):
-        name, subject = "dataset", digest_hex(record.dataset["root"])
-    else:
-        name, subject = "run", digest_hex(record.run)
-    return seal(f"barnraise:{record.kind}:v1", predicate(record), name, subject, key)
-
-
-def open_record(kind: type[R], data: bytes, key: str) -> R:
-    """Verify an envelope with `key` and parse it as `kind`. Raises FormatError or SignatureError."""
-    sealed = open_envelope(data)
-    return verified_record(kind, sealed, key)
-
-
-def verified_record(kind: type[R], sealed: Sealed, key: str) -> R:
-    """As `open_record`, for an envelope that was opened but not verified yet."""
-    if sealed.predicate_type != f"barnraise:{kind.kind}:v1":
-        raise FormatError("an envelope holds another record", expected=kind.kind, got=sealed.predicate_type)
-    record = parse_predicate(kind, sealed.verified(key))
-    if isinstance(record, Manifest):
-        want = ("dataset", digest_hex(record.dataset.get("root", "")))
-    else:
-        want = ("run", digest_hex(record.run))
-    if (sealed.subject_name, sealed.subject_sha256) != want:
-        raise FormatError(
-            "an envelope's subject is wrong", expected=want, got=(sealed.subject_name, sealed.subject_sha256)
-        )
-    return record

@@ -38,9 +38,7 @@ MEMBER_KILLS = {
 
 
 def config() -> Config:
-    return tiny_config(
-        run={"rounds": ROUNDS}, train={"steps": [2, 1]}, audit={"second_look_ppm": 500_000}
-    )
+    return tiny_config(run={"rounds": ROUNDS}, train={"steps": [2, 1]}, audit={"second_look_ppm": 500_000})
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,16 @@ from tests.tiny import tiny_run
 from verification.keys import PrivateKey
 from verification.log import Log
 from verification.lottery import HashChain
-from verification.records import Draw, Manifest, Record, Reveal, RosterEntry, RoundClose, RoundOpen, Verdict
+from verification.records import (
+    Draw,
+    Manifest,
+    Record,
+    Reveal,
+    RosterEntry,
+    RoundClose,
+    RoundOpen,
+    Verdict,
+)
 
 
 @dataclass

@@ -61,9 +61,9 @@ from verification.records import (
     SecondDraw,
     Served,
     Verdict,
-    seal_record,
 )
 from verification.rounds import apply, begin
+from verification.sealing import seal_record
 from verification.state import RunState, Turn
 
 Entry = tuple[Record, bytes | None]  # a record with its member's envelope, or None: signed by the forger

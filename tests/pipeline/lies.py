@@ -17,7 +17,12 @@ from pipeline.checkpoint import Checkpoint
 from tests.pipeline.forger import Entry, Forger
 from verification.notes import parse_checkpoint
 from verification.plans import plan_draw
-from verification.records import Commitment, Draw, Reveal, SecondDraw
+from verification.records import (
+    Commitment,
+    Draw,
+    Reveal,
+    SecondDraw,
+)
 
 LAST = 2  # turns are counted from 0
 

@@ -30,7 +30,13 @@ from tests.pipeline.adversary_runs import Story, tell
 from tests.tiny import tiny_config
 from verification.encoding import blake3_digest
 from verification.errors import FormatError, ProtocolError, UsageError
-from verification.records import Commitment, RevealClose, RosterEntry, RoundOpen, open_record
+from verification.records import (
+    Commitment,
+    RevealClose,
+    RosterEntry,
+    RoundOpen,
+)
+from verification.sealing import open_record
 
 LIAR, HONEST = "c04", ("c00", "c01", "c02", "c03")
 STEPS = [3, 2, 1, 2, 2]

@@ -14,7 +14,8 @@ from tests.pipeline.tiny_world import World, world
 from verification.encoding import canonical_json, sha256_digest
 from verification.errors import BarnraiseError, ProtocolError, SignatureError
 from verification.keys import PrivateKey
-from verification.records import Reveal, RoundOpen, Verdict, open_record, predicate, seal_record
+from verification.records import Reveal, RoundOpen, Verdict
+from verification.sealing import open_record, predicate, seal_record
 
 
 class Case:

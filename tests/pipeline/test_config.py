@@ -195,3 +195,12 @@ def test_a_configuration_is_frozen() -> None:
     values: dict[str, Any] = json.loads(config.model_dump_json())
     assert parse_config(values, "here") == config
     assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"steps": [2] * 130}, {"steps": [1900], "trace_every": 10}, {"steps": [700], "trace_every": 1}],
+)
+def test_a_round_that_fits_no_log_entry_is_refused_before_it_starts(fields: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="does not fit a log entry"):
+        tiny_config(train=fields)

@@ -14,8 +14,15 @@ from verification.encoding import blake3_digest, canonical_json, sha256_digest
 from verification.errors import BarnraiseError, ProtocolError, SignatureError, StorageError
 from verification.intake import check_commitment, check_reveal
 from verification.keys import PrivateKey
-from verification.records import Base, CommitClose, Reveal, RosterEntry, RoundOpen, open_record, predicate
+from verification.records import (
+    Base,
+    CommitClose,
+    Reveal,
+    RosterEntry,
+    RoundOpen,
+)
 from verification.rounds import apply
+from verification.sealing import open_record, predicate
 
 OTHER = PrivateKey.from_seed(b"\x05" * 32)
 

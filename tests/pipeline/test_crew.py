@@ -27,8 +27,8 @@ from tests.verification.fake_run import (
 from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError, ProtocolError
 from verification.plans import plan_open
-from verification.records import seal_record
 from verification.rounds import begin
+from verification.sealing import seal_record
 from verification.state import RunState
 
 Reply = Callable[..., Any]

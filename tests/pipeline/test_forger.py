@@ -45,8 +45,8 @@ from verification.records import (
     Refusal,
     Reveal,
     Verdict,
-    seal_record,
 )
+from verification.sealing import seal_record
 
 
 def check(folder: Path, level: Any = 2, **options: Any) -> Answer:

@@ -12,7 +12,12 @@ from pipeline.folder import RunFolder
 from pipeline.records_table import SCHEMA, contribution_rows, read_contributions, write_contributions
 from tests.verification.fake_run import rich_run, started
 from verification.errors import BarnraiseError, FormatError
-from verification.records import Record, Reveal, RoundClose, Verdict
+from verification.records import (
+    Record,
+    Reveal,
+    RoundClose,
+    Verdict,
+)
 
 RECORDS: list[Record] = [started(audit={"probation_rounds": 9}).manifest, *rich_run()]
 ROWS = contribution_rows(RECORDS, 100)

@@ -21,7 +21,8 @@ from verification.errors import BarnraiseError, UsageError
 from verification.keys import PrivateKey
 from verification.log import Log
 from verification.lottery import HashChain
-from verification.records import Manifest, Reveal, parse_predicate
+from verification.records import Manifest, Reveal
+from verification.sealing import parse_predicate
 
 MEMBERS = ("c00", "c01", "c02", "c03", "a00", "a01")
 

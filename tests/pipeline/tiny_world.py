@@ -20,8 +20,9 @@ from verification.keys import PrivateKey
 from verification.merkle import Tree, leaf_hash
 from verification.notes import Checkpoint, sign_checkpoint
 from verification.plans import plan_open
-from verification.records import Manifest, RoundOpen, predicate, seal_record
+from verification.records import Manifest, RoundOpen
 from verification.rounds import apply, begin
+from verification.sealing import predicate, seal_record
 from verification.state import RunState
 
 

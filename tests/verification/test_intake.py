@@ -46,9 +46,8 @@ from verification.records import (
     Refusal,
     Reveal,
     RoundOpen,
-    predicate,
-    seal_record,
 )
+from verification.sealing import predicate, seal_record
 from verification.state import RunState
 
 SIZE = 20

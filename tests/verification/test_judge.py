@@ -20,7 +20,13 @@ from verification.judge import (
 )
 from verification.merkle import root
 from verification.plans import plan_open
-from verification.records import Draw, Missed, SecondDraw, SlotAuditors, Verdict
+from verification.records import (
+    Draw,
+    Missed,
+    SecondDraw,
+    SlotAuditors,
+    Verdict,
+)
 from verification.state import RunState
 
 OPEN = plan_open(started())

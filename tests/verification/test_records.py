@@ -18,16 +18,12 @@ from verification.encoding import canonical_json, from_json, to_json
 from verification.envelope import open_envelope, seal
 from verification.errors import BarnraiseError, FormatError, SignatureError
 from verification.records import (
-    KINDS,
     Enrol,
     Manifest,
     Record,
     RoundOpen,
-    open_record,
-    parse_predicate,
-    predicate,
-    seal_record,
 )
+from verification.sealing import KINDS, open_record, parse_predicate, predicate, seal_record
 
 SIGNER = key("signer")
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)

@@ -32,7 +32,6 @@ from tests.verification.fake_run import (
 from verification.errors import BarnraiseError, ProtocolError
 from verification.plans import plan_open
 from verification.records import (
-    KINDS,
     Base,
     CommitClose,
     Commitment,
@@ -48,6 +47,7 @@ from verification.records import (
     Verdict,
 )
 from verification.rounds import apply, begin, replay
+from verification.sealing import KINDS
 from verification.state import RunState
 
 RICH = rich_run()
