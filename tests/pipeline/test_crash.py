@@ -31,6 +31,7 @@ from tests.pipeline.crash_tools import (
     leftovers,
     records,
     scratch,
+    signed_twice,
     small_config,
     states_of,
     watched,
@@ -111,6 +112,24 @@ def test_a_driver_killed_between_its_writes(lazy: Undisturbed) -> None:
 
     with scratch() as root:
         assert halves(work, points) == []
+
+
+def test_what_was_signed_before_a_kill_is_what_is_signed_after_it(lazy: Undisturbed) -> None:
+    """Killed with a signed checkpoint written and not yet in place: clocks and members may then differ."""
+    points = [n for n, step in enumerate(lazy.steps) if step == "replace /run/log/.checkpoint.tmp"]
+
+    def work(some: list[int]) -> list[str]:
+        found = []
+        for point in some:
+            site = lazy.fresh.copy(root / str(point))
+            killed_at(site, point, site.finish)
+            killed_at(site, None, site.finish)
+            found += [f"before step {point}: {line}" for line in signed_twice(site)]
+        return found
+
+    with scratch() as root:
+        assert len(points) > 15
+        assert halves(work, points[:10]) == []
 
 
 @pytest.mark.slow
