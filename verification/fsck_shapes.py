@@ -197,7 +197,7 @@ _CONFIG: dict[str, dict[str, Shape]] = {
         "max_steps": integer(1),
     },
     "checkpoint": {"every": integer(1)},
-    "eval": {"every": _NUMBER},
+    "eval": {"every": integer(1)},
 }
 _MANIFEST: dict[str, Shape] = {
     "protocol": choice(PROTOCOL),

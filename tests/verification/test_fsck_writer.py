@@ -351,7 +351,9 @@ class Writer(State):
                 credits=[dict(self.credit[name]) for name in sorted(self.credit)],
                 quarantined=list(self.quarantined),
                 train_loss=losses // total if good else None,
-                val_loss=5_000_000 if good and self.round % 2 == 0 else None,
+                val_loss=5_000_000
+                if good and (self.round in (1, self.config["run"]["rounds"]) or self.round % 2 == 0)
+                else None,
             ),
         )
         self.heads.append(len(self.entries))
