@@ -56,7 +56,7 @@ def svg(answer: dict[str, Any]) -> str:
             f'<text x="{LEFT - 10}" y="{y + 16}" text-anchor="end">{label}</text>',
             f'<rect x="{start}" y="{y + 4}" {size} fill="{colour}" fill-opacity="0.75"/>',
             *(f'<circle cx="{x(value)}" cy="{y + 12.5}" r="3" fill="#222"/>' for value in harm),
-            f'<text x="{x(max(mean, *harm)) + 9}" y="{y + 16}">{mean:+.2f}</text>',
+            f'<text x="{x(max(0.0, mean, *harm)) + 9}" y="{y + 16}">{mean:+.2f}</text>',
         ]
     parts.append(f'<path d="M{x(0)} {TOP - 4}V{height - 12}" stroke="#222"/>')
     return "\n".join([*parts, "</svg>\n"])
