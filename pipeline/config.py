@@ -119,7 +119,9 @@ class CreditConfig(_Section):
 
     vest_rounds: int = Field(10, ge=0, le=MAX_INTEGER, description="Turns until earned tokens vest.")
     strikes: Count = Field(2, description="Failures to reveal or serve before quarantine.")
-    operator_cap_ppm: Ppm = Field(500_000, description="Largest share of the weight for one operator.")
+    operator_cap_ppm: Ppm = Field(
+        500_000, description="Share of a turn's tokens up to which one operator's work counts in full."
+    )
 
 
 class StateConfig(_Section):

@@ -8,7 +8,7 @@ that a killed coordinator goes on where it was and never signs a phase twice. Kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +16,9 @@ from model.arrays import Arrays
 from pipeline.aggregation import Contribution
 from pipeline.checkpoint import Aggregator, Checkpoint
 from pipeline.config import Config
-from pipeline.crew import AuditCase, Crew
+from pipeline.crew import Allowed, AuditCase, Crew
 from pipeline.folder import RunFolder
 from pipeline.ledger import Entry, Ledger
-from verification.encoding import blake3_digest
 from verification.intake import judge_reveal
 from verification.judge import settle
 from verification.lottery import HashChain
@@ -64,6 +63,7 @@ class Coordinator:
         self.checkpoint = checkpoint
         self._served: dict[int, bytes] = {}
         self.last_turn: Turn | None = None
+        self._taken_up = self.state.turn.open.turn if self.state.turn else None
 
     @property
     def state(self) -> RunState:
@@ -82,10 +82,10 @@ class Coordinator:
         self.audit(2)
         return self.close()
 
-    def enrol(self, names: Iterable[str]) -> None:
-        """Enter the members into the log, in the order given, in one step."""
+    def enrol(self, allowed: Mapping[str, Allowed]) -> None:
+        """Enter the members into the log, in the order given, in one step: these and nobody else."""
         if not self.state.members:
-            self.desk.ledger.append(self.desk.crew.enrolments(self.state, names))
+            self.desk.ledger.append(self.desk.crew.enrolments(self.state, allowed))
 
     def open(self) -> None:
         """Fix roster, base, windows, steps and learning rates."""
@@ -102,7 +102,9 @@ class Coordinator:
         base = self.desk.folder.checkpoint(self.state.rounds_done)
         done = self.desk.crew.commitments(turn, envelope, base)
         late = tuple(entry.slot for entry in turn.open.roster if entry.slot not in done.entries)
-        closing = CommitClose(*self._place, tuple(done.entries), late, tuple(done.ms.values()))
+        # Answers to a turn that was taken up again say how fast a member remembers, not how fast it works.
+        ms = tuple(0 if self._taken_up == turn.open.turn else max(1, ms) for ms in done.ms.values())
+        closing = CommitClose(*self._place, tuple(done.entries), late, ms)
         self._append(closing, after=done.entries.values())
 
     def collect_reveals(self) -> None:
@@ -115,10 +117,10 @@ class Coordinator:
         entries: list[Entry] = []
         revealed: list[int] = []
         refused: list[Refusal] = []
-        seen = set(state.payloads)
         for slot, answer in desk.crew.reveals(state, desk.ledger.head, proofs).items():
+            codec = desk.aggregator.codec
             reveal, refusal = judge_reveal(
-                state, slot, answer, seen=seen, decode=desk.aggregator.codec.decode
+                state, slot, answer, payload_bytes=codec.payload_bytes, decode=codec.decode
             )
             if reveal and answer:
                 entries.append((reveal, answer.envelope))
@@ -128,7 +130,6 @@ class Coordinator:
                     desk.folder.put_evidence(turn.open, slot, {"payload": answer.payload})
             elif answer:
                 revealed.append(slot)
-                seen.add(blake3_digest(answer.payload))
                 desk.folder.put_payload(answer.payload)
                 if answer.snapshot is not None:
                     desk.folder.put_state(answer.snapshot)

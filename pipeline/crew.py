@@ -27,6 +27,9 @@ from verification.state import RunState, Turn
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 
+# Where no deadline is set nobody is late, but a member that never answers must not stop a run for ever.
+PATIENCE_MS = 30 * 60 * 1000
+
 
 class Answer(Protocol):
     """What came of asking a member: a `value` when `ok`, else an `error`; `ms` by our own clock."""
@@ -67,6 +70,15 @@ class AuditCase:
     state: bytes
 
 
+class Allowed(Protocol):
+    """What the organiser allows a member to be."""
+
+    @property
+    def role(self) -> str: ...  # noqa: D102
+    @property
+    def operator(self) -> str: ...  # noqa: D102
+
+
 class Crew:
     """The members as the coordinator sees them. `notice` takes one line for people."""
 
@@ -74,29 +86,44 @@ class Crew:
         self._members = members
         self._notice = notice
 
-    def send_files(self, names: Iterable[str], read: Callable[[str], bytes]) -> None:
-        """Give every member the data files it lacks. ProtocolError when one cannot take them."""
-        asked = self._members.call("missing_files", dict.fromkeys(names, ()))
-        for member, answer in asked.items():
-            for file in _file_names(member, _need(member, answer)):
-                try:
-                    data = read(file)
-                except OSError as error:
-                    raise ProtocolError(f"{member} asked for {file}", got=error.strerror) from None
-                stored = self._members.call("store_file", {member: (file, data)})
-                _need(member, stored[member])
+    def send_files(
+        self, names: Iterable[str], read: Callable[[str], bytes], *, enrolled: bool = False
+    ) -> None:
+        """Give every member those of the data files that it lacks.
 
-    def enrolments(self, state: RunState, names: Iterable[str]) -> list[Entry]:
-        """Everyone's signed enrolment, in the order of `names`."""
-        answers = self._members.call("enrol", dict.fromkeys(names, ()))
-        return [self._enrolment(state, name, _need(name, answer)) for name, answer in answers.items()]
+        Before enrolment a member that cannot take them is a ProtocolError; afterwards it is only absent, for
+        one member must not be able to stop a run of others.
+        """
+        asked = self._members.call("missing_files", dict.fromkeys(names, ()), deadline_ms=PATIENCE_MS)
+        for member, answer in asked.items():
+            try:
+                for file in _file_names(member, _need(member, answer)):
+                    arguments = {member: (file, _read(member, file, read))}
+                    stored = self._members.call("store_file", arguments, deadline_ms=PATIENCE_MS)
+                    _need(member, stored[member])
+            except ProtocolError as error:
+                if not enrolled:
+                    raise
+                self._notice(str(error))
+
+    def enrolments(self, state: RunState, allowed: Mapping[str, Allowed]) -> list[Entry]:
+        """Everyone's signed enrolment, in the order of `allowed`, with the role and operator it has there."""
+        answers = self._members.call("enrol", dict.fromkeys(allowed, ()), deadline_ms=PATIENCE_MS)
+        return [
+            self._enrolment(state, name, allowed[name], _need(name, answer))
+            for name, answer in answers.items()
+        ]
 
     @staticmethod
-    def _enrolment(state: RunState, name: str, value: object) -> Entry:
+    def _enrolment(state: RunState, name: str, allowed: Allowed, value: object) -> Entry:
         envelope = as_bytes(value)
         record = check_enrolment(state, envelope)
-        if record.member != name:
-            raise ProtocolError("a member enrolled under another name", expected=name, got=record.member)
+        expected = (name, allowed.role, allowed.operator)
+        got = (record.member, record.role, record.operator)
+        if got != expected:
+            raise ProtocolError(
+                f"{name} enrolled as somebody it is not allowed to be", expected=expected, got=got
+            )
         return record, envelope
 
     def commitments(self, turn: Turn, open_envelope: bytes, checkpoint: bytes) -> Commitments:
@@ -159,7 +186,7 @@ class Crew:
                 if order:
                     batch.setdefault(order[0], slot)
             asked = {name: self._audit_arguments(slot, look, cases[slot]) for name, slot in batch.items()}
-            answers = self._members.call("audit", asked, deadline_ms=turn.open.deadline_ms)
+            answers = self._members.call("audit", asked, deadline_ms=_deadline(turn))
             for name, slot in batch.items():
                 entry = self._verdict(turn, slot, look, name, answers[name])
                 left[slot] = () if entry else left[slot][1:]
@@ -185,7 +212,7 @@ class Crew:
     def _ask(self, turn: Turn, method: str, asked: Mapping[int, tuple[Any, ...]]) -> dict[int, Answer | None]:
         names = {slot: turn.open.entry(slot).member for slot in asked}
         arguments = {names[slot]: args for slot, args in asked.items()}
-        answers = self._members.call(method, arguments, deadline_ms=turn.open.deadline_ms)
+        answers = self._members.call(method, arguments, deadline_ms=_deadline(turn))
         found: dict[int, Answer | None] = {}
         for slot, name in names.items():
             answer = answers[name]
@@ -198,6 +225,10 @@ class Crew:
         self._notice(f"{turn.open.entry(slot).member}: {what}")
 
 
+def _deadline(turn: Turn) -> int:
+    return turn.open.deadline_ms or PATIENCE_MS
+
+
 def _need(name: str, answer: Answer) -> Any:
     if not answer.ok:
         raise ProtocolError(f"{name} could not join the run", got=answer.error or "no answer in time")
@@ -208,7 +239,14 @@ def _file_names(member: str, value: Any) -> list[str]:
     # The answer becomes a path of ours: a name that leaves the data folder would fetch anything from us.
     if type(value) is not list or not all(type(name) is str and _FILE_NAME.match(name) for name in value):
         raise ProtocolError(f"{member} asked for something that is no data file", got=repr(value)[:80])
-    return list(value)
+    return list(dict.fromkeys(value))
+
+
+def _read(member: str, file: str, read: Callable[[str], bytes]) -> bytes:
+    try:
+        return read(file)
+    except OSError as error:
+        raise ProtocolError(f"{member} asked for {file}", got=error.strerror) from None
 
 
 def _byte_pair(value: Any) -> tuple[bytes, bytes] | None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.folder import RunFolder
 from verification.durable import write_atomic
 from verification.errors import FormatError
-from verification.judge import settle
+from verification.judge import bears_out, settle
 from verification.records import Manifest, Record, RoundClose
 from verification.rounds import apply, begin
 from verification.state import RunState, Turn
@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
     ]
 )
 Row = dict[str, Any]
+MOST_BYTES = 1 << 30
 
 
 def contribution_rows(records: Iterable[Record], payload_bytes: int) -> list[Row]:
@@ -66,9 +67,10 @@ def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
     )
     rows = []
     tokens: dict[int, int] = {}
+    reasons: dict[int, str | None] = {}
     for outcome in settle(turn.evidence):
         entry, slot = outcome.entry, outcome.entry.slot
-        tokens[slot] = entry.steps * batch * context
+        tokens[slot], reasons[slot] = entry.steps * batch * context, outcome.reason
         reveal = turn.reveals.get(slot)
         opening = reveal.opening if reveal else None
         verdict = turn.verdicts.get((slot, 2)) or turn.verdicts.get((slot, 1))
@@ -106,7 +108,7 @@ def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
                 "loss_first": verdict.loss_first / 1e6,
                 "loss_last": verdict.loss_last / 1e6,
                 "seconds": None,
-                "credit": tokens[slot],
+                "credit": tokens[slot] if bears_out(reasons[slot], verdict.outcome) else 0,
             }
         )
     return rows
@@ -121,10 +123,17 @@ def write_contributions(folder: RunFolder, records: Iterable[Record], payload_by
     write_atomic(folder.contributions_file, buffer.getvalue())
 
 
-def read_contributions(path: Path) -> list[Row]:
-    """The rows of a file. Raises FormatError when it is not such a table."""
+def read_contributions(path: Path, most_rows: int) -> list[Row]:
+    """The rows of a file. Raises FormatError when it is not such a table, or longer than `most_rows`."""
     try:
-        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise FormatError(f"{path} is no file, or too long", expected=f"at most {MOST_BYTES} bytes")
+        data = io.BytesIO(path.read_bytes())
+        # Before anything is decoded: a short file can claim any number of rows.
+        found = pq.read_metadata(data).num_rows
+        if found > most_rows:
+            raise FormatError(f"{path} has too many rows", expected=f"at most {most_rows}", got=found)
+        table = pq.read_table(data)
         if table.schema != SCHEMA:
             raise FormatError(f"{path} has other columns", expected=SCHEMA.names, got=table.schema.names)
         rows: list[Row] = table.to_pylist()  # where text that is not UTF-8 comes to light

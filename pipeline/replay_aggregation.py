@@ -185,12 +185,12 @@ def check_table(
         if findings.complete:
             fail(Failure("the table of contributions is missing", where, "a file", "none"))
         return
+    rows = contribution_rows(records, payload_bytes)
     try:
-        found = read_contributions(path)
+        found = read_contributions(path, 2 * len(rows) + 1000)
     except BarnraiseError as error:
         fail(Failure("the table of contributions is damaged", where, "a table", str(error)))
         return
-    rows = contribution_rows(records, payload_bytes)
     if not findings.complete:
         rows = rows[: len(found)]
     for index, (row, got) in enumerate(zip(rows, found, strict=False)):

@@ -43,7 +43,7 @@ class Plan:
 def plan_sample(findings: Findings, sample: int | None, seed: int) -> Plan:
     """Draw `sample` contributions (all when None) with the verifier's own seed, and their lineages.
 
-    The population is every contribution that was accepted or rejected as a fault. Raises UsageError for a
+    The population is every contribution that was accepted or judged by an auditor. Raises UsageError for a
     sample below 1.
     """
     if sample is not None and sample < 1:
@@ -52,7 +52,7 @@ def plan_sample(findings: Findings, sample: int | None, seed: int) -> Plan:
     population = [
         (index, slot)
         for index, turn in enumerate(closed)
-        for slot in sorted({*_accepted(turn), *_faults(turn)})
+        for slot in sorted({*_accepted(turn), *_judged(turn)})
     ]
     # Not for security: the seed is printed so that anyone can look at the same ones.
     dice = random.Random(seed)  # noqa: S311
@@ -69,6 +69,10 @@ def _accepted(turn: Turn) -> set[int]:
 
 def _faults(turn: Turn) -> set[int]:
     return {item["slot"] for item in (turn.close or {})["rejected"] if item["fault"]}
+
+
+def _judged(turn: Turn) -> set[int]:
+    return {verdict["slot"] for verdict in turn.verdicts}
 
 
 def _lineage(closed: list[Turn], place: Place, zero_state: str) -> set[Place]:
@@ -124,7 +128,7 @@ class WorkReplay:
                 self.progress("recomputing contributions", self.recomputed, len(self.plan.needed))
                 self._recompute(turn, open_, slot, weights)
                 self.recomputed += 1
-        if (turn.close or {})["val_loss"] is not None and (places or self._is_last(index)):
+        if (turn.close or {})["val_loss"] is not None:
             self._validate(step)
 
     def _recompute(self, turn: Turn, open_: RoundOpen, slot: int, weights: Arrays) -> None:
@@ -160,7 +164,7 @@ class WorkReplay:
                 self.fail(
                     Failure(f"the {name} of an accepted contribution was not computed", where, got, claimed)
                 )
-        elif not differs:
+        elif slot in _faults(turn) and not differs:
             self.fail(
                 Failure(
                     "a contribution was rejected as a fault although it was computed as claimed",
@@ -170,6 +174,19 @@ class WorkReplay:
                 )
             )
 
+        for verdict in turn.verdicts:
+            if verdict["slot"] == slot:
+                self._check_verdict(verdict, work, where)
+
+    def _check_verdict(self, verdict: dict[str, Any], work: Work, where: str) -> None:
+        """A verdict is a claim of its auditor's: that it did this very work and found these values."""
+        claims = work.claims
+        claimed = [verdict[name] for name in ("payload", "next_state", "trace", "loss_first", "loss_last")]
+        got = [claims.payload, claims.next_state, list(claims.trace), claims.loss_first, claims.loss_last]
+        if claimed != got:
+            what = f"the verdict of {verdict['auditor']} was not computed"
+            self.fail(Failure(what, f"{where}, look {verdict['look']}", str(got[0]), str(claimed[0])))
+
     def _start_bytes(self, digest: str, slot: int) -> bytes:
         if digest == self.manifest.zero_state:
             return self.job.zero_state
@@ -177,10 +194,6 @@ class WorkReplay:
         if path.exists():
             return path.read_bytes()
         return self._states.get(slot, b"")
-
-    def _is_last(self, index: int) -> bool:
-        later = [t for t in self.findings.turns if t.close][index + 1 :]
-        return all((turn.close or {})["val_loss"] is None for turn in later)
 
     def _validate(self, step: Step) -> None:
         close = step.turn.close or {}

@@ -234,7 +234,10 @@ def continue_run(
         members = LocalPool({name: partial(make_member, spec) for name, spec in specs.items()})
     try:
         coordinator = _assemble(folder, config, ledger, HashChain.load(secrets / "chain"), members, view.tell)
-        coordinator.desk.crew.send_files(specs, lambda name: (folder.data / name).read_bytes())
+        enrolled = bool(coordinator.state.members)
+        coordinator.desk.crew.send_files(
+            specs, lambda name: (folder.data / name).read_bytes(), enrolled=enrolled
+        )
         coordinator.enrol(specs)
         while coordinator.state.rounds_done < config.run.rounds:
             started = time.monotonic()

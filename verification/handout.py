@@ -63,10 +63,20 @@ def give_back(
 
 
 def next_steps(steps: int, ms: int, timing: Mapping[str, Any], trace_every: int) -> int:
-    """Local steps after an accepted turn of `steps` that took `ms` by the coordinator's clock."""
-    wanted = steps * int(timing["round_ms"]) // max(1, ms)
+    """Local steps after an accepted turn of `steps` that took `ms` by the coordinator's clock.
+
+    `ms` is 0 where nobody measured: then they stay.
+    """
+    if ms == 0:
+        return steps
+    wanted = steps * int(timing["round_ms"]) // ms
     wanted = min(wanted, 2 * steps, int(timing["max_steps"]))
     return max(trace_every, wanted - wanted % trace_every)
+
+
+def steps_when_late(steps: int, trace_every: int) -> int:
+    """Local steps after a turn whose deadline passed: half."""
+    return max(trace_every, steps // 2 - steps // 2 % trace_every)
 
 
 def learning_rates(config: Mapping[str, Any], round_: int, most_steps: int) -> tuple[tuple[str, ...], str]:

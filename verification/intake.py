@@ -6,7 +6,7 @@ own what the state becomes afterwards (rounds.py). Whatever bytes come in, only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from verification.encoding import blake3_digest
@@ -17,7 +17,6 @@ from verification.keys import check_public_key
 from verification.records import (
     Commitment,
     Enrol,
-    Opening,
     Refusal,
     Reveal,
     RosterEntry,
@@ -110,12 +109,12 @@ def judge_reveal(
     slot: int,
     answer: RevealAnswer | None,
     *,
-    seen: Container[str],
+    payload_bytes: int,
     decode: Callable[[bytes], object],
 ) -> tuple[Reveal | None, Refusal | None]:
     """(the reveal to log, if its envelope is genuine; the first reason to refuse it, if any).
 
-    `seen` holds the payload digests of earlier valid reveals; `decode` raises FormatError for bad payloads.
+    `payload_bytes` is the length every payload has; `decode` raises FormatError for bad ones.
     """
     turn = state.open_turn
     if answer is None:
@@ -125,11 +124,14 @@ def judge_reveal(
     except BarnraiseError:
         return _genuine(turn, slot, answer.envelope), Refusal(slot, "opening-mismatch")
     opening = reveal.opening
-    if opening.tokens != tokens_of(state, turn.open.entry(slot)) or opening.trace_leaves < 1:
+    if (opening.tokens, opening.trace_leaves) != _sizes(state, turn.open.entry(slot)):
         return reveal, Refusal(slot, "opening-mismatch")
-    if not _payload_is_sound(opening, answer.payload, decode):
+    # The length goes first: nobody hashes or keeps what has no right to be that long.
+    if len(answer.payload) != payload_bytes or blake3_digest(answer.payload) != opening.payload:
+        return reveal, Refusal(slot, "unrevealed")
+    if not _decodes(answer.payload, decode):
         return reveal, Refusal(slot, "malformed-payload")
-    if opening.payload in seen:
+    if opening.payload in state.used:
         return reveal, Refusal(slot, "duplicate-payload")
     if snapshot_due(state, slot) and (
         answer.snapshot is None or blake3_digest(answer.snapshot) != opening.start_state
@@ -141,6 +143,11 @@ def judge_reveal(
 def tokens_of(state: RunState, entry: RosterEntry) -> int:
     """Predicted positions of an assignment."""
     return int(entry.steps * state.config["train"]["batch"] * state.manifest.dataset["context"])
+
+
+def _sizes(state: RunState, entry: RosterEntry) -> tuple[int, int]:
+    """What an opening must say of its length: predicted positions, and leaves of the trace."""
+    return tokens_of(state, entry), -(-entry.steps // state.config["train"]["trace_every"])
 
 
 def snapshot_due(state: RunState, slot: int) -> bool:
@@ -160,10 +167,8 @@ def _genuine(turn: Turn, slot: int, envelope: bytes) -> Reveal | None:
     return record
 
 
-def _payload_is_sound(opening: Opening, payload: bytes, decode: Callable[[bytes], object]) -> bool:
+def _decodes(payload: bytes, decode: Callable[[bytes], object]) -> bool:
     try:
-        if blake3_digest(as_bytes(payload)) != opening.payload:
-            return False
         decode(payload)
     except FormatError:
         return False

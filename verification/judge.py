@@ -97,20 +97,22 @@ def settle(turn: TurnEvidence) -> tuple[Outcome, ...]:
     """The outcome of every roster entry, by slot: the first rule of section 6 that applies."""
     drawn = {item.slot: item.auditors for item in turn.draw.drawn}
     return tuple(
-        Outcome(entry, _reason(turn, entry.slot, drawn.get(entry.slot)), entry.slot in drawn)
+        Outcome(entry, _reason(turn, entry, drawn.get(entry.slot)), entry.slot in drawn)
         for entry in turn.open.roster
     )
 
 
-def _reason(turn: TurnEvidence, slot: int, auditors: tuple[str, ...] | None) -> str | None:
+def _reason(turn: TurnEvidence, entry: RosterEntry, auditors: tuple[str, ...] | None) -> str | None:
+    slot = entry.slot
     if slot not in turn.committed:
         return "late"
     if slot in turn.refused:
         return turn.refused[slot]
+    # Work that nobody could check has no weight, drawn or not: else a class of one's own would be safe.
+    if (entry.audit_ppm > 0 or auditors is not None) and not _checkable(turn.open, entry):
+        return "no-eligible-auditor"
     if auditors is None:
         return None
-    if not auditors:
-        return "no-eligible-auditor"
     if slot in turn.unserved:
         return "unserved"
     first, second = turn.verdicts.get((slot, 1)), turn.verdicts.get((slot, 2))
@@ -130,6 +132,18 @@ def _reason(turn: TurnEvidence, slot: int, auditors: tuple[str, ...] | None) -> 
         second.trace,
     )
     return "failed-audit" if second.outcome == "fail" and same else "disputed"
+
+
+def _checkable(open_: RoundOpen, entry: RosterEntry) -> bool:
+    return any(
+        auditor.operator != entry.operator and auditor.numerics_class == entry.numerics_class
+        for auditor in open_.auditors
+    )
+
+
+def bears_out(reason: str | None, outcome: str) -> bool:
+    """Whether a verdict agrees with how its slot was settled; only such a verdict earns credit."""
+    return outcome == {None: "pass", "failed-audit": "fail"}.get(reason)
 
 
 def missed_auditors(turn: TurnEvidence) -> tuple[Missed, ...]:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from verification.credits import Standing, TurnResult, after_turn
-from verification.handout import Need, give_back, hand_out, learning_rates, next_steps
-from verification.judge import Outcome, missed_auditors, settle
+from verification.handout import Need, give_back, hand_out, learning_rates, next_steps, steps_when_late
+from verification.judge import Outcome, bears_out, missed_auditors, settle
 from verification.lottery import (
     Auditor,
     Candidate,
@@ -95,7 +95,11 @@ def plan_draw(state: RunState, head: Checkpoint, note: str, link: str) -> Draw:
     """The audit draw over the roster of the open, seeded by head 2 (`note` is its text) and a link."""
     turn = state.open_turn
     seed = _seed(state, 1, head, link)
-    roster = [Candidate(e.slot, e.operator, e.numerics_class, e.audit_ppm) for e in turn.open.roster]
+    twins = _twins(turn)
+    roster = [
+        Candidate(e.slot, e.operator, e.numerics_class, EVERY_TIME if e.slot in twins else e.audit_ppm)
+        for e in turn.open.roster
+    ]
     drawn = draw_audits(seed, roster, _auditors(turn))
     slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
     return Draw(PROTOCOL, state.run, state.round, state.attempt, note, link, seed, slots)
@@ -116,6 +120,13 @@ def plan_second_draw(state: RunState, head: Checkpoint, note: str, link: str) ->
     drawn = draw_second_looks(seed, looks, state.config["audit"]["second_look_ppm"])
     slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
     return SecondDraw(PROTOCOL, state.run, state.round, state.attempt, note, link, seed, slots)
+
+
+def _twins(turn: Turn) -> set[int]:
+    """Slots whose payload another valid reveal of the turn has too: one of them did not compute it."""
+    slots = turn.reveal_close.revealed if turn.reveal_close else ()
+    payloads = [turn.reveals[slot].opening.payload for slot in slots]
+    return {slot for slot, payload in zip(slots, payloads, strict=True) if payloads.count(payload) > 1}
 
 
 def _seed(state: RunState, look: Literal[1, 2], head: Checkpoint, link: str) -> str:
@@ -222,7 +233,11 @@ def standings_after(state: RunState, turn: Turn, outcomes: tuple[Outcome, ...]) 
     batch, context = state.config["train"]["batch"], state.manifest.dataset["context"]
     tokens = {o.entry.slot: o.entry.steps * batch * context for o in outcomes}
     earned = [(o.entry.member, tokens[o.entry.slot]) for o in outcomes if o.reason is None]
-    earned += [(verdict.auditor, tokens[slot]) for (slot, _), verdict in sorted(turn.verdicts.items())]
+    # The same pay for pass and fail, and none for a verdict that the settling did not bear out.
+    reasons = {o.entry.slot: o.reason for o in outcomes}
+    for (slot, _), verdict in sorted(turn.verdicts.items()):
+        if bears_out(reasons[slot], verdict.outcome):
+            earned.append((verdict.auditor, tokens[slot]))
     result = TurnResult(
         turn.open.turn,
         earned,
@@ -240,7 +255,9 @@ def pace_after(state: RunState, turn: Turn, accepted: set[int]) -> dict[int, int
     if timing["mode"] != "measured" or turn.commit_close is None:
         return pace
     clock = dict(zip(turn.commit_close.committed, turn.commit_close.ms, strict=True))
+    every = state.config["train"]["trace_every"]
     for slot in accepted:
-        steps = turn.open.entry(slot).steps
-        pace[slot] = next_steps(steps, clock[slot], timing, state.config["train"]["trace_every"])
+        pace[slot] = next_steps(turn.open.entry(slot).steps, clock[slot], timing, every)
+    for slot in turn.commit_close.late:
+        pace[slot] = steps_when_late(turn.open.entry(slot).steps, every)
     return pace

@@ -24,6 +24,7 @@ from verification.errors import FormatError
 
 PROTOCOL = 1
 NAME = re.compile(r"[a-z0-9._-]{1,64}\Z")
+CLASS = re.compile(r"[\x20-\x7e]{1,200}\Z")
 HEX32 = re.compile(r"[0-9a-f]{64}\Z")
 
 Range = tuple[int, int]
@@ -128,6 +129,11 @@ class Enrol:
     def __post_init__(self) -> None:
         _require(bool(NAME.match(self.member)), "a member's name must be 1 to 64 of [a-z0-9._-]", self.member)
         _require(bool(NAME.match(self.operator)), "an operator must be 1 to 64 of [a-z0-9._-]", self.operator)
+        _require(
+            bool(CLASS.match(self.numerics_class)),
+            "a numerics class must be 1 to 200 printable ASCII characters",
+            self.numerics_class[:80],
+        )
 
 
 @dataclass(frozen=True)

@@ -141,14 +141,15 @@ def _closes_commitments(turn: Turn, record: CommitClose) -> bool:
 
 
 def _fits_its_reveal(item: Refusal, logged: bool) -> bool:
-    return item.reason == "opening-mismatch" or logged == (item.reason != "unrevealed")
+    return logged or item.reason in ("opening-mismatch", "unrevealed")
 
 
 def _closes_reveals(state: RunState, turn: Turn, record: RevealClose) -> bool:
     refused = [item.slot for item in record.refused]
     fresh = [turn.reveals[slot].opening.payload for slot in record.revealed if slot in turn.reveals]
     return (
-        len(fresh) == len(record.revealed) == len(set(fresh) - state.payloads)
+        len(fresh) == len(record.revealed)
+        and not state.used.intersection(fresh)
         and list(record.revealed) == sorted(record.revealed)
         and refused == sorted(refused)
         and sorted([*record.revealed, *refused]) == sorted(turn.commitments)
@@ -185,7 +186,7 @@ def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
             turn = replace(turn, commit_close=record)
         case Reveal():
             _expect(turn.commit_close is not None and turn.reveal_close is None, record)
-            _expect(record.slot in turn.commitments and record.slot not in turn.reveals, record)
+            _expect(record.slot in turn.commitments and record.slot > max(turn.reveals, default=-1), record)
             _expect(_by_its_owner(turn, record), record)
             turn = replace(turn, reveals={**turn.reveals, record.slot: record})
         case RevealClose():
@@ -246,6 +247,7 @@ def _close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
         pace=pace_after(state, turn, accepted),
         cursor=record.cursor,
         queue=record.requeued,
+        used=state.used | {item.payload for item in record.accepted},
         tokens=state.tokens + sum(item.tokens for item in record.accepted),
         last_close=record,
     )

@@ -63,7 +63,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class RunState:
-    """Everything that follows from the log. `lineage`: member to the digest it must start from."""
+    """Everything that follows from the log. `lineage`: member to the digest it must start from;
+    `payloads`: digests of all valid reveals, `used`: those of accepted ones."""
 
     manifest: Manifest
     run: str
@@ -80,6 +81,7 @@ class RunState:
     cursor: int = 0
     queue: tuple[Requeued, ...] = ()
     payloads: frozenset[str] = frozenset()
+    used: frozenset[str] = frozenset()
     tokens: int = 0
     last_close: RoundClose | None = None
     finished: bool = False
