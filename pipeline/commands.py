@@ -18,7 +18,6 @@ from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
 from pipeline.monitor import Bars, Fallible, JsonLines, MetricsFile, Monitor, Sink, Wandb, turn_row
 from pipeline.options import ResumeOptions, TrainOptions
-from pipeline.records_table import write_contributions
 from pipeline.roster import parse_drills
 from pipeline.run import View, continue_run, create_run
 from verification.records import RoundClose
@@ -58,13 +57,10 @@ def _go(
 ) -> int:
     manifest = folder.parsed_manifest()
     config = config_from_manifest(manifest.config)
-    payload_bytes = 0
     monitor: Monitor | None = None
 
     def seen(close: RoundClose, coordinator: Coordinator, seconds: float) -> None:
-        nonlocal payload_bytes
         size = coordinator.desk.aggregator.codec.payload_bytes
-        payload_bytes += size * len(close.accepted)
         if coordinator.last_turn and monitor:
             monitor.turn(turn_row(close, coordinator.last_turn, coordinator.state, size, seconds))
 
@@ -87,9 +83,6 @@ def _go(
         )
     finally:
         monitor.close()
-    write_contributions(
-        folder, coordinator.desk.ledger.records(), coordinator.desk.aggregator.codec.payload_bytes
-    )
     if not options.json:
         from pipeline.summary import show_summary  # noqa: PLC0415 - needs torch for the sample
 

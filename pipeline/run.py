@@ -32,6 +32,7 @@ from pipeline.coordinator import Coordinator, Desk
 from pipeline.crew import Crew
 from pipeline.folder import PARTS, RunFolder
 from pipeline.ledger import Ledger
+from pipeline.records_table import write_contributions
 from pipeline.roster import make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
 from verification.durable import disk_is_full, fsync_folder, make_folder, storage_error, write_atomic
@@ -244,6 +245,8 @@ def continue_run(
             close = coordinator.run_turn()
             view.turn(close, coordinator, time.monotonic() - started)
         coordinator.finish()
+        payload_bytes = coordinator.desk.aggregator.codec.payload_bytes
+        write_contributions(folder, ledger.records(), payload_bytes)
     finally:
         members.close()
     return coordinator

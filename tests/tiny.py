@@ -16,7 +16,6 @@ from typing import Any
 from pipeline.config import Config, parse_config
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
-from pipeline.records_table import write_contributions
 from pipeline.run import View, continue_run, create_run
 from verification.records import RoundClose
 
@@ -89,10 +88,7 @@ def run_to_end(
         if seen:
             seen(close)
 
-    coordinator = continue_run(RunFolder(folder), home, View(tell, turn), drills=drills)
-    payload_bytes = coordinator.desk.aggregator.codec.payload_bytes
-    write_contributions(RunFolder(folder), coordinator.desk.ledger.records(), payload_bytes)
-    return coordinator
+    return continue_run(RunFolder(folder), home, View(tell, turn), drills=drills)
 
 
 def make_run(folder: Path, home: Path, config: Config | None = None) -> None:

@@ -10,9 +10,11 @@ from verification.fsck_draws import (
     differences,
     draw_seed,
     drawn_slots,
+    eligible,
     judged,
     missed_calls,
     second_looks,
+    twins,
 )
 from verification.fsck_turn import Entry, Run, TurnState, check_ascending, check_head, place
 
@@ -30,10 +32,12 @@ def _check_link_and_seed(run: Run, turn: TurnState, entry: Entry, look: int) -> 
 
 
 def check_draw(run: Run, turn: TurnState, entry: Entry) -> None:
-    """Head 2, link 2u + 1, the seed, and who is drawn by it."""
+    """Head 2, link 2u + 1, the seed, and who is drawn: by it, or for having another's payload."""
     record, where = entry.record, place(entry)
     _check_link_and_seed(run, turn, entry, 1)
-    turn.drawn = drawn_slots(record["seed"], turn.roster.values(), run.ledger.auditors)
+    turn.drawn = drawn_slots(
+        record["seed"], turn.roster.values(), run.ledger.auditors, certain=twins(turn.valid)
+    )
     expected = [{"auditors": names, "slot": slot} for slot, names in turn.drawn.items()]
     want, got = [d["slot"] for d in expected], [d["slot"] for d in record["drawn"]]
     if run.report.equal(f"the drawn slots of {turn.name} do not follow from the seed", where, want, got):
@@ -97,16 +101,18 @@ def check_second_draw(run: Run, turn: TurnState, entry: Entry) -> None:
     turn.second_draw = record
 
 
-def settled(turn: TurnState, slot: int) -> str | None:
+def settled(run: Run, turn: TurnState, slot: int) -> str | None:
     """Section 6, settling: why a roster entry is rejected, or None when it is accepted."""
     if slot not in turn.commitments:
         return "late"
     if slot not in turn.valid:
         return turn.refused[slot]
+    line = turn.roster[slot]
+    # Whether anybody could check it counts before the lot does, so that a lone class earns nothing by luck.
+    if (line["audit_ppm"] or slot in turn.drawn) and not eligible(line, run.ledger.auditors):
+        return "no-eligible-auditor"
     if slot not in turn.drawn:
         return None
-    if not turn.drawn[slot]:
-        return "no-eligible-auditor"
     if slot in turn.unserved:
         return "unserved"
     first = turn.verdicts.get((1, slot))

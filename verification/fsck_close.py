@@ -10,7 +10,11 @@ from collections import Counter
 from verification.fsck_audit import expected_missed, settled
 from verification.fsck_findings import Record
 from verification.fsck_ledger import Outcome, weights_of
+from verification.fsck_shapes import CASE_FILES
 from verification.fsck_turn import Entry, Run, TurnState, check_ascending, place
+
+_PAID = (("pass", None), ("fail", "failed-audit"))
+"""Section 10, 1: the outcomes that agree with how their slot was settled."""
 
 
 def check_round_close(run: Run, turn: TurnState, entry: Entry) -> None:
@@ -37,7 +41,7 @@ def _check_settling(run: Run, turn: TurnState, record: Record, where: str) -> di
             run.report.add(what, where, "every slot of the roster once", sorted(times.elements()))
     reasons: dict[int, str | None] = {}
     for slot in turn.roster:
-        reasons[slot] = settled(turn, slot)
+        reasons[slot] = settled(run, turn, slot)
         want = reasons[slot] or "accepted"
         if slot not in said:
             run.report.add(
@@ -83,13 +87,13 @@ def _check_accepted(run: Run, turn: TurnState, record: Record, accepted: list[in
 def _check_rejected(run: Run, turn: TurnState, record: Record, where: str) -> None:
     check_ascending(run, f"the rejected slots of {turn.name}", where, [r["slot"] for r in record["rejected"]])
     for line in record["rejected"]:
-        slot, failed = line["slot"], line["reason"] == "failed-audit"
+        slot, reason = line["slot"], line["reason"]
         if slot not in turn.roster:
             continue
         of = f"of rejected slot {slot} in {turn.name}"
         run.report.equal(f"the member {of} is wrong", where, turn.roster[slot]["member"], line["member"])
-        run.report.equal(f"the fault {of} is wrong", where, failed, line["fault"])
-        if failed and line["evidence"] is None:
+        run.report.equal(f"the fault {of} is wrong", where, reason == "failed-audit", line["fault"])
+        if reason in CASE_FILES and line["evidence"] is None:
             run.report.add(f"the evidence {of} is missing", where, "a digest of its case.json", "null")
 
 
@@ -145,9 +149,14 @@ def _carry_over(
 ) -> None:
     """Queue, credit and quarantine after the turn; then take over what the close says, see `Ledger`."""
     ledger, report = run.ledger, run.report
-    verdicts = [(v["auditor"], turn.valid[slot]["tokens"]) for (_, slot), v in turn.verdicts.items()]
+    verdicts = [
+        (verdict["auditor"], turn.valid[slot]["tokens"])
+        for (_, slot), verdict in turn.verdicts.items()
+        if (verdict["outcome"], reasons[slot]) in _PAID
+    ]
     outcomes = [_outcome(turn, slot, reason) for slot, reason in reasons.items()]
     ledger.close(turn.open["turn"], outcomes, verdicts)
+    run.payloads |= {turn.valid[slot]["payload"] for slot, reason in reasons.items() if reason is None}
     if turn.handed_out_right:
         queue = [{"operator": o, "range": [start, stop]} for start, stop, o in ledger.queue]
         report.equal(f"the queue after {turn.name} is wrong", where, queue, record["requeued"])

@@ -6,7 +6,8 @@ Pure functions of seeds and records; where the records came from is for others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,18 +68,31 @@ class Chain:
         return False
 
 
-def drawn_slots(seed: str, roster: Iterable[Record], auditors: Sequence[Record]) -> dict[int, list[str]]:
-    """Drawn slots and their auditors, in the order in which they are asked."""
+def eligible(entry: Record, auditors: Sequence[Record]) -> list[str]:
+    """Who may audit a roster entry, in the order of the open: another operator, the same class."""
+    return [
+        auditor["member"]
+        for auditor in auditors
+        if auditor["operator"] != entry["operator"] and auditor["class"] == entry["class"]
+    ]
+
+
+def twins(openings: Mapping[int, Record]) -> set[int]:
+    """Slots whose payload another valid reveal of the same turn has too; `openings` are those reveals'."""
+    times = Counter(opening["payload"] for opening in openings.values())
+    return {slot for slot, opening in openings.items() if times[opening["payload"]] > 1}
+
+
+def drawn_slots(
+    seed: str, roster: Iterable[Record], auditors: Sequence[Record], certain: Container[int] = ()
+) -> dict[int, list[str]]:
+    """Drawn slots, `certain` ones and by lot, and their auditors in the order in which they are asked."""
     drawn: dict[int, list[str]] = {}
     for entry in roster:
         slot = entry["slot"]
-        if uniform(seed, f"audit/{slot}", MILLION) >= entry["audit_ppm"]:
+        if slot not in certain and uniform(seed, f"audit/{slot}", MILLION) >= entry["audit_ppm"]:
             continue
-        order = [
-            auditor["member"]
-            for auditor in auditors
-            if auditor["operator"] != entry["operator"] and auditor["class"] == entry["class"]
-        ]
+        order = eligible(entry, auditors)
         for i in range(len(order) - 1, 0, -1):
             j = uniform(seed, f"auditors/{slot}/{i}", i + 1)
             order[i], order[j] = order[j], order[i]

@@ -15,7 +15,7 @@ from verification.fsck_findings import Progress, Record, Report, Turn
 from verification.fsck_formats import digest_file, parse_canonical, read_file, sha256_text
 from verification.fsck_log import list_files
 from verification.fsck_rules import Story, payload_length
-from verification.fsck_shapes import BLAKE3, CASE
+from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES
 
 _LONGEST_CASE = 1 << 20
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -25,10 +25,14 @@ class _Files:
     """One check of one folder.
 
     `whole`: it is known what to expect. `open_ended`: besides, a turn may be in progress.
+    `payload_length`: bytes of every payload of the run.
     """
 
-    def __init__(self, run: Path, story: Story, report: Report, progress: Progress | None) -> None:
+    def __init__(
+        self, run: Path, story: Story, length: int, report: Report, progress: Progress | None
+    ) -> None:
         self.run = run
+        self.payload_length = length
         self.report = report
         self.whole = story.whole
         self.open_ended = story.whole and story.run_close is None
@@ -184,12 +188,14 @@ def _check_case(files: _Files, run_id: str, turn: Turn, line: Record) -> set[str
     }
     for key, want in expected.items():
         files.report.equal(f"the {key} in {of} is wrong", name, want, case[key])
-    if line["reason"] == "failed-audit" and slot in turn.reveals:
+    if line["reason"] in CASE_FILES and slot in turn.reveals:
         opening = turn.reveals[slot]["opening"]
-        want_files = {key: opening[key] for key in ("payload", "start_state")}
+        want_files = {key: opening[key] for key in CASE_FILES[line["reason"]]}
         files.report.equal(f"the files in {of} are wrong", name, want_files, case["files"])
     for file, digest in case["files"].items():
-        files.digest(f"evidence/{folder}/{file}", digest, f"{file} in {of}")
+        # Bytes of another length than the codec's are `unrevealed`; only its decoder can find them malformed.
+        length = files.payload_length if line["reason"] in CASE_FILES and file == "payload" else None
+        files.digest(f"evidence/{folder}/{file}", digest, f"{file} in {of}", length)
         known.add(f"{folder}/{file}")
     return known
 
@@ -201,7 +207,7 @@ def check_files(
 
     When the story breaks off, only what is known to belong there is checked.
     """
-    files = _Files(run, story, report, progress)
+    files = _Files(run, story, payload_length(manifest), report, progress)
     _check_data(files, manifest)
     reveals = _valid_reveals(story.turns)
     payloads = {o["payload"]: f"the payload of {_label(turn, slot)}" for turn, slot, o in reveals}
@@ -211,7 +217,7 @@ def check_files(
         if turn.open["snapshot"] and o["start_state"] != manifest["zero_state"]
     }
     spare = sum(enrolment["role"] == "contributor" for enrolment in story.enrolments)
-    files.addressed("payloads", payloads, spare, payload_length(manifest))
+    files.addressed("payloads", payloads, spare, files.payload_length)
     files.addressed("state", states, spare)
     if story.whole:
         _check_checkpoints(files, story, manifest["config"]["checkpoint"]["every"])

@@ -30,6 +30,7 @@ from verification.errors import FormatError, SignatureError, StorageError
 PROTOCOL = 1
 MAX_INTEGER = 2**53 - 1
 MAX_ENTRY = 65_535
+MAX_DEPTH = 32
 
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -110,8 +111,19 @@ def write_canonical(value: Any) -> bytes:
     return text.encode("utf-8")
 
 
+def _check_depth(value: Any) -> None:
+    """No value lies deeper than `MAX_DEPTH` levels below `value`; goes level by level, without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        lists = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [inner for inside in lists for inner in inside]
+        if not level:
+            return
+    raise FormatError("JSON is nested too deeply", expected=f"at most {MAX_DEPTH} levels below the top")
+
+
 def parse_canonical(data: bytes) -> Any:
-    """The value whose canonical JSON is exactly `data`."""
+    """The value whose canonical JSON is exactly `data`; at most `MAX_DEPTH` levels below the top."""
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -120,6 +132,7 @@ def parse_canonical(data: bytes) -> Any:
             parse_constant=_refuse,
             parse_int=_integer,
         )
+        _check_depth(value)
         again = write_canonical(value)
     except RecursionError:
         raise FormatError("JSON is nested too deeply") from None

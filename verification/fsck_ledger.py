@@ -30,7 +30,10 @@ class Account:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one roster entry fared in a turn; `reason` is None when it was accepted."""
+    """How one roster entry fared in a turn; `reason` is None when it was accepted.
+
+    `ms` is the measured time in milliseconds, 0 when it was not measured.
+    """
 
     slot: int
     member: str
@@ -103,7 +106,7 @@ class Ledger:
     # --- what a round-close does ---
 
     def close(self, turn: int, outcomes: Iterable[Outcome], verdicts: Iterable[tuple[str, int]]) -> None:
-        """Apply a turn; `verdicts` are (auditor, tokens of the contribution it judged)."""
+        """Apply a turn; `verdicts` are the paid ones: (auditor, tokens of the contribution it judged)."""
         new: set[str] = set()
         earned: list[tuple[str, int]] = list(verdicts)
         for outcome in outcomes:
@@ -112,6 +115,8 @@ class Ledger:
                 self._accept(outcome)
                 continue
             self.queue += [(start, stop, outcome.operator) for start, stop in outcome.pieces]
+            if outcome.reason == "late":
+                self._pace(outcome.slot, outcome.steps // 2)
             if outcome.reason in REFUSALS:
                 self._strikes[outcome.member] += 1
                 self._suspect.add(outcome.member)
@@ -127,11 +132,15 @@ class Ledger:
         self._last_state[outcome.member] = outcome.next_state
         if outcome.drawn:
             self._suspect.discard(outcome.member)
+        if outcome.ms:
+            q = outcome.steps * self.settings.round_ms // outcome.ms
+            self._pace(outcome.slot, min(q, 2 * outcome.steps, self.settings.max_steps))
+
+    def _pace(self, slot: int, steps: int) -> None:
+        """Section 5, steps: what a slot is given next, in whole intervals between leaves."""
         if self.settings.measured:
             every = self.settings.trace_every
-            q = outcome.steps * self.settings.round_ms // max(1, outcome.ms)
-            q = min(q, 2 * outcome.steps, self.settings.max_steps)
-            self.steps[outcome.slot] = max(q // every * every, every)
+            self.steps[slot] = max(steps // every * every, every)
 
     def _credit(self, turn: int, earned: list[tuple[str, int]], forfeiting: set[str]) -> None:
         for member, tokens in earned:

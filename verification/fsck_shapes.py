@@ -20,6 +20,8 @@ Shape = Callable[[Any, str], None]
 
 REFUSALS = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
 REASONS = (*REFUSALS, "late", "no-eligible-auditor", "unaudited", "unconfirmed", "disputed", "failed-audit")
+CASE_FILES = {"failed-audit": ("payload", "start_state"), "malformed-payload": ("payload",)}
+"""The reasons that always have a case, and its files; their digests are the opening's (section 11)."""
 DIFFERENCES = ("trace", "payload", "next_state", "loss")
 MILLION = 1_000_000
 
@@ -160,6 +162,7 @@ DIGEST = pattern("(sha256|blake3):[0-9a-f]{64}", "a digest")
 KEY = pattern("ed25519:[0-9a-f]{64}", "a key")
 HEX64 = pattern("[0-9a-f]{64}", "64 hex digits")
 NAME = pattern("[a-z0-9._-]{1,64}", "1 to 64 of a-z 0-9 . _ -")
+CLASS = pattern("[ -~]{1,200}", "1 to 200 printable ASCII characters")
 
 _SLOTS = list_of(_NUMBER)
 _PAIR_OF_ARRAYS = members({"outer": BLAKE3, "weights": BLAKE3})
@@ -223,6 +226,7 @@ _OPENING = members(
     {
         "base": _PAIR_OF_ARRAYS,
         "positions": _POSITIONS,
+        # Any text: a class that is not the open's is a reason to refuse the reveal, which is logged.
         "class": text,
         "tokens": _NUMBER,
         "start_state": BLAKE3,
@@ -240,14 +244,14 @@ _ROSTER_ENTRY = members(
         "member": NAME,
         "key": KEY,
         "operator": NAME,
-        "class": text,
+        "class": CLASS,
         "steps": integer(1),
         "positions": _POSITIONS,
         "start_state": BLAKE3,
         "audit_ppm": _PPM,
     }
 )
-_AUDITOR = members({"member": NAME, "key": KEY, "operator": NAME, "class": text})
+_AUDITOR = members({"member": NAME, "key": KEY, "operator": NAME, "class": CLASS})
 _CALLED = list_of(members({"auditors": list_of(NAME), "slot": _NUMBER}))
 _ACCEPTED = members(
     {"member": NAME, "payload": BLAKE3, "slot": _NUMBER, "tokens": _NUMBER, "weight": _NUMBER}
@@ -276,7 +280,7 @@ RECORDS: dict[str, Shape] = {
             "role": choice("contributor", "auditor"),
             "operator": NAME,
             "key": KEY,
-            "class": text,
+            "class": CLASS,
         }
     ),
     "round-open": members(
@@ -319,7 +323,7 @@ RECORDS: dict[str, Shape] = {
             "trace": list_of(SHA256),
             "loss_first": _NUMBER,
             "loss_last": _NUMBER,
-            "class": text,
+            "class": CLASS,
         }
     ),
     "second-draw": members({**_OF_TURN, "head": text, "link": HEX64, "seed": SHA256, "looks": _CALLED}),

@@ -44,7 +44,7 @@ class Run:
     chain: Chain
     report: Report
     payloads: set[str] = field(default_factory=set)
-    """Payload digests of all valid reveals so far."""
+    """Payload digests of all accepted contributions of the turns before this one."""
 
 
 @dataclass
@@ -255,7 +255,7 @@ def check_commit_close(run: Run, turn: TurnState, entry: Entry) -> None:
 
 
 def check_reveal(run: Run, turn: TurnState, entry: Entry) -> None:
-    """A reveal is by a slot that committed, once. Whether it opens the commitment: see the close."""
+    """A reveal is by a slot that committed, in slot order, once. Whether it opens anything: see the close."""
     slot = entry.record["slot"]
     if not _check_author(run, turn, entry):
         return
@@ -263,6 +263,9 @@ def check_reveal(run: Run, turn: TurnState, entry: Entry) -> None:
         what = f"slot {slot} revealed in {turn.name} without having committed, or twice"
         run.report.add(what, place(entry), "one reveal for each commitment")
         return
+    if turn.reveals and slot < max(turn.reveals):
+        what = f"the reveal of slot {slot} in {turn.name} is out of order"
+        run.report.add(what, place(entry), f"a slot after {max(turn.reveals)}", slot)
     turn.reveals[slot] = entry.record
 
 
@@ -280,6 +283,7 @@ def _mismatch(run: Run, turn: TurnState, slot: int) -> str | None:
         "class": line["class"],
         "tokens": windows * run.settings.context,
         "start_state": line["start_state"],
+        "trace_leaves": -(-line["steps"] // run.settings.trace_every),
     }
     wrong = [key for key, want in fixed.items() if opening[key] != want]
     wrong += [key for key in ("member", "key") if reveal[key] != line[key]]
@@ -294,12 +298,10 @@ def _possible(run: Run, turn: TurnState, slot: int) -> tuple[set[str], str]:
     if mismatch is not None:
         return {"opening-mismatch"}, f"its {mismatch} does not match"
     opening, line = turn.reveals[slot]["opening"], turn.roster[slot]
-    possible = {"malformed-payload"}
-    leaves = -(-line["steps"] // run.settings.trace_every)
-    if opening["trace_leaves"] != leaves:
-        possible.add("opening-mismatch")
+    # The envelope says nothing of whether its payload came, or what the codec made of it.
+    possible = {"unrevealed", "malformed-payload"}
     if opening["payload"] in run.payloads:
-        return possible | {"duplicate-payload"}, "its payload was revealed before"
+        return possible | {"duplicate-payload"}, "its payload was accepted in an earlier turn"
     if turn.open["snapshot"] and line["start_state"] != run.manifest["zero_state"]:
         possible.add("unserved")
     return possible | {"revealed"}, "it opens its commitment and matches the open"
@@ -326,7 +328,6 @@ def check_reveal_close(run: Run, turn: TurnState, entry: Entry) -> None:
             run.report.add(what, where, " or ".join(sorted(possible)), said)
         if said == "revealed" and slot in turn.reveals:
             turn.valid[slot] = turn.reveals[slot]["opening"]
-            run.payloads.add(turn.valid[slot]["payload"])
         else:
             turn.refused[slot] = "unrevealed" if said == "revealed" else said
     turn.reveal_close = record

@@ -278,7 +278,7 @@ LIES: dict[str, tuple[str, Any]] = {
         lying("reveal-close", setter("refused.0.reason", "unserved"), turn=4),
     ),
     "duplicate taken": (
-        "slot 4 in round 4 is listed as revealed though its payload was revealed before",
+        "slot 4 in round 4 is listed as revealed though its payload was accepted",
         lying("reveal-close", lambda r, _: (r["refused"].pop(), r["revealed"].append(4))[1], turn=4),
     ),
     "head 1": ("head 1 does not sign exactly", lying("reveal-close", stale_head, turn=1)),

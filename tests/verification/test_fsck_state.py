@@ -105,7 +105,7 @@ class State:
         self.base = self.manifest["initial"]
         self.round, self.attempt, self.turn = 1, 0, 0
         self.tokens = 0
-        self.revealed_payloads: list[bytes] = []
+        self.accepted_payloads: list[bytes] = []
 
     def _manifest(self) -> dict[str, Any]:
         shard = lambda name, n: {"digest": b3(self.data[name]), "file": name, "windows": n}  # noqa: E731

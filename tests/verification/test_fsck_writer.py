@@ -102,7 +102,9 @@ class Writer(State):
             if str(todo.get(slot)).startswith("cheat"):
                 work = {**work, "payload": work["payload"][::-1], "trace": work["trace"][::-1]}
             if todo.get(slot) == "duplicate":
-                work["payload"] = self.revealed_payloads[0]
+                work["payload"] = self.accepted_payloads[0]
+            if todo.get(slot) == "twin":
+                work["payload"] = next(iter(reveals.values()))[1]["payload"]
             opening = {
                 "base": self.base,
                 "positions": line["positions"],
@@ -116,6 +118,8 @@ class Writer(State):
                 "loss_first": work["loss_first"],
                 "loss_last": work["loss_last"],
             }
+            if todo.get(slot) == "leaves":
+                opening["trace_leaves"] += 1
             salt = hashlib.sha256(f"salt {self.turn} {slot}".encode()).hexdigest()
             reveal = self.in_turn(slot=slot, member=name, key=key_text(name), salt=salt, opening=opening)
             hashed = {k: reveal[k] for k in ("attempt", "key", "opening", "round", "run", "salt", "slot")}
@@ -131,13 +135,16 @@ class Writer(State):
         committed = list(reveals)
         late = [line["slot"] for line in roster if line["slot"] not in reveals]
         self.ms = {slot: 100 + 150 * ((slot + self.turn) % 7) for slot in committed}
+        self.ms |= {slot: 0 for slot in committed if todo.get(slot) == "unmeasured"}
         self.add(
             "commit-close", self.in_turn(committed=committed, late=late, ms=[self.ms[s] for s in committed])
         )
         head = self.head()
         reasons = {
             "unrevealed": "unrevealed",
+            "other bytes": "unrevealed",
             "mismatch": "opening-mismatch",
+            "leaves": "opening-mismatch",
             "malformed": "malformed-payload",
             "duplicate": "duplicate-payload",
             "unserved": "unserved",
@@ -154,7 +161,6 @@ class Writer(State):
                 fate[slot] = reasons[what]
             else:
                 work, name = reveals[slot][1], reveals[slot][0]["member"]
-                self.revealed_payloads.append(work["payload"])
                 self.files[f"payloads/{b3(work['payload'])[7:]}"] = work["payload"]
                 start = self.files["start of " + name]
                 if snapshot and start != b"zero":
@@ -162,19 +168,25 @@ class Writer(State):
         revealed = [s for s in committed if fate[s] is None]
         refused = [{"reason": fate[s], "slot": s} for s in committed if fate[s] is not None]
         self.add("reveal-close", self.in_turn(head=head, revealed=revealed, refused=refused))
+        self.committed = reveals
         return {s: reveals[s] for s in revealed}
 
     def audit(self, roster: Any, auditors: Any, todo: Any, fate: Any, reveals: Any) -> Any:
         chance = self.link_and_seed(1)
         drawn: dict[int, list[str]] = {}
+        nobody = set()
+        payloads = {slot: work["payload"] for slot, (_, work) in reveals.items()}
         for line in roster:
             slot = line["slot"]
-            if draw_number(chance["seed"], f"audit/{slot}", 10**6) < line["audit_ppm"]:
-                names = [
-                    a["member"]
-                    for a in auditors
-                    if a["class"] == line["class"] and a["operator"] != line["operator"]
-                ]
+            names = [
+                a["member"]
+                for a in auditors
+                if a["class"] == line["class"] and a["operator"] != line["operator"]
+            ]
+            if not names and line["audit_ppm"]:
+                nobody.add(slot)
+            twin = any(other != slot and payloads.get(slot) == payloads[other] for other in payloads)
+            if twin or draw_number(chance["seed"], f"audit/{slot}", 10**6) < line["audit_ppm"]:
                 for i in reversed(range(1, len(names))):
                     j = draw_number(chance["seed"], f"auditors/{slot}/{i}", i + 1)
                     names[i], names[j] = names[j], names[i]
@@ -186,13 +198,13 @@ class Writer(State):
         served = [s for s in due if s not in unserved]
         self.add("served", self.in_turn(served=served, unserved=unserved))
         missed: list[dict[str, Any]] = []
-        audited: list[tuple[str, int]] = []
+        audited: list[tuple[str, int, str]] = []
         first: dict[int, dict[str, Any]] = {}
         for slot in served:
             answer = self.ask(1, slot, drawn[slot], todo, reveals, missed, roster)
             if answer is not None:
                 first[slot] = answer
-                audited.append((answer["auditor"], slot))
+                audited.append((answer["auditor"], slot, answer["outcome"]))
         chance = self.link_and_seed(2)
         looks: dict[int, list[str]] = {}
         for slot, verdict in first.items():
@@ -209,10 +221,14 @@ class Writer(State):
             answer = self.ask(2, slot, names, todo, reveals, missed, roster)
             if answer is not None:
                 again[slot] = answer
-                audited.append((answer["auditor"], slot))
-        for slot in drawn:
+                audited.append((answer["auditor"], slot, answer["outcome"]))
+        for slot in sorted(nobody | set(drawn)):
             if fate[slot] is None:
-                fate[slot] = self.judge(slot, drawn, unserved, first, looks, again)
+                fate[slot] = (
+                    "no-eligible-auditor"
+                    if slot in nobody
+                    else self.judge(slot, drawn, unserved, first, looks, again)
+                )
         return missed, audited, drawn
 
     def ask(
@@ -288,22 +304,20 @@ class Writer(State):
             accepted.append({"member": name, "payload": payload, "slot": slot, "tokens": n, "weight": weight})
             fresh.append((self.turn, name, n))
             self.accepted[name] += 1
+            self.accepted_payloads.append(reveals[slot][1]["payload"])
             self.state[name] = reveals[slot][1]["next_state"]
             if slot in drawn:
                 self.suspect.discard(name)
-            t = self.config["timing"]
-            if t["mode"] == "measured":
-                every = self.config["train"]["trace_every"]
-                q = line["steps"] * t["round_ms"] // max(1, self.ms[slot])
-                q = min(q, 2 * line["steps"], t["max_steps"])
-                self.steps[slot] = max(every, q - q % every)
-        fresh += [(self.turn, name, reveals[slot][0]["opening"]["tokens"]) for name, slot in audited]
+        self.pace(roster, fate)
+        for name, slot, outcome in audited:
+            if fate[slot] == {"pass": None, "fail": "failed-audit"}[outcome]:
+                fresh.append((self.turn, name, reveals[slot][0]["opening"]["tokens"]))
         rejected = []
         for line in roster:
             slot, name, reason = line["slot"], line["member"], fate[line["slot"]]
             if reason is None:
                 continue
-            evidence = self.evidence(line, reason, reveals)
+            evidence = self.evidence(line, reason, self.committed)
             rejected.append(
                 {
                     "evidence": evidence,
@@ -361,13 +375,22 @@ class Writer(State):
         self.turn += 1
         self.round, self.attempt = (self.round + 1, 0) if good else (self.round, self.attempt + 1)
 
+    def pace(self, roster: Any, fate: Any) -> None:
+        t, every = self.config["timing"], self.config["train"]["trace_every"]
+        for line in roster if t["mode"] == "measured" else ():
+            slot, s = line["slot"], line["steps"]
+            if fate[slot] == "late":
+                self.steps[slot] = max(every, s // 2 - s // 2 % every)
+            elif fate[slot] is None and self.ms[slot] > 0:
+                q = min(s * t["round_ms"] // self.ms[slot], 2 * s, t["max_steps"])
+                self.steps[slot] = max(every, q - q % every)
+
     def evidence(self, line: Any, reason: str, reveals: Any) -> str | None:
         if reason not in {"failed-audit", "malformed-payload"}:
             return None
-        files = {"payload": b"not a payload"}
+        files = {"payload": reveals[line["slot"]][1]["payload"]}
         if reason == "failed-audit":
-            payload = reveals[line["slot"]][1]["payload"]
-            files = {"start_state": self.files["start of " + line["member"]], "payload": payload}
+            files["start_state"] = self.files["start of " + line["member"]]
         case = canon(
             {
                 "attempt": self.attempt,
