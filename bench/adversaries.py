@@ -136,11 +136,17 @@ class SmuggleOnce(Adversary):
 # Checks, taken away.
 
 
-def _reveals(**changed: Any) -> Any:
-    def judged(state: Any, slot: int, answer: Any, *, seen: Any, decode: Any) -> Any:
-        return judge_reveal(state, slot, answer, **{"seen": seen, "decode": decode, **changed})
+def _without_decoding(state: Any, slot: int, answer: Any, *, payload_bytes: int, decode: Any) -> Any:
+    del decode
+    return judge_reveal(state, slot, answer, payload_bytes=payload_bytes, decode=len)
 
-    return patch("pipeline.coordinator.judge_reveal", judged)
+
+def _without_duplicates(state: Any, slot: int, answer: Any, **others: Any) -> Any:
+    return judge_reveal(replace(state, used=frozenset()), slot, answer, **others)
+
+
+def _no_twins(_: Any) -> set[int]:
+    return set()
 
 
 def _first_draw(liars: Mapping[str, str]) -> list[Any]:
@@ -163,8 +169,8 @@ def _anything(*_: Any) -> bool:
     return True
 
 
-def _without_serving(turn: Any, slot: int, auditors: Any) -> str | None:
-    reason = REASON(turn, slot, auditors)
+def _without_serving(turn: Any, entry: RosterEntry, auditors: Any) -> str | None:
+    reason = REASON(turn, entry, auditors)
     return None if reason == "unserved" else reason
 
 
@@ -172,12 +178,15 @@ PLAN_OPEN, DIFFERENCES, REASON = plans.plan_open, judge.differences, judge._reas
 
 
 def removals(check: str, liars: Mapping[str, str]) -> list[Any]:
-    """The patches that take a check away; the audit is taken away by its rate."""
+    """The patches that take a check away; the audit goes with its rate, that of twins beside it."""
     return {
-        "audit": [],
+        "audit": [patch("verification.plans._twins", _no_twins)],
         "clip": [patch("pipeline.aggregation.clip_factors", lambda norms: (1.0,) * len(norms))],
-        "duplicates": [_reveals(seen=frozenset()), patch("verification.rounds._closes_reveals", _anything)],
-        "decoding": [_reveals(decode=len)],
+        "duplicates": [
+            patch("pipeline.coordinator.judge_reveal", _without_duplicates),
+            patch("verification.rounds._closes_reveals", _anything),
+        ],
+        "decoding": [patch("pipeline.coordinator.judge_reveal", _without_decoding)],
         "strikes": [patch("verification.credits.STRIKE_REASONS", frozenset())],
         "next state": [
             patch("pipeline.auditor.differences", _without_next_state),

@@ -181,9 +181,13 @@ class RunFolder:
         write_atomic(folder / "case.json", data)
         return sha256_digest(data)
 
+    def evidence_case(self, round_: int, attempt: int, slot: int) -> Path:
+        """The folder of one rejection, by its place."""
+        return self.path / "evidence" / f"r{round_:05d}-a{attempt}-s{slot}"
+
     def evidence_folder(self, open_: RoundOpen, slot: int) -> Path:
-        """The folder of one rejection."""
-        return self.path / "evidence" / f"r{open_.round:05d}-a{open_.attempt}-s{slot}"
+        """The folder of a rejection in the turn that `open_` opened."""
+        return self.evidence_case(open_.round, open_.attempt, slot)
 
     def _checked(self, path: Path, digest: str) -> bytes:
         try:

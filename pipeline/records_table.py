@@ -128,12 +128,14 @@ def read_contributions(path: Path, most_rows: int) -> list[Row]:
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             raise FormatError(f"{path} is no file, or too long", expected=f"at most {MOST_BYTES} bytes")
-        data = io.BytesIO(path.read_bytes())
+        # On this thread alone: one of pyarrow's own would hold on to a Python object, and a process that ends
+        # as it lets go of it is aborted.
+        file = pq.ParquetFile(pa.BufferReader(path.read_bytes()))
         # Before anything is decoded: a short file can claim any number of rows.
-        found = pq.read_metadata(data).num_rows
+        found = file.metadata.num_rows
         if found > most_rows:
             raise FormatError(f"{path} has too many rows", expected=f"at most {most_rows}", got=found)
-        table = pq.read_table(data)
+        table = file.read(use_threads=False)
         if table.schema != SCHEMA:
             raise FormatError(f"{path} has other columns", expected=SCHEMA.names, got=table.schema.names)
         rows: list[Row] = table.to_pylist()  # where text that is not UTF-8 comes to light

@@ -63,6 +63,7 @@ def replay_checkpoints(
             fail(Failure(error.what, where, str(error.expected or ""), str(error.got or "")))
             return  # no checkpoint follows from here
         _compare(aggregator, after, close, where, fail)
+        _check_refusals(folder, aggregator, close, fail)
         if not close["void"]:
             _check_files(folder, aggregator, after, close["round"], fail)
         yield Step(turn, checkpoint, after)
@@ -138,6 +139,25 @@ def _accepted(folder: RunFolder, turn: Turn) -> list[Contribution]:
         Contribution(a["slot"], operators[a["slot"]], a["tokens"], folder.payload(a["payload"]))
         for a in (turn.close or {})["accepted"]
     ]
+
+
+def _check_refusals(folder: RunFolder, aggregator: Aggregator, close: dict[str, Any], fail: Fail) -> None:
+    """What was refused as malformed lies in evidence, with its digest checked at level 1; the codec must agree."""
+    for item in close["rejected"]:
+        if item["reason"] != "malformed-payload":
+            continue
+        case = folder.evidence_case(close["round"], close["attempt"], item["slot"])
+        where = str((case / "payload").relative_to(folder.path))
+        try:
+            aggregator.codec.decode((case / "payload").read_bytes())
+        except FormatError:
+            continue
+        except OSError as error:
+            fail(Failure("evidence is missing", where, "a payload", str(error)))
+            continue
+        fail(
+            Failure("a sound payload was refused as malformed", where, "bytes the codec refuses", "a payload")
+        )
 
 
 def _compare(

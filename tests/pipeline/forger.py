@@ -261,10 +261,11 @@ class Forger:
         for outcome in self.told(turn.evidence):
             slot, reason = outcome.entry.slot, outcome.reason
             found[slot] = before.get((slot, reason or ""))
-            if reason == "failed-audit" and found[slot] is None:
+            if reason in ("failed-audit", "malformed-payload") and found[slot] is None:
                 opening = turn.reveals[slot].opening
-                state = self.folder.state_file(opening.start_state).read_bytes()
-                files = {"start_state": state, "payload": self.folder.payload(opening.payload)}
+                files = {"payload": self.folder.payload(opening.payload)}
+                if reason == "failed-audit":
+                    files["start_state"] = self.folder.state_file(opening.start_state).read_bytes()
                 self.folder.put_evidence(turn.open, slot, files)
                 found[slot] = self.folder.close_evidence(turn.open, slot, reason)
         return found
@@ -398,6 +399,7 @@ def _believe_close(
         pace=pace_after(state, turn, accepted),
         cursor=record.cursor,
         queue=record.requeued,
+        used=state.used | {item.payload for item in record.accepted},
         tokens=state.tokens + sum(item.tokens for item in record.accepted),
         last_close=record,
     )

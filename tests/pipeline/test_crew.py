@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.pool import Answer, LocalPool, MemberDiedError
-from pipeline.crew import AuditCase, Crew
+from pipeline.crew import PATIENCE_MS, AuditCase, Crew
 from tests.verification.fake_run import (
     AUDITORS,
     CONTRIBUTORS,
@@ -40,12 +40,13 @@ class Fakes:
 
     verbs: dict[str, Reply] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    deadlines: dict[str, int] = field(default_factory=dict)
 
     def call(
         self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
     ) -> dict[str, Answer]:
-        del deadline_ms
         answers = {}
+        self.deadlines[method] = deadline_ms
         for name, args in arguments.items():
             self.asked.append((method, name))
             try:
@@ -55,6 +56,19 @@ class Fakes:
             except ZeroDivisionError:
                 answers[name] = Answer(error="it broke [/] [bold]")
         return answers
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the organiser allows a name to be."""
+
+    role: str
+    operator: str
+
+
+ALLOWED = {name: Spec("contributor", operator) for name, operator in CONTRIBUTORS.items()} | {
+    name: Spec("auditor", operator) for name, operator in AUDITORS.items()
+}
 
 
 def crew(**verbs: Reply) -> tuple[Crew, list[str], Fakes]:
@@ -132,20 +146,47 @@ def test_garbage_for_commitments_reveals_states_and_verdicts_is_nothing(value: A
 def test_garbage_at_joining_is_an_error_of_the_family(value: Any) -> None:
     team, _, _ = crew(missing_files=lambda *_: value, enrol=lambda *_: value, store_file=lambda *_: None)
     with pytest.raises(BarnraiseError):
-        team.enrolments(begin(started().manifest), ["c0"])
+        team.enrolments(begin(started().manifest), {"c0": ALLOWED["c0"]})
     if value != []:
         with pytest.raises(BarnraiseError):
             team.send_files(["c0"], lambda name: b"")
+        # Once the members are in the log, it stops nobody.
+        later, said, _ = crew(missing_files=lambda *_: value)
+        later.send_files(["c0"], lambda name: b"", enrolled=True)
+        assert len(said) == 1
 
 
-def test_enrolments_come_in_the_order_of_names_and_under_their_own() -> None:
+def test_enrolments_come_in_the_order_of_those_allowed() -> None:
     state = begin(started().manifest)
     members = {record.member: seal_record(record, key(record.member)) for record in enrolments(state.run)}
-    team, _, _ = crew(enrol=lambda name: members[name])
-    assert [entry[0] for entry in team.enrolments(state, NAMES)] == enrolments(state.run)
-    team, _, _ = crew(enrol=lambda name: members["a0"])
-    with pytest.raises(ProtocolError, match="another name"):
-        team.enrolments(state, ["c0"])
+    team, _, fakes = crew(enrol=lambda name: members[name])
+    assert [entry[0] for entry in team.enrolments(state, ALLOWED)] == enrolments(state.run)
+    backwards = {name: ALLOWED[name] for name in reversed(NAMES)}
+    assert [record.member for record, _ in team.enrolments(state, backwards)] == NAMES[::-1]  # type: ignore[union-attr]
+    assert [name for _, name in fakes.asked] == NAMES + NAMES[::-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"member": "c1"},
+        {"member": "eve"},
+        {"role": "auditor"},
+        # Another operator: half the weight cap for oneself, or the right to judge one's own work.
+        {"operator": "op-c"},
+        {"operator": "op-eve"},
+    ],
+)
+def test_a_member_enrols_only_as_what_it_is_allowed_to_be(change: dict[str, str]) -> None:
+    state = begin(started().manifest)
+    right = enrolments(state.run)[0]
+    wrong: Any = {"member": "c0", "role": "contributor", "operator": "op-a", **change}
+    record = replace(right, **wrong)
+    team, _, _ = crew(enrol=lambda name: seal_record(record, key("c0")))
+    with pytest.raises(ProtocolError, match="not allowed to be"):
+        team.enrolments(state, {"c0": ALLOWED["c0"]})
+    allowed = {wrong["member"]: Spec(wrong["role"], wrong["operator"])}
+    assert [entry[0] for entry in team.enrolments(state, allowed)] == [record]
 
 
 def test_files_go_to_those_who_lack_them_and_nothing_else_can_be_had() -> None:
@@ -167,6 +208,73 @@ def test_files_go_to_those_who_lack_them_and_nothing_else_can_be_had() -> None:
     wants["c0"] = ["train-99.arrow"]
     with pytest.raises(ProtocolError, match="asked for train-99"):
         team.send_files(["c0"], absent)
+
+
+def test_a_file_asked_for_twice_is_sent_once() -> None:
+    stored: list[str] = []
+    team, _, _ = crew(
+        missing_files=lambda name: ["a.arrow", "b.arrow"] * 500,
+        store_file=lambda name, file, data: stored.append(file),
+    )
+    team.send_files(["c0"], lambda file: b"")
+    assert stored == ["a.arrow", "b.arrow"]
+
+
+def test_a_member_that_takes_no_files_stops_a_run_only_before_enrolment() -> None:
+    def missing(name: str) -> Any:
+        if name == "c0":
+            raise ZeroDivisionError
+        if name == "c1":
+            raise TimeoutError
+        return {"c2": "no list", "c3": ["../key"], "a0": ["gone.arrow"]}.get(name, ["tokenizer.json"])
+
+    def store(name: str, file: str, data: bytes) -> None:
+        if name == "a1":
+            raise ZeroDivisionError
+        stored.append((name, file, data))
+
+    def read(file: str) -> bytes:
+        if file == "gone.arrow":
+            raise FileNotFoundError(2, "No such file or directory", file)
+        return b"data"
+
+    stored: list[tuple[str, str, bytes]] = []
+    team, said, _ = crew(missing_files=missing, store_file=store)
+    for name in ("c0", "c1", "c2", "c3", "a0", "a1"):
+        with pytest.raises(ProtocolError, match=name):
+            team.send_files([name], read)
+    assert (stored, said) == ([], [])
+    team.send_files(NAMES, read, enrolled=True)
+    assert stored == [("a2", "tokenizer.json", b"data")]
+    assert [line.split()[0] for line in said] == ["c0", "c1", "c2", "c3", "a0", "a1"]
+
+
+@pytest.mark.parametrize(("mode", "patience"), [("fixed", PATIENCE_MS), ("measured", 4000)])
+def test_nobody_is_waited_for_without_an_end(mode: str, patience: int) -> None:
+    play = Play(started(timing={"mode": mode}))
+    play.add(plan_open(play.state))
+    turn = play.state.open_turn
+
+    def late(*_: Any) -> None:
+        raise TimeoutError
+
+    team, _, fakes = crew(commit=late, reveal=late, serve_state=late, audit=late)
+    team.commitments(turn, b"", b"")
+    team.reveals(play.state, "head", {0: (1, [])})
+    team.states(turn, [0])
+    team.verdicts(turn, 1, {0: ("a0",)}, {0: AuditCase(b"", b"", b"", b"")})
+    assert fakes.deadlines == dict.fromkeys(("commit", "reveal", "serve_state", "audit"), patience)
+
+
+def test_joining_has_a_deadline_too() -> None:
+    state = begin(started().manifest)
+    members = {record.member: seal_record(record, key(record.member)) for record in enrolments(state.run)}
+    team, _, fakes = crew(
+        missing_files=lambda name: ["a"], store_file=lambda *_: None, enrol=lambda name: members[name]
+    )
+    team.send_files(NAMES, lambda file: b"")
+    team.enrolments(state, ALLOWED)
+    assert fakes.deadlines == dict.fromkeys(("missing_files", "store_file", "enrol"), PATIENCE_MS)
 
 
 def test_a_start_state_is_taken_only_when_it_is_the_right_one() -> None:

@@ -39,6 +39,7 @@ CLASSES = {
     "table": "contributions.parquet",
 }
 VIEWS = ("metrics.jsonl", "report.html", "wandb/offline-run-1/run-1.wandb")
+MOST_ROWS = 1000
 COVERED = ("log", "log/tile", "log/tile/entries", "payloads", "checkpoints", "state", "data", "evidence")
 
 
@@ -138,14 +139,14 @@ def test_a_changed_value_of_the_table_is_named(run: Path, verifier: Verifier) ->
     """Bytes of the file that change no value may differ, as they do between releases of its writer."""
     dice = random.Random("table")
     path = run / CLASSES["table"]
-    rows = read_contributions(path)
+    rows = read_contributions(path, MOST_ROWS)
     tolerated = 0
     for _ in range(FLIPS):
         with kept(path) as [data]:
             at, bit = dice.randrange(len(data)), 1 << dice.randrange(8)
             path.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
             try:
-                same = read_contributions(path) == rows
+                same = read_contributions(path, MOST_ROWS) == rows
             except FormatError:
                 same = False
             if same:
@@ -165,7 +166,7 @@ def test_no_damage_to_the_table_raises(run: Path) -> None:
             at = dice.randrange(len(data))
             path.write_bytes(data[:at] + dice.randbytes(dice.randint(1, 4)) + data[at + 1 :])
             try:
-                read_contributions(path)
+                read_contributions(path, MOST_ROWS)
             except FormatError:
                 unreadable += 1
     assert unreadable > 50
@@ -198,12 +199,12 @@ def test_a_file_cut_or_longer_is_named(run: Path, verifier: Verifier) -> None:
 
 def _same_rows(path: Path, data: bytes) -> bool:
     try:
-        found = read_contributions(path)
+        found = read_contributions(path, MOST_ROWS)
     except FormatError:
         return False
     path.with_suffix(".true").write_bytes(data)
     try:
-        return found == read_contributions(path.with_suffix(".true"))
+        return found == read_contributions(path.with_suffix(".true"), MOST_ROWS)
     finally:
         path.with_suffix(".true").unlink()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.folder import RunFolder
-from pipeline.records_table import SCHEMA, contribution_rows, read_contributions, write_contributions
+from pipeline.records_table import (
+    MOST_BYTES,
+    SCHEMA,
+    contribution_rows,
+    read_contributions,
+    write_contributions,
+)
 from tests.verification.fake_run import rich_run, started
 from verification.errors import BarnraiseError, FormatError
 from verification.records import (
@@ -76,19 +83,51 @@ def test_losses_are_nats_as_revealed() -> None:
 def test_the_file_comes_back_and_another_file_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write_contributions(folder, RECORDS, 100)
-    assert read_contributions(folder.contributions_file) == ROWS
+    assert read_contributions(folder.contributions_file, len(ROWS)) == ROWS
     first = folder.contributions_file.read_bytes()
     write_contributions(folder, RECORDS, 100)
     assert folder.contributions_file.read_bytes() == first
     for wrong in (b"", b"PAR1", first[: len(first) // 2], first[:40] + b"\xff" * 30 + first[70:]):
         folder.contributions_file.write_bytes(wrong)
         with pytest.raises(FormatError):
-            read_contributions(folder.contributions_file)
+            read_contributions(folder.contributions_file, 1000)
     pq.write_table(pa.table({"round": [1]}), folder.contributions_file)
     with pytest.raises(FormatError, match="other columns"):
-        read_contributions(folder.contributions_file)
-    with pytest.raises(FormatError, match="not a readable"):
-        read_contributions(tmp_path / "none")
+        read_contributions(folder.contributions_file, 1000)
+    for place in (tmp_path / "none", tmp_path):
+        with pytest.raises(FormatError, match="is no file"):
+            read_contributions(place, 1000)
+
+
+def test_a_table_with_more_rows_than_the_log_accounts_for_is_refused_before_it_is_decoded(
+    tmp_path: Path,
+) -> None:
+    folder = RunFolder(tmp_path)
+    write_contributions(folder, RECORDS, 100)
+    with pytest.raises(FormatError, match="too many rows"):
+        read_contributions(folder.contributions_file, len(ROWS) - 1)
+    # Ten million equal rows are a short file, and other columns besides: the count is looked at first.
+    pq.write_table(pa.table({"round": pa.repeat(1, 10_000_000)}), folder.contributions_file)
+    assert folder.contributions_file.stat().st_size < 1 << 20
+    with pytest.raises(FormatError, match="too many rows"):
+        read_contributions(folder.contributions_file, 1000)
+
+
+def test_a_file_too_long_to_be_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.touch()
+    os.truncate(path, MOST_BYTES + 1)  # sparse: it takes no room
+    with pytest.raises(FormatError, match="too long"):
+        read_contributions(path, 1000)
+
+
+def test_a_verdict_that_the_settling_did_not_bear_out_has_no_credit() -> None:
+    audits = [row for row in ROWS if row["role"] == "auditor"]
+    disputed = next(row for row in ROWS if row["reason"] == "disputed")
+    there = [row for row in audits if row["round"] == disputed["round"]]
+    unpaid = [row["verdict"] for row in there if row["credit"] == 0]
+    assert sorted(unpaid) == ["fail", "pass"]
+    assert {row["verdict"] for row in there if row["credit"]} == {"pass", "fail"}  # the confirmed fault
 
 
 def test_a_log_without_a_manifest_is_refused() -> None:

@@ -8,6 +8,8 @@ import json
 import random
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +270,21 @@ def test_a_sample_can_be_drawn_again(run: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_sample_larger_than_the_run_is_all_of_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, answer = asked(capsys, str(run), "--level", "3", "--sample", "99", "--sample-seed", "5")
     assert (code, answer["recomputed"], answer["population"], answer["sample_seed"]) == (0, 10, 10, 5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux lists them")
+def test_reading_the_table_leaves_no_thread_behind(run: Path) -> None:
+    """A thread of pyarrow's that still holds a Python object as the process ends aborts it."""
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from pipeline.records_table import read_contributions\n"
+        "before = os.listdir('/proc/self/task')\n"
+        "assert read_contributions(Path(sys.argv[1]), 1000)\n"
+        "assert os.listdir('/proc/self/task') == before\n"
+    )
+    command = [sys.executable, "-c", code, str(run / "contributions.parquet")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_without_a_sample_no_seed_is_drawn(run: Path) -> None:

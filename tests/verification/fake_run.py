@@ -116,10 +116,16 @@ def started(auditors: Mapping[str, str] = AUDITORS, **sections: Mapping[str, Any
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of a slot in a turn. `silent` auditors are asked in vain before one answers."""
+    """What becomes of a slot in a turn. `silent` auditors are asked in vain before one answers.
+
+    `logged`: an unrevealed slot's envelope came all the same. `copies`: the slot of the same turn whose
+    payload it hands in as its own; honest auditors then find another one.
+    """
 
     commit: bool = True
     refused: str | None = None
+    logged: bool = False
+    copies: int | None = None
     serves: bool = True
     first: str = "pass"
     second: str = "pass"
@@ -135,6 +141,8 @@ fates = st.one_of(
     st.just(GOOD),
     st.just(LATE),
     st.builds(Fate, refused=st.sampled_from(STRIKES)),
+    st.just(Fate(refused="unrevealed", logged=True)),
+    st.builds(Fate, copies=st.integers(0, 3)),
     st.builds(
         Fate,
         serves=st.booleans(),
@@ -177,15 +185,17 @@ def opening(open_: RoundOpen, entry: RosterEntry) -> Opening:
     )
 
 
-def reveal(open_: RoundOpen, entry: RosterEntry) -> Reveal:
+def reveal(open_: RoundOpen, entry: RosterEntry, copies: int | None = None) -> Reveal:
     salt = hashlib.sha256(f"salt {open_.turn} {entry.slot}".encode()).hexdigest()
     place = (1, open_.run, open_.round, open_.attempt, entry.slot, entry.member, entry.key)
-    return Reveal(*place, salt, opening(open_, entry))
+    claim = opening(open_, entry)
+    victim = next((other for other in open_.roster if other.slot == copies), entry)
+    return Reveal(*place, salt, replace(claim, payload=done(open_, victim).payload))
 
 
-def commitment(open_: RoundOpen, entry: RosterEntry) -> Commitment:
+def commitment(open_: RoundOpen, entry: RosterEntry, copies: int | None = None) -> Commitment:
     place = (1, open_.run, open_.round, open_.attempt, entry.slot, entry.member, entry.key)
-    return Commitment(*place, reveal(open_, entry).commitment)
+    return Commitment(*place, reveal(open_, entry, copies).commitment)
 
 
 def verdict(state: RunState, slot: int, look: int, auditor: str, outcome: str) -> Verdict:
@@ -248,7 +258,7 @@ class Play:
         open_ = self.state.open_turn.open
         for slot, fate in script.items():
             if fate.commit:
-                self.add(commitment(open_, open_.entry(slot)))
+                self.add(commitment(open_, open_.entry(slot), fate.copies))
         committed = tuple(slot for slot, fate in script.items() if fate.commit)
         late = tuple(slot for slot, fate in script.items() if not fate.commit)
         self.add(CommitClose(*self.place, committed, late, tuple(script[slot].ms for slot in committed)))
@@ -257,8 +267,8 @@ class Play:
         open_ = self.state.open_turn.open
         came = [slot for slot, fate in script.items() if fate.commit]
         for slot in came:
-            if script[slot].refused != "unrevealed":
-                self.add(reveal(open_, open_.entry(slot)))
+            if script[slot].refused != "unrevealed" or script[slot].logged:
+                self.add(reveal(open_, open_.entry(slot), script[slot].copies))
         refused = tuple(Refusal(slot, script[slot].refused) for slot in came if script[slot].refused)  # type: ignore[arg-type]
         revealed = tuple(slot for slot in came if not script[slot].refused)
         self.add(RevealClose(*self.place, self._head(1)[1], revealed, refused))

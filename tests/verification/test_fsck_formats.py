@@ -62,6 +62,19 @@ def test_other_json_is_refused(data: bytes) -> None:
         parse_canonical(data)
 
 
+@pytest.mark.parametrize(
+    ("left", "inner", "right"), [("[", "[]", "]"), ('{"a":', "0", "}"), ("[", '""', "]")]
+)
+def test_json_is_nested_32_levels_below_the_top_at_most(left: str, inner: str, right: str) -> None:
+    def nested(levels: int) -> bytes:
+        return (left * levels + inner + right * levels).encode()
+
+    assert write_canonical(parse_canonical(nested(32))) == nested(32)
+    for levels in (33, 500, 100_000):
+        with pytest.raises(FormatError, match="nested too deeply"):
+            parse_canonical(nested(levels))
+
+
 def test_hash_object_golden() -> None:
     assert hash_object("d", {"a": 1}) == "sha256:" + hashlib.sha256(b'd\x00{"a":1}').hexdigest()
 

@@ -106,6 +106,7 @@ class State:
         self.round, self.attempt, self.turn = 1, 0, 0
         self.tokens = 0
         self.accepted_payloads: list[bytes] = []
+        self.rejected_payloads: list[bytes] = []
 
     def _manifest(self) -> dict[str, Any]:
         shard = lambda name, n: {"digest": b3(self.data[name]), "file": name, "windows": n}  # noqa: E731

@@ -103,6 +103,8 @@ class Writer(State):
                 work = {**work, "payload": work["payload"][::-1], "trace": work["trace"][::-1]}
             if todo.get(slot) == "duplicate":
                 work["payload"] = self.accepted_payloads[0]
+            if todo.get(slot) == "replay":
+                work["payload"] = self.rejected_payloads[0]
             if todo.get(slot) == "twin":
                 work["payload"] = next(iter(reveals.values()))[1]["payload"]
             opening = {
@@ -318,6 +320,8 @@ class Writer(State):
             if reason is None:
                 continue
             evidence = self.evidence(line, reason, self.committed)
+            if slot in reveals:
+                self.rejected_payloads.append(reveals[slot][1]["payload"])
             rejected.append(
                 {
                     "evidence": evidence,

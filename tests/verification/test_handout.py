@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.verification.fake_run import config
 from verification.encoding import hex_float
-from verification.handout import Need, give_back, hand_out, learning_rates, next_steps
+from verification.handout import Need, give_back, hand_out, learning_rates, next_steps, steps_when_late
 from verification.records import Requeued
 
 OPERATORS = st.sampled_from("abc")
@@ -89,20 +89,30 @@ def test_steps_at_most_double_and_stay_whole_leaves(
     steps: int, ms: int, round_ms: int, most: int, every: int
 ) -> None:
     after = next_steps(steps, ms, {"round_ms": round_ms, "max_steps": most}, every)
+    if ms == 0:  # nobody measured
+        assert after == steps
+        return
     assert after % every == 0
     assert after >= every
     assert after <= max(every, min(2 * steps, most))
-    if ms > 0 and every == 1:
+    if every == 1:
         assert after == max(1, min(steps * round_ms // ms, 2 * steps, most))
 
 
 def test_steps_in_numbers() -> None:
     timing = {"round_ms": 5000, "max_steps": 64}
-    assert next_steps(8, 0, timing, 4) == 16
+    assert next_steps(8, 1, timing, 4) == 16
+    assert next_steps(8, 0, timing, 4) == 8  # not measured
+    assert next_steps(100, 0, timing, 3) == 100
     assert next_steps(8, 5000, timing, 4) == 8
     assert next_steps(8, 3000, timing, 4) == 12  # 13 down to a multiple of 4
     assert next_steps(8, 60_000, timing, 4) == 4
     assert next_steps(60, 1, timing, 4) == 64
+
+
+def test_a_late_slot_gets_half_in_whole_leaves() -> None:
+    cases = {(16, 4): 8, (12, 4): 4, (8, 4): 4, (4, 4): 4, (7, 1): 3, (1, 1): 1, (9, 3): 3}
+    assert {case: steps_when_late(*case) for case in cases} == cases
 
 
 @given(

@@ -58,8 +58,9 @@ def payload_of(slot: int) -> bytes:
 
 
 def decode(data: bytes) -> object:
-    if len(data) != SIZE:
-        raise FormatError("a payload of the wrong length", expected=SIZE, got=len(data))
+    assert len(data) == SIZE, "what has the wrong length must not get this far"
+    if b"!" in data:
+        raise FormatError("a payload of the wrong form", expected="no !", got=data)
     return data
 
 
@@ -98,8 +99,8 @@ def answer(record: Reveal, payload: bytes | None = None, signer: str = "c0") -> 
     return RevealAnswer(sealed(record, signer), payload_of(record.slot) if payload is None else payload, None)
 
 
-def judge(state: RunState, slot: int, given: RevealAnswer | None, seen: frozenset[str] = frozenset()) -> Any:
-    return judge_reveal(state, slot, given, seen=seen, decode=decode)
+def judge(state: RunState, slot: int, given: RevealAnswer | None) -> Any:
+    return judge_reveal(state, slot, given, payload_bytes=SIZE, decode=decode)
 
 
 # --- enrolments and commitments ---
@@ -176,58 +177,95 @@ def test_a_reveal_of_an_earlier_turn_is_not_logged() -> None:
     assert judge(LATER, 0, answer(revealed(OPEN, 0))) == (None, Refusal(0, "opening-mismatch"))
 
 
-WRONG: dict[str, Any] = {
-    "base": Base(b3("other"), OPEN.base.outer),
-    "positions": ((0, 7), (8, 9)),
-    "numerics_class": "another class",
-    "start_state": b3("another state"),
-    "tokens": 33,
-    "trace_leaves": 0,
-}
+WRONG: list[tuple[str, Any]] = [
+    ("base", Base(b3("other"), OPEN.base.outer)),
+    ("positions", ((0, 7), (8, 9))),
+    ("numerics_class", "another class"),
+    ("start_state", b3("another state")),
+    ("tokens", 33),
+    # Four steps with a leaf every two: two leaves.
+    *(("trace_leaves", count) for count in (0, 1, 3, 4)),
+]
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_each_field_that_the_open_fixed_must_be_as_it_fixed_it(name: str) -> None:
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_each_field_that_the_open_fixed_must_be_as_it_fixed_it(name: str, value: Any) -> None:
     def make(open_: RoundOpen, slot: int) -> Reveal:
-        return revealed(open_, slot, **{name: WRONG[name]})
+        return revealed(open_, slot, **{name: value})
 
     state = committed(Play(started()), make)
     record = make(state.open_turn.open, 0)
     assert record.commitment == state.open_turn.commitments[0].commitment
     assert judge(state, 0, answer(record)) == (record, Refusal(0, "opening-mismatch"))
+    # Also where no right payload came with it.
+    assert judge(state, 0, answer(record, b"")) == (record, Refusal(0, "opening-mismatch"))
+
+
+def test_the_leaves_of_a_trace_are_steps_over_trace_every_rounded_up() -> None:
+    assert [(e.steps, revealed(OPEN, e.slot).opening.trace_leaves) for e in OPEN.roster] == [
+        (4, 2),
+        (2, 1),
+        (3, 2),
+        (1, 1),
+    ]
+    for slot in range(4):
+        record = revealed(OPEN, slot)
+        assert judge(STATE, slot, answer(record, signer=f"c{slot}")) == (record, None)
 
 
 @pytest.mark.parametrize(
     "payload", [b"", payload_of(0)[:-1], payload_of(0) + b".", payload_of(1), b"\0" * 10_000_000]
 )
-def test_another_payload_than_committed_is_malformed(payload: bytes) -> None:
+def test_another_payload_than_committed_is_no_reveal_and_the_envelope_is_kept(payload: bytes) -> None:
     record = revealed(OPEN, 0)
-    assert judge(STATE, 0, answer(record, payload)) == (record, Refusal(0, "malformed-payload"))
+    assert judge(STATE, 0, answer(record, payload)) == (record, Refusal(0, "unrevealed"))
 
 
-@pytest.mark.parametrize("payload", [b"", b"short", payload_of(0) + b"."])
-def test_a_payload_that_the_codec_refuses_is_malformed_though_committed(payload: bytes) -> None:
+def committed_to(payload: bytes, used: frozenset[str] = frozenset()) -> tuple[RunState, Reveal]:
+    """A turn in which slot 0 has committed to these bytes, and its reveal."""
+
     def make(open_: RoundOpen, slot: int) -> Reveal:
         return revealed(open_, slot, payload=blake3_digest(payload))
 
-    state = committed(Play(started()), make)
-    record = make(state.open_turn.open, 0)
+    state = replace(committed(Play(started()), make), used=used)
+    return state, make(state.open_turn.open, 0)
+
+
+@pytest.mark.parametrize("payload", [b"", b"short", payload_of(0) + b"."])
+def test_a_payload_of_another_length_is_no_reveal_though_committed(payload: bytes) -> None:
+    state, record = committed_to(payload)
+    assert judge(state, 0, answer(record, payload)) == (record, Refusal(0, "unrevealed"))
+
+
+def test_a_payload_that_the_codec_refuses_is_malformed_though_committed() -> None:
+    payload = b"!" * SIZE
+    state, record = committed_to(payload)
     assert judge(state, 0, answer(record, payload)) == (record, Refusal(0, "malformed-payload"))
+    # Only what was committed to can be malformed: other bytes are no reveal.
+    assert judge(state, 0, answer(record, b"?!" * (SIZE // 2)))[1] == Refusal(0, "unrevealed")
+    # And that goes before a duplicate.
+    again = replace(state, used=frozenset({blake3_digest(payload)}))
+    assert judge(again, 0, answer(record, payload))[1] == Refusal(0, "malformed-payload")
 
 
-def test_a_payload_that_was_revealed_before_is_refused_in_this_turn_and_later() -> None:
+def test_a_payload_that_was_accepted_in_an_earlier_turn_is_a_duplicate() -> None:
+    spent = frozenset({blake3_digest(payload_of(0))})
+    state, record = committed_to(payload_of(0), used=spent)
+    assert judge(state, 0, answer(record)) == (record, Refusal(0, "duplicate-payload"))
+    assert judge(state, 0, answer(record, b"x"))[1] == Refusal(0, "unrevealed")
+    # Handed in earlier and not accepted: no duplicate, for its owner may have been the one robbed.
+    assert judge(replace(state, used=frozenset(), payloads=spent), 0, answer(record)) == (record, None)
+
+
+def test_equal_payloads_within_a_turn_are_both_taken_for_the_audit_to_judge() -> None:
     def same(open_: RoundOpen, slot: int) -> Reveal:
         return revealed(open_, slot, payload=blake3_digest(payload_of(0)))
 
     state = committed(Play(started()), same)
-    open_ = state.open_turn.open
-    first, copy = same(open_, 0), same(open_, 1)
-    assert judge(state, 0, answer(first))[1] is None
-    seen = frozenset({first.opening.payload})
-    copied = answer(copy, payload_of(0), signer="c1")
-    assert judge(state, 1, copied, seen) == (copy, Refusal(1, "duplicate-payload"))
-    # Malformed comes first in the order of reasons.
-    assert judge(state, 1, replace(copied, payload=b"x"), seen)[1] == Refusal(1, "malformed-payload")
+    first, copy = same(state.open_turn.open, 0), same(state.open_turn.open, 1)
+    assert judge(state, 0, answer(first)) == (first, None)
+    state = replace(state, turn=replace(state.open_turn, reveals={0: first}))
+    assert judge(state, 1, answer(copy, payload_of(0), signer="c1")) == (copy, None)
 
 
 def test_a_snapshot_that_is_due_must_come_and_be_the_start_state() -> None:
@@ -317,8 +355,9 @@ def test_garbage_is_refused_within_the_family(garbage: Any) -> None:
         with pytest.raises(BarnraiseError):
             check()
     assert judge(STATE, 0, RevealAnswer(garbage, b"", None)) == (None, Refusal(0, "opening-mismatch"))
-    record = revealed(OPEN, 0)
-    assert judge(STATE, 0, RevealAnswer(sealed(record), garbage, None))[1] == Refusal(0, "malformed-payload")
+    if type(garbage) is bytes:  # the crew takes nothing else for a payload
+        record = revealed(OPEN, 0)
+        assert judge(STATE, 0, RevealAnswer(sealed(record), garbage, None))[1] == Refusal(0, "unrevealed")
 
 
 VALID = [

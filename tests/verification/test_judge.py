@@ -12,6 +12,7 @@ import pytest
 from tests.verification.fake_run import GOOD, Play, done, opening, reveal, sha, started, verdict
 from verification.judge import (
     TurnEvidence,
+    bears_out,
     differences,
     missed_auditors,
     settle,
@@ -33,9 +34,20 @@ OPEN = plan_open(started())
 SLOT = 0
 
 
+# Of the contributor's operator, or of another class: neither may judge it.
+UNFIT = (
+    replace(OPEN.auditors[0], operator=OPEN.roster[SLOT].operator),
+    replace(OPEN.auditors[1], numerics_class="another class"),
+)
+
+
 @dataclass(frozen=True)
 class Case:
-    """One slot's evidence. `first`, `second`: outcome of the look, or None when nobody answered."""
+    """One slot's evidence. `first`, `second`: outcome of the look, or None when nobody answered.
+
+    `ppm`: the chance of an audit that the open gave it. The open has no auditor that may judge it unless
+    `eligible`.
+    """
 
     committed: bool = True
     refused: str | None = None
@@ -44,6 +56,8 @@ class Case:
     first: str | None = "pass"
     looks: bool = False
     second: str | None = None
+    ppm: int = 400_000
+    eligible: bool = True
 
     def evidence(self) -> TurnEvidence:
         drawn = () if self.auditors is None else (SlotAuditors(SLOT, self.auditors),)
@@ -55,7 +69,11 @@ class Case:
         looks = (SlotAuditors(SLOT, ("a1",)),) if self.looks else ()
         place: tuple[Any, ...] = (1, OPEN.run, 1, 0, "head", "00" * 32, sha("seed"))
         return TurnEvidence(
-            replace(OPEN, roster=OPEN.roster[:1]),
+            replace(
+                OPEN,
+                roster=(replace(OPEN.roster[SLOT], audit_ppm=self.ppm),),
+                auditors=OPEN.auditors if self.eligible else UNFIT,
+            ),
             (SLOT,) if self.committed else (),
             {SLOT: self.refused} if self.refused else {},
             Draw(*place, drawn),
@@ -84,7 +102,15 @@ TABLE: list[tuple[Case, str | None]] = [
     (Case(refused="opening-mismatch"), "opening-mismatch"),
     (Case(refused="unserved"), "unserved"),
     (Case(auditors=None), None),  # not drawn: accepted
-    (Case(auditors=()), "no-eligible-auditor"),
+    (Case(auditors=(), eligible=False), "no-eligible-auditor"),
+    # A class of one's own: what nobody can check has no weight, drawn or not.
+    (Case(auditors=None, eligible=False), "no-eligible-auditor"),
+    (Case(auditors=None, eligible=False, ppm=1), "no-eligible-auditor"),
+    # Nobody is ever audited here; but a twin was drawn all the same.
+    (Case(auditors=None, eligible=False, ppm=0), None),
+    (Case(auditors=(), eligible=False, ppm=0), "no-eligible-auditor"),
+    (Case(refused="unserved", auditors=(), eligible=False), "unserved"),
+    (Case(committed=False, auditors=None, eligible=False), "late"),
     (Case(served=False, first=None), "unserved"),
     (Case(first=None), "unaudited"),
     (Case(), None),
@@ -118,7 +144,7 @@ def second_version(case: Case) -> str | None:
     clauses: list[tuple[bool, str | None]] = [
         (not case.committed, "late"),
         (case.refused is not None, case.refused),
-        (case.auditors == (), "no-eligible-auditor"),
+        ((case.ppm > 0 or case.auditors is not None) and not case.eligible, "no-eligible-auditor"),
         (case.auditors is not None and not case.served, "unserved"),
         (case.auditors is not None and case.first is None, "unaudited"),
         (
@@ -139,7 +165,7 @@ def second_version(case: Case) -> str | None:
 
 def test_the_first_rule_that_applies_wins_over_all_later_ones() -> None:
     seen = set()
-    for committed, refused, auditors, served, first, looks, second in product(
+    for committed, refused, auditors, served, first, looks, second, ppm in product(
         (True, False),
         (None, "unrevealed", "duplicate-payload"),
         (None, (), ("a0", "a1")),
@@ -147,14 +173,36 @@ def test_the_first_rule_that_applies_wins_over_all_later_ones() -> None:
         (None, "pass", "fail"),
         (True, False),
         (None, "pass", "fail", "differ"),
+        (0, 1),
     ):
         if second is not None and (not looks or first is None):
             continue
-        case = Case(committed, refused, auditors, served, first, looks, second)
-        (outcome,) = settle(case.evidence())
-        assert outcome.reason == second_version(case), case
-        seen.add(outcome.reason)
+        for eligible in {auditors != (), bool(auditors)}:  # a drawn slot shows which of the two it is
+            case = Case(committed, refused, auditors, served, first, looks, second, ppm, eligible)
+            (outcome,) = settle(case.evidence())
+            assert outcome.reason == second_version(case), case
+            seen.add(outcome.reason)
     assert len(seen) == 10
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome", "agrees"),
+    [
+        (None, "pass", True),
+        ("failed-audit", "fail", True),
+        (None, "fail", False),
+        ("failed-audit", "pass", False),
+        *(
+            (reason, outcome, False)
+            for reason in ("unaudited", "unconfirmed", "disputed")
+            for outcome in ("pass", "fail")
+        ),
+    ],
+)
+def test_a_verdict_is_borne_out_only_by_a_settling_that_agrees(
+    reason: str | None, outcome: str, agrees: bool
+) -> None:
+    assert bears_out(reason, outcome) is agrees
 
 
 def test_settling_keeps_the_order_and_the_whole_roster() -> None:

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.verification.fake_run import (
+    AUDITORS,
     CHAIN,
     CHEAT,
     GOOD,
     LATE,
+    Fate,
     Play,
     b3,
     head,
@@ -23,7 +25,7 @@ from tests.verification.fake_run import (
 from verification.errors import ProtocolError
 from verification.notes import parse_checkpoint
 from verification.plans import accepted_contributions, capped_weights, plan_close, plan_open, plan_run_close
-from verification.records import Base, RoundClose, RoundOpen
+from verification.records import Base, Draw, RoundClose, RoundOpen, Verdict
 
 work = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 10**6)), max_size=8)
 
@@ -112,6 +114,70 @@ def test_an_auditor_of_the_contributors_operator_is_never_drawn() -> None:
     by_slot = {item.slot: set(item.auditors) for item in draw.drawn}  # type: ignore[union-attr]
     assert by_slot[2] == {"a0", "a1"}  # a2 is of op-b, as c2 is
     assert by_slot[0] == {"a0", "a1", "a2"}
+
+
+def drawn(play: Play) -> dict[int, tuple[str, ...]]:
+    draw = next(record for record in play.records if isinstance(record, Draw))
+    return {item.slot: item.auditors for item in draw.drawn}
+
+
+NEVER = {"rate_ppm": 0, "probation_rounds": 0}
+
+
+def test_slots_with_equal_payloads_are_always_drawn() -> None:
+    plain, copied = (Play(started(audit=NEVER)) for _ in range(2))
+    plain.turn({})
+    assert drawn(plain) == {}
+    copied.turn({1: Fate(copies=2), 3: GOOD})
+    assert set(drawn(copied)) == {1, 2}
+    # A copy of what was not revealed, or not validly, is no twin of anything in the log.
+    for fate in (LATE, Fate(refused="unrevealed"), Fate(refused="unserved")):
+        alone = Play(started(audit=NEVER))
+        alone.turn({1: Fate(copies=2), 2: fate})
+        assert drawn(alone) == {}
+
+
+def reasons(play: Play) -> dict[int, str]:
+    close = play.records[-1]
+    assert isinstance(close, RoundClose)
+    return {item.slot: item.reason for item in close.rejected}
+
+
+def test_what_no_auditor_of_the_open_may_judge_has_no_weight_drawn_or_not() -> None:
+    # a2 is of op-b, as c2 is.
+    rarely = Play(started({"a2": "op-b"}, audit={"rate_ppm": 1, "probation_rounds": 0}))
+    rarely.turn({})
+    assert drawn(rarely) == {}
+    assert reasons(rarely) == {2: "no-eligible-auditor"}
+    never = Play(started({"a2": "op-b"}, audit=NEVER))
+    never.turn({})
+    assert reasons(never) == {}
+    twins = Play(started({"a2": "op-b"}, audit=NEVER))
+    twins.turn({0: Fate(copies=2)})
+    assert drawn(twins) == {0: ("a2",), 2: ()}
+    assert reasons(twins) == {0: "unconfirmed", 2: "no-eligible-auditor"}
+
+
+@pytest.mark.parametrize(
+    ("fate", "paid"),
+    [
+        (Fate(), {1, 2}),
+        (CHEAT, {1, 2}),
+        (Fate(first="pass", second="fail"), set()),  # disputed
+        (Fate(first="fail", second="pass"), set()),  # disputed
+        (Fate(first="fail", second="differ"), set()),  # disputed
+        (Fate(first="fail", second="none"), set()),  # unconfirmed
+        (Fate(first="pass", second="none"), set()),  # unaudited
+    ],
+)
+def test_auditors_are_paid_for_verdicts_that_the_settling_bears_out(fate: Fate, paid: set[int]) -> None:
+    play = Play(started(audit={"second_look_ppm": 1_000_000}))
+    play.turn(dict.fromkeys((1, 2, 3), LATE) | {0: fate})
+    verdicts = {record.look: record.auditor for record in play.records if isinstance(record, Verdict)}
+    assert set(verdicts) == {1} | ({2} if fate.second != "none" else set())
+    earned = {name: play.state.standings[name].earned for name in AUDITORS}
+    # 32 tokens, the same for pass and fail.
+    assert earned == {name: 32 if name in {verdicts[look] for look in paid} else 0 for name in AUDITORS}
 
 
 def test_heads_and_links_decide_the_draws() -> None:

@@ -37,6 +37,9 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "run": SHA,
     "member": NAMES,
     "operator": NAMES,
+    "numerics_class": st.text(
+        st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=200
+    ),
     "salt": HEX,
     "commitment": SHA,
     "positions": st.lists(RANGES, max_size=3).map(tuple),
@@ -246,6 +249,14 @@ def test_names_are_plain(name: str) -> None:
         Enrol(1, sha("run"), name, "auditor", "op", key("x").public, "c")
     with pytest.raises(FormatError):
         Enrol(1, sha("run"), "a", "auditor", name, key("x").public, "c")
+
+
+@pytest.mark.parametrize("text", ["", "c" * 201, "a\n", "a\tb", "\x7f", "ä", "\x00"])
+def test_a_class_is_printable_ascii_of_at_most_200(text: str) -> None:
+    for fine in ("c", "c" * 200, "exact/x86 ~"):
+        assert Enrol(1, sha("run"), "a", "auditor", "op", key("x").public, fine).numerics_class == fine
+    with pytest.raises(FormatError, match="printable ASCII"):
+        Enrol(1, sha("run"), "a", "auditor", "op", key("x").public, text)
 
 
 def test_the_run_id_is_the_hash_of_the_manifest_file() -> None:

@@ -240,11 +240,62 @@ def test_a_manifest_stands_only_at_the_start() -> None:
     refuses(started(), started().manifest)
 
 
-def test_a_payload_of_an_earlier_reveal_cannot_be_revealed_again() -> None:
+def test_a_payload_that_was_accepted_cannot_be_revealed_again() -> None:
     i = next(i for i, r in enumerate(RICH) if isinstance(r, RevealClose))
     state = STATES[i]
-    spent = state.open_turn.reveals[0].opening.payload
-    refuses(replace(state, payloads=frozenset({spent})), RICH[i])
+    spent = frozenset({state.open_turn.reveals[0].opening.payload})
+    refuses(replace(state, used=spent), RICH[i])
+    # One that was handed in and not accepted is nobody's: its owner may have computed it.
+    assert apply(replace(state, payloads=spent), RICH[i]).open_turn.reveal_close == RICH[i]
+
+
+def test_only_accepted_payloads_count_as_used() -> None:
+    closes = [record for record in RICH if isinstance(record, RoundClose)]
+    accepted = {item.payload for close in closes for item in close.accepted}
+    assert STATES[-1].used == accepted
+    assert STATES[-1].used < STATES[-1].payloads
+
+
+def test_a_copy_in_the_same_turn_costs_the_copier_and_nobody_else() -> None:
+    for thief, victim in ((0, 3), (3, 0)):
+        play = Play(started(audit={"rate_ppm": 0, "probation_rounds": 0}))
+        play.turn({thief: Fate(copies=victim)})
+        close = last_turn(play.records)[1]
+        assert [(item.slot, item.reason) for item in close.rejected] == [(thief, "failed-audit")]
+        assert [item.slot for item in close.accepted] == sorted({0, 1, 2, 3} - {thief})
+        standing = play.state.standings[f"c{victim}"]
+        assert (standing.strikes, standing.suspect, standing.accepted) == (0, False, 1)
+        assert play.state.standings[f"c{thief}"].quarantined
+
+
+def before(kind: type) -> int:
+    return next(i for i, record in enumerate(RICH) if isinstance(record, kind))
+
+
+def test_reveals_stand_by_slot_ascending() -> None:
+    i = before(Reveal)
+    first, second = RICH[i : i + 2]
+    assert isinstance(first, Reveal)
+    assert isinstance(second, Reveal)
+    refuses(apply(STATES[i], second), first)
+    assert set(apply(apply(STATES[i], first), second).open_turn.reveals) == {first.slot, second.slot}
+
+
+def test_an_unrevealed_slot_may_have_its_envelope_in_the_log_and_others_must() -> None:
+    plain, with_envelope = Play(started()), Play(started())
+    plain.turn({1: Fate(refused="unrevealed")})
+    with_envelope.turn({1: Fate(refused="unrevealed", logged=True)})
+    assert len(with_envelope.records) == len(plain.records) + 1
+    i = next(i for i, r in enumerate(plain.records) if isinstance(r, RevealClose))
+    again = Play(started())
+    for record in plain.records[:i]:
+        again.add(record)
+    closing: Any = plain.records[i]
+    for reason in ("malformed-payload", "duplicate-payload", "unserved"):
+        refuses(again.state, replace(closing, refused=(replace(closing.refused[0], reason=reason),)))
+    for reason in ("unrevealed", "opening-mismatch"):
+        taken = apply(again.state, replace(closing, refused=(replace(closing.refused[0], reason=reason),)))
+        assert taken.open_turn.reveal_close
 
 
 @settings(max_examples=60, deadline=None)
@@ -386,10 +437,12 @@ def test_measured_steps_come_from_the_logged_milliseconds_of_accepted_turns() ->
     play.turn(script)
     assert play.state.pace == {0: 8, 1: 2, 2: 3, 3: 2}
     assert last_turn(play.records)[0].deadline_ms == 4000
-    play.turn({0: replace(GOOD, ms=1), 3: LATE})
-    assert play.state.pace == {0: 16, 1: 2, 2: 3, 3: 2}
-    play.turn({0: replace(GOOD, ms=1)})
-    assert play.state.pace[0] == 16  # timing.max_steps
+    play.turn({0: replace(GOOD, ms=1), 1: replace(GOOD, ms=0), 3: LATE})
+    assert play.state.pace == {0: 16, 1: 2, 2: 3, 3: 2}  # 3: half is less than a trace leaf
+    play.turn({0: replace(GOOD, ms=1), 3: replace(GOOD, ms=1)})
+    assert (play.state.pace[0], play.state.pace[3]) == (16, 4)  # 0: timing.max_steps
+    play.turn({0: LATE, 1: replace(GOOD, ms=0), 3: replace(GOOD, ms=0)})
+    assert play.state.pace == {0: 8, 1: 2, 2: 3, 3: 4}  # not measured: as before
     fixed = Play(started())
     fixed.turn(script)
     assert fixed.state.pace == {0: 4, 1: 2, 2: 3, 3: 1}
