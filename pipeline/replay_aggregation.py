@@ -142,7 +142,7 @@ def _accepted(folder: RunFolder, turn: Turn) -> list[Contribution]:
 
 
 def _check_refusals(folder: RunFolder, aggregator: Aggregator, close: dict[str, Any], fail: Fail) -> None:
-    """What was refused as malformed lies in evidence, with its digest checked at level 1; the codec must agree."""
+    """What was refused as malformed lies in evidence, its digest checked at level 1; the codec must agree."""
     for item in close["rejected"]:
         if item["reason"] != "malformed-payload":
             continue
