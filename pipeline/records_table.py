@@ -88,7 +88,7 @@ def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
                 "payload_bytes": payload_bytes if opening else None,
                 "loss_first": opening.loss_first / 1e6 if opening else None,
                 "loss_last": opening.loss_last / 1e6 if opening else None,
-                "seconds": clock[slot] / 1000 if slot in clock else None,
+                "seconds": clock[slot] / 1000 if clock.get(slot) else None,
                 "credit": tokens[slot] if outcome.reason is None else 0,
             }
         )
