@@ -23,7 +23,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -126,7 +125,6 @@ class Bars:
             TextColumn("[bold]round"),
             MofNCompleteColumn(),
             BarColumn(),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=console,
@@ -149,8 +147,8 @@ class Bars:
             advance=1 if row["accepted"] else 0,
             description=(
                 f"loss {_show(row['loss'])}  val {_show(self._val)}  "
-                f"{row['tokens'] / 1000:.0f}k tokens  {row['tokens_per_s'] or 0:.0f}/s  "
-                f"{len(row['accepted'])} in, {row['audits']} audits"
+                f"{row['tokens'] / 1000:.0f}k tokens {row['tokens_per_s'] or 0:.0f}/s  "
+                f"{row['audits']} audits"
             ),
         )
 

@@ -140,6 +140,12 @@ LIES: dict[str, Lie] = {
         turns=1,
         end=False,
     ),
+    "a sound payload called malformed": Lie(
+        refused("malformed-payload"),
+        "a sound payload was refused as malformed",
+        "evidence/r00003-a0-s0/payload",
+        alone=True,
+    ),
     "a payload called malformed, its evidence withheld": Lie(
         all_of(
             refused("malformed-payload"),

@@ -20,7 +20,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.folder import RunFolder
 from tests.pipeline.forger import Forger
 from tests.pipeline.forger_stage import Stage, assert_named, check, last_close, stage
-from tests.pipeline.lie_changes import LAST, all_of, drop, entries, fields, refused
+from tests.pipeline.lie_changes import LAST, all_of, drop, entries, fields
 from tests.pipeline.lies import LIES, STEP
 from tests.tiny import copy_run, tiny_config, tiny_run
 from verification.encoding import canonical_json
@@ -199,7 +199,6 @@ SILENCED: dict[str, Callable[[Forger], None]] = {
         entries("reveal", LAST, drop(0)),
         fields("reveal-close", LAST, revealed=(1, 2), refused=(Refusal(0, "unrevealed"),)),
     ),
-    "malformed": refused("malformed-payload"),
     "unserved": fields("served", LAST, served=(1, 2), unserved=(0,)),
     "unaudited": entries("verdict", LAST, drop(0)),
 }
