@@ -6,8 +6,9 @@ import pytest
 from model.arrays import flatten, unflatten
 from model.config import ModelConfig
 from model.generate import generate
+from model.hidden_state import zero_state
 from model.init import array_specs, initial_weights
-from model.local_steps import WorkSpec, local_steps, zero_state
+from model.local_steps import WorkSpec, local_steps
 from verification.errors import FormatError, UsageError
 
 CONFIG = ModelConfig(

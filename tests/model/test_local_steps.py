@@ -13,8 +13,9 @@ from blake3 import blake3
 
 from model.arrays import arrays_digest, arrays_from_bytes, arrays_to_bytes, flatten, unflatten
 from model.config import ModelConfig
+from model.hidden_state import state_specs, zero_state
 from model.init import array_specs, initial_weights
-from model.local_steps import WorkSpec, evaluate, local_steps, state_specs, zero_state
+from model.local_steps import WorkSpec, evaluate, local_steps
 from model.transformer import loss
 from verification.errors import FormatError, WorkError
 
