@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import shutil
 import stat
 import subprocess
@@ -338,7 +339,7 @@ def test_packages_are_compared_with_their_range(line: str, problem: str | None) 
 
 
 def test_the_requirements_are_those_of_the_project() -> None:
-    names = {line.split(">")[0] for line in doctor.requirements()}
+    names = {re.split(r"[<>=; ]", line)[0] for line in doctor.requirements()}
     assert {"torch", "ray", "cryptography", "numpy", "wandb"} <= names
     assert "pytest" not in names
 
