@@ -108,7 +108,7 @@ def test_a_driver_killed_three_times_ends_with_the_same_weights(tmp_path: Path, 
     assert done == sorted(set(done))
     assert done[-1] < ROUNDS
     last = start_driver(tmp_path)
-    output, _ = last.communicate(timeout=120)
+    output, _ = last.communicate(timeout=600)
     assert last.returncode == 0, output
     assert checked(tmp_path / "run") == undisturbed
 
