@@ -217,12 +217,23 @@ def test_all_kinds_at_once(tmp_path: Path) -> None:
     assert not set(drills) & set(honest)
     steps = [3, 2, 2, 1, 2, 3, *[2] * len(RULES)]
     story = tell(tmp_path, config(train={"steps": steps}), drills)
+    copycat = next(name for name, kind in drills.items() if kind == "copycat")
+    accepted: set[str] = set()
+    caught: int | None = None
     for number, turn in enumerate(story.turns):
         lying = {
             name: RULES[kind].reason
             for name, kind in drills.items()
             if RULES[kind].first_lie <= number <= RULES[kind].last_turn
         }
+        # Which payload it copies is chance: one that was accepted is a duplicate, another liar's is false work.
+        if caught is not None:
+            lying.pop(copycat, None)
+        elif copycat in lying:
+            copied = turn.reveals[copycat].opening.payload
+            if copied not in accepted:
+                lying[copycat], caught = "failed-audit", number
+        accepted |= {item.payload for item in turn.closed.accepted}
         assert turn.rejected == lying
         still_honest = [n for n, kind in drills.items() if number < RULES[kind].first_lie]
         assert turn.accepted == (*honest, *still_honest)
