@@ -1,1 +1,1 @@
-"""Measurements of how hard the log and its verifiers are to fool: `make assurance`, kept in docs/assurance.md."""
+"""How hard the log and its verifiers are to fool, measured: `make assurance`, docs/assurance.md."""

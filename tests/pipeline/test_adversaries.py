@@ -226,7 +226,7 @@ def test_all_kinds_at_once(tmp_path: Path) -> None:
             for name, kind in drills.items()
             if RULES[kind].first_lie <= number <= RULES[kind].last_turn
         }
-        # Which payload it copies is chance: one that was accepted is a duplicate, another liar's is false work.
+        # Chance chooses what it copies: accepted work is a duplicate, another liar's is false work.
         if caught is not None:
             lying.pop(copycat, None)
         elif copycat in lying:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -100,6 +101,20 @@ def test_the_identity_is_refused_though_the_library_accepts_it() -> None:
     Ed25519PublicKey.from_public_bytes(public_bytes(identity)).verify(forged, b"any message")
     with pytest.raises(SignatureError, match="small order"):
         verify(identity, b"any message", forged)
+
+
+def test_a_signature_whose_r_is_the_identity_is_refused_though_the_library_accepts_it() -> None:
+    key = PrivateKey.from_seed(bytes(range(32)))
+    order = 2**252 + 27742317777372353535851937790883648493
+    secret = bytearray(hashlib.sha512(bytes(range(32))).digest()[:32])
+    secret[0] &= 248
+    secret[31] = (secret[31] & 127) | 64
+    r = (1).to_bytes(32, "little")
+    h = int.from_bytes(hashlib.sha512(r + public_bytes(key.public) + b"message").digest(), "little")
+    forged = r + (h * int.from_bytes(secret, "little") % order).to_bytes(32, "little")
+    Ed25519PublicKey.from_public_bytes(public_bytes(key.public)).verify(forged, b"message")
+    with pytest.raises(SignatureError, match="small order"):
+        verify(key.public, b"message", forged)
 
 
 def test_all_points_of_small_order_are_refused_in_every_encoding() -> None:
