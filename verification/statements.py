@@ -17,7 +17,7 @@ def sign_object(domain: str, value: Json, key: PrivateKey) -> str:
 
 
 def verify_object(domain: str, value: Json, proof: str, public_key: str) -> None:
-    """Raise SignatureError unless `proof` is by `public_key` over `value`, FormatError when it is no proof."""
+    """Raise SignatureError unless `public_key` signed `value`, FormatError when `proof` is no signature."""
     verify(public_key, _message(domain, value), parse_base64(proof, SIGNATURE_BYTES))
 
 
