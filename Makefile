@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test lint clean
+.PHONY: train test lint assurance clean
 
 train: $(READY)  ## train the demonstration, with one contributor that cheats
 	$(BIN)/barnraise train --config configs/demo.toml --run $(RUN) --adversary lazy=1
@@ -19,6 +19,10 @@ lint: $(READY)  ## style, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+assurance: $(READY)  ## every figure of docs/assurance.md, measured again; takes hours
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,dev,assurance]'
+	$(BIN)/python -m assurance --full --write
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("barnraise needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
