@@ -27,8 +27,8 @@ PARTS = {
 PAGE = Path(__file__).parents[1] / "docs" / "assurance.md"
 HEAD = """# Assurance
 
-How hard the log and its verifiers are to fool. Every figure was printed by the command under it, on the machine
-named below; `make assurance` repeats all of them and writes this page.
+How hard the log and its verifiers are to fool. Every figure was printed by the command under it, on the
+machine named below; `make assurance` repeats all of them and writes this page.
 
 """
 

@@ -1,8 +1,8 @@
 """Mutants: a module's source with one verification step taken out.
 
-Owns what counts as a step and how it is disabled. Does not run anything. The steps are: a `raise` under a condition
-or at the end of a function, a call made only for the error it may raise, a report of something wrong, one operand of
-a conjunction or disjunction that decides something, and a `return False`.
+Owns what counts as a step and how it is disabled. Does not run anything. The steps are: a `raise`, a call
+made only for the error it may raise, a report of something wrong, one operand of a conjunction or disjunction
+that decides something, and a `return False`.
 """
 
 from __future__ import annotations

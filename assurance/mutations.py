@@ -1,12 +1,13 @@
 """A mutation run: every verification step disabled in turn, and whether some test then fails.
 
 Owns which module is judged by which tests, and the processes. Does not own the tests, or what a step is
-(mutants.py). Each mutant runs in a process of its own, forked before anything of ours is imported; the mutated
-source exists in that process's memory only.
+(mutants.py). Each mutant runs in a process of its own, forked before anything of ours is imported; the
+mutated source exists in that process's memory only.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -97,18 +98,11 @@ def run(todo: Sequence[Mutant]) -> tuple[int, list[Mutant]]:
 
 def _warm_up() -> None:
     """Import others' code once, so that every child has it; nothing of ours."""
-    import cryptography.hazmat.primitives.asymmetric.ed25519
-    import hypothesis
-    import numpy
-    import pytest
-
-    ours = [
-        name
-        for name in sys.modules
-        if name.split(".")[0] in {"verification", "pipeline", "model", "data_prep"}
-    ]
-    assert not ours, f"imported too early: {ours}"
-    assert numpy and pytest and hypothesis and cryptography
+    for name in ("cryptography.hazmat.primitives.asymmetric.ed25519", "hypothesis", "numpy", "pytest"):
+        importlib.import_module(name)
+    ours = {"verification", "pipeline", "model", "data_prep", "cluster"}
+    early = [name for name in sys.modules if name.split(".")[0] in ours]
+    assert not early, f"imported too early: {early}"
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
