@@ -186,14 +186,17 @@ def read_manifest(folder: Path) -> DatasetManifest:
     """Read `dataset.json` back. Raises StorageError when it is missing, FormatError when it is malformed."""
     path = folder / DATASET_FILE
     try:
-        with path.open("rb") as handle:
-            data = handle.read(MAX_MANIFEST_BYTES + 1)
+        # Asked for first: reading so many bytes would reserve them, however short the file is.
+        length = path.stat().st_size
+        data = path.read_bytes() if length <= MAX_MANIFEST_BYTES else b""
     except OSError as error:
         raise StorageError(
             f"{path} could not be read",
             expected="a folder made by `barnraise data`",
             got=error.strerror or str(error),
         ) from error
+    if length > MAX_MANIFEST_BYTES:
+        raise FormatError(f"{path} is too long", expected=f"at most {MAX_MANIFEST_BYTES} bytes", got=length)
     return DatasetManifest.from_json(parse_canonical(data, max_bytes=MAX_MANIFEST_BYTES))
 
 

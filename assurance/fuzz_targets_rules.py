@@ -1,0 +1,190 @@
+"""Where records of the right form meet rules, with values of any kind, for fuzz_targets.py.
+
+Owns the state machine, the coordinator's intake, the reading of a log and of a whole folder. Does not own the
+table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from assurance.fuzz_targets import KEY, Parser, canon, records, sealed, statement, target
+from verification import encoding, fsck_shapes, sealing
+from verification.errors import FormatError
+
+
+def _typed(wanted: type[Any], data: bytes) -> Any:
+    return sealing.parse_predicate(wanted, encoding.parse_canonical(data))
+
+
+@target("record where the rules meet it", json=True)
+def _rules(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """A log's next record, as the state machine meets it, at every place of a run."""
+    del folder
+    from tests.verification import fake_run
+    from verification.rounds import apply, begin
+
+    played = fake_run.rich_run()
+    states = [begin(fake_run.started(witnesses=3, audit={"probation_rounds": 9}).manifest)]  # as that begins
+    for record in played:
+        states.append(apply(states[-1], record))
+
+    def replay(data: bytes) -> None:
+        value = encoding.parse_canonical(data)
+        if not isinstance(value, dict) or set(value) != {"at", "predicate"} or type(value["at"]) is not int:
+            raise FormatError("not a case of this target")
+        at = value["at"] % len(played)
+        record: Any = sealing.parse_predicate(type(played[at]), value["predicate"])
+        apply(states[at], record)
+
+    return [replay], [canon({"at": at, "predicate": sealing.predicate(r)}) for at, r in enumerate(played)]
+
+
+_COORDINATORS = ("round-open", "commit-close", "reveal-close", "draw", "served", "round-close", "run-close")
+
+
+@target("envelope: log entries", json=True, wrap=sealed, share=0.2)
+def _entries(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """A log's last entry, as the writer's own reader meets it, rightly signed."""
+    del folder
+    from pipeline.ledger import read_entries
+    from verification.records import Manifest
+
+    value = dict(next(r for kind, r in records() if kind == "manifest"))
+    value["coordinator"] = KEY.public
+    manifest = _typed(Manifest, canon(value))
+    first = sealed(statement("manifest", value, ("dataset", value["dataset"]["root"])))
+
+    def own(data: bytes) -> None:
+        log: Any = SimpleNamespace(entries=lambda: iter([first, data]))
+        list(read_entries(log, manifest))
+
+    return [own], [statement(kind, r, ("run", r["run"])) for kind, r in records() if kind in _COORDINATORS]
+
+
+def _member_record(name: str) -> Callable[[bytes], bytes]:
+    """Seal JSON as the kind it names, by the member of the made-up run that would send it."""
+
+    def wrap(data: bytes) -> bytes:
+        from tests.verification.fake_run import key
+        from verification.envelope import seal
+
+        value = encoding.parse_canonical(data)
+        if not isinstance(value, dict):
+            raise FormatError("not an object")
+        run = value.get("run")
+        digest = encoding.digest_hex(run) if isinstance(run, str) else "0" * 64
+        signer = "a0" if name == "verdict" else "c0"
+        return seal(f"barnraise:{name}:v1", value, "run", digest, key(signer))
+
+    return wrap
+
+
+def _intake_target(name: str) -> None:
+    @target(f"intake: {name}", json=True, wrap=_member_record(name), share=0.25)
+    def _(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+        """What a member sends. What is taken must be of the form that the independent checker asks for."""
+        del folder
+        check, record = _intakes()[name]
+
+        def read(data: bytes) -> None:
+            taken = check(data)
+            if taken is not None:
+                fsck_shapes.RECORDS[name](sealing.predicate(taken), "what the intake took")
+
+        return [read], [canon(sealing.predicate(record))]
+
+
+@cache
+def _intakes() -> dict[str, tuple[Callable[[bytes], Any], Any]]:
+    """By kind: the check of the coordinator's intake, and a record that passes it."""
+    from tests.verification import fake_run
+    from verification import intake
+    from verification.plans import plan_open
+    from verification.records import CommitClose, Draw, Served
+
+    play = fake_run.Play(fake_run.started(audit={"rate_ppm": 1_000_000}))
+    unstarted = fake_run.started()
+    enrolled = fake_run.enrolments(unstarted.run)[0]
+    play.add(plan_open(play.state))
+    open_ = play.state.open_turn.open
+    script = {entry.slot: fake_run.GOOD for entry in open_.roster}
+    slot = next(entry.slot for entry in open_.roster if entry.member == "c0")
+    commitment = fake_run.commitment(open_, open_.entry(slot))
+    reveal = fake_run.reveal(open_, open_.entry(slot))
+    play._commit(script)  # noqa: SLF001
+    assert isinstance(play.records[-1], CommitClose)
+    committed = play.state
+    play._reveal(script)  # noqa: SLF001
+    before: list[Any] = []
+
+    def add(record: Any) -> None:
+        fake_run.Play.add(play, record)
+        if isinstance(record, (Draw, Served)):
+            before.append(play.state)
+
+    play.add = add  # type: ignore[method-assign]
+    play._audit(script)  # noqa: SLF001
+    verdict = fake_run.verdict(before[1], slot, 1, "a0", "pass")
+    turn = before[1].open_turn
+
+    def judged(data: bytes) -> Any:
+        answer = intake.RevealAnswer(data, b"payload", None)
+        found, refusal = intake.judge_reveal(committed, slot, answer, payload_bytes=7, decode=lambda _: None)
+        if found is None:
+            raise FormatError(refusal.reason if refusal else "neither")
+        return found
+
+    return {
+        "enrol": (lambda data: intake.check_enrolment(unstarted, data), enrolled),
+        "commitment": (lambda data: intake.check_commitment(open_, slot, data), commitment),
+        "reveal": (judged, reveal),
+        "verdict": (lambda data: intake.check_verdict(turn, slot, 1, "a0", data), verdict),
+    }
+
+
+for _name in ("enrol", "commitment", "reveal", "verdict"):
+    _intake_target(_name)
+
+
+# --- a whole folder ---
+
+
+@target("run folder", json=True, share=0.03)
+def _run_folder(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """A whole folder at level 1 with one record replaced, all signed again by whoever would sign it."""
+    from tests.verification.test_fsck_bytes import canon as plain
+    from tests.verification.test_fsck_bytes import envelope as sign
+    from tests.verification.test_fsck_bytes import log_files
+    from tests.verification.test_fsck_writer import Writer
+    from verification.fsck import check_run
+
+    writer = Writer(folder / "run").run(1)
+    writer.write()
+    played = list(writer.records)
+    subjects = [("dataset", writer.manifest["dataset"]["root"][7:]), *[writer.run_subject] * len(played)]
+
+    def check(data: bytes) -> None:
+        value = encoding.parse_canonical(data)
+        if not isinstance(value, dict) or set(value) != {"at", "predicate"} or type(value["at"]) is not int:
+            raise FormatError("not a case of this target")
+        at = value["at"] % len(played)
+        kind, _, signer = played[at]
+        changed = sign(kind, value["predicate"], signer, subjects[at])
+        if len(changed) > 65_535:
+            raise FormatError("too long for the log")
+        entries = [*writer.entries[:at], changed, *writer.entries[at + 1 :]]
+        for name, content in log_files(entries).items():
+            (folder / "run" / name).write_bytes(content)
+        (folder / "run" / "manifest.json").write_bytes(
+            plain(value["predicate"] if at == 0 else writer.manifest)
+        )
+        found = check_run(folder / "run")
+        if found.failures:
+            raise FormatError(found.failures[0].what)
+
+    return [check], [plain({"at": at, "predicate": record}) for at, (_, record, _) in enumerate(played)]
