@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from model.arrays import Arrays
 from pipeline.member import Member
-from pipeline.work import do_work
+from pipeline.work import Work, do_work
 from verification.errors import ProtocolError
 from verification.judge import differences
-from verification.records import PROTOCOL, Reveal, Verdict
+from verification.records import PROTOCOL, Reveal, RosterEntry, RoundOpen, Verdict
 from verification.sealing import open_record, seal_record
 
 
@@ -42,7 +43,7 @@ class Auditor(Member):
             raise ProtocolError("a reveal does not belong to the open it came with")
         weights = self.job.weights(checkpoint, open_.base.weights)
         start = self.job.state(bytes(state), entry.start_state)
-        claims = do_work(self.job, self.data, open_, entry, weights, start).claims
+        claims = self.compute(open_, entry, weights, start).claims
         differs = differences(reveal.opening, claims)
         verdict = Verdict(
             PROTOCOL,
@@ -63,3 +64,7 @@ class Auditor(Member):
             self.numerics_class,
         )
         return seal_record(verdict, self.key)
+
+    def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
+        """The same arithmetic as a contributor's, on the same bytes."""
+        return do_work(self.job, self.data, open_, entry, weights, start)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -25,9 +26,20 @@ COMMANDS = {
     "export": "the model for transformers",
     "generate": "let a run's model continue a text",
     "data": "prepare a data set",
-    "keys": "make or show a key",
+    "keys": "make, show, rotate or revoke a key",
+    "witness": "watch logs, and cosign them",
+    "receipt": "a member's proof of what a round gave it",
+    "verify-receipt": "check such a proof, offline",
     "plan": "audit rate, detection, deterrence, cost",
     "doctor": "what is wrong with this machine",
+}
+
+
+# Where a command is that pipeline.tools does not have.
+_MODULES = {
+    "witness": "pipeline.witness_service",
+    "receipt": "pipeline.receipts",
+    "verify-receipt": "pipeline.receipts",
 }
 
 
@@ -62,7 +74,7 @@ def show_commands(console: Console) -> None:
     """The commands, a line each."""
     console.print("[bold]barnraise[/] COMMAND …: machines that do not trust each other train one model\n")
     for name, what in COMMANDS.items():
-        console.print(f"  [bold]{name:<9}[/] {what}", highlight=False)
+        console.print(f"  [bold]{name:<14}[/] {what}", highlight=False)
     console.print("\n`barnraise COMMAND --help` explains one. Start with: barnraise train")
 
 
@@ -85,9 +97,8 @@ def _dispatch(name: str, rest: list[str], console: Console) -> int:
         from pipeline import verify
 
         return verify.command(parse_options(verify.VerifyOptions, name, rest), console)
-    from pipeline import tools
-
-    options_type, command = tools.COMMANDS[name]
+    module = _MODULES.get(name, "pipeline.tools")
+    options_type, command = import_module(module).COMMANDS[name]
     code: int = command(parse_options(options_type, name, rest), console)
     return code
 

@@ -20,6 +20,7 @@ from pipeline.monitor import Bars, Fallible, JsonLines, MetricsFile, Monitor, Si
 from pipeline.options import ResumeOptions, TrainOptions
 from pipeline.roster import parse_drills
 from pipeline.run import View, continue_run, create_run
+from pipeline.witnessing import Enlisted, read_policy
 from verification.records import RoundClose
 
 
@@ -27,11 +28,12 @@ def train(options: TrainOptions, config: Config, console: Console) -> int:
     """`barnraise train`."""
     drills = parse_drills(list(options.adversary), len(config.train.steps))
     folder, home = RunFolder(options.folder), options.home.expanduser()
+    witnesses = Enlisted.by_policy(read_policy(options.witness_policy)) if options.witness_policy else None
     if options.dry_run:
-        show_plan(console, config, drills, options.folder)
+        show_plan(console, config, drills, options.folder, witnesses)
         return 0
     tell: Callable[[str], None] = (lambda text: None) if options.json else _dim(console)
-    create_run(config, folder, home, tell, drills)
+    create_run(config, folder, home, tell, drills, witnesses)
     return _go(console, folder, home, options, drills)
 
 
@@ -90,7 +92,9 @@ def _go(
     return 0
 
 
-def show_plan(console: Console, config: Config, drills: dict[str, str], folder: Path) -> None:
+def show_plan(
+    console: Console, config: Config, drills: dict[str, str], folder: Path, witnesses: Enlisted | None = None
+) -> None:
     """What `--dry-run` prints: sizes and costs that follow from the configuration."""
     from model.config import parameter_count  # noqa: PLC0415
     from pipeline.compression import Codec  # noqa: PLC0415
@@ -107,6 +111,8 @@ def show_plan(console: Console, config: Config, drills: dict[str, str], folder: 
         "payload",
         f"{codec.payload_bytes:,} bytes ({4 * parameters / codec.payload_bytes:.0f}x less than fp32)",
     )
+    if witnesses:
+        table.add_row("witnesses, required", f"{len(witnesses.witnesses)}, {witnesses.required}")
     if drills:
         table.add_row("fire drill", ", ".join(f"{name} is {kind}" for name, kind in drills.items()))
     console.print(table)

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data_prep.config import DataConfig
 from model.config import PRESETS, ModelConfig
 from verification.encoding import MAX_INTEGER, hex_float, parse_hex_float
-from verification.errors import UsageError
+from verification.errors import SignatureError, UsageError
+from verification.keys import check_public_key
 
 Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
 # A log entry holds 65,535 bytes; what one part of a round takes of it in base64, rounded up.
@@ -144,6 +145,27 @@ class TimingConfig(_Section):
     max_steps: Count = Field(64, description="measured: most local steps.")
 
 
+class IdentityConfig(_Section):
+    """Who may take part, by which key."""
+
+    allow: dict[str, str] = Field(
+        {},
+        description="Each member's public key, the key file being HOME/keys/MEMBER where the member lives; "
+        "empty lets every member make its own.",
+    )
+
+    @model_validator(mode="after")
+    def _keys(self) -> IdentityConfig:
+        for name, key in self.allow.items():
+            try:
+                check_public_key(key)
+            except SignatureError as error:
+                raise ValueError(f"the key of {name}: {error}") from None
+        if len(set(self.allow.values())) < len(self.allow):
+            raise ValueError("two members have the same key")
+        return self
+
+
 class CheckpointConfig(_Section):
     """Which checkpoints stay in the folder."""
 
@@ -169,9 +191,20 @@ class Config(_Section):
     audit: AuditConfig = Field(AuditConfig(), description="Audits.")
     credit: CreditConfig = Field(CreditConfig(), description="Credit.")
     state: StateConfig = Field(StateConfig(), description="Hidden state.")
+    identity: IdentityConfig = Field(IdentityConfig(), description="Who may take part.")
     timing: TimingConfig = Field(TimingConfig(), description="Time.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoints.")
     eval: EvalConfig = Field(EvalConfig(), description="Validation.")
+
+    @property
+    def contributors(self) -> tuple[str, ...]:
+        """Names of the contributors, by slot."""
+        return tuple(f"c{index:02d}" for index in range(len(self.train.steps)))
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of all members, contributors first."""
+        return (*self.contributors, *(f"a{index:02d}" for index in range(self.audit.auditors)))
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
@@ -187,6 +220,11 @@ class Config(_Section):
             raise ValueError("train.mode gradient needs outer.optimizer adamw")
         if self.audit.auditors == 0 and (self.audit.rate_ppm or self.audit.probation_rounds):
             raise ValueError("audit.auditors 0 needs audit.rate_ppm 0 and audit.probation_rounds 0")
+        if self.identity.allow and set(self.identity.allow) != set(self.members):
+            raise ValueError(
+                f"identity.allow must name exactly {', '.join(self.members)}, or nobody; "
+                f"it names {', '.join(sorted(self.identity.allow))}"
+            )
         most = max(*self.train.steps, self.timing.max_steps if self.timing.mode == "measured" else 1)
         rates = most if self.train.mode == "local" else 0
         largest = max(

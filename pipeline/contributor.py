@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 
+from model.arrays import Arrays
 from pipeline.member import Member
 from pipeline.vault import Committed
 from pipeline.work import Work, do_work
@@ -62,6 +63,10 @@ class Contributor(Member):
         """The contribution itself."""
         weights = self.job.weights(checkpoint, open_.base.weights)
         start = self.job.state(self._state_bytes(entry.start_state), entry.start_state)
+        return self.compute(open_, entry, weights, start)
+
+    def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
+        """The arithmetic of a contribution, from checked weights and state."""
         return do_work(self.job, self.data, open_, entry, weights, start)
 
     def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:

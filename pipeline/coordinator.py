@@ -19,11 +19,13 @@ from pipeline.config import Config
 from pipeline.crew import Allowed, AuditCase, Crew
 from pipeline.folder import RunFolder
 from pipeline.ledger import Entry, Ledger
+from pipeline.witnessing import Notary
 from verification.intake import judge_reveal
 from verification.judge import settle
 from verification.lottery import HashChain
 from verification.plans import (
     accepted_contributions,
+    link_number,
     plan_close,
     plan_draw,
     plan_open,
@@ -33,10 +35,13 @@ from verification.plans import (
 from verification.records import (
     PROTOCOL,
     CommitClose,
+    Draw,
+    KeyRevocation,
     Record,
     Refusal,
     RevealClose,
     RoundClose,
+    SecondDraw,
     Served,
 )
 from verification.state import RunState, Turn
@@ -44,13 +49,18 @@ from verification.state import RunState, Turn
 
 @dataclass(frozen=True)
 class Desk:
-    """What the coordinator works with. `validate` gives a validation loss in micronats."""
+    """What the coordinator works with.
+
+    `revoked` names members whose keys the organiser revokes; `validate` gives a validation loss in micronats.
+    """
 
     config: Config
     folder: RunFolder
     ledger: Ledger
     chain: HashChain
     crew: Crew
+    notary: Notary
+    revoked: Callable[[], Iterable[str]]
     aggregator: Aggregator
     validate: Callable[[Arrays], int]
 
@@ -72,6 +82,7 @@ class Coordinator:
 
     def run_turn(self) -> RoundClose:
         """One turn, from its open to its close; one that a crash interrupted is taken up where it was."""
+        self.change_identities()
         self.open()
         self.collect_commitments()
         self.collect_reveals()
@@ -80,18 +91,31 @@ class Coordinator:
         self.audit(1)
         self.draw_second_looks()
         self.audit(2)
-        return self.close()
+        close = self.close()
+        self.publish()
+        return close
 
     def enrol(self, allowed: Mapping[str, Allowed]) -> None:
         """Enter the members into the log, in the order given, in one step: these and nobody else."""
         if not self.state.members:
             self.desk.ledger.append(self.desk.crew.enrolments(self.state, allowed))
 
+    def change_identities(self) -> None:
+        """Between two turns, log whose key was revoked or replaced."""
+        state = self.state
+        if state.turn or not state.turns:
+            return
+        keys = {m.member: m.key for m in state.members if not state.standings[m.member].quarantined}
+        for name in sorted(keys.keys() & set(self.desk.revoked())):
+            self._append(KeyRevocation(PROTOCOL, state.run, name, keys[name], "coordinator"))
+        if entries := self.desk.crew.identity_changes(self.state):
+            self.desk.ledger.append(entries)
+
     def open(self) -> None:
-        """Fix roster, base, windows, steps and learning rates."""
+        """Fix roster, base, windows, steps and learning rates, and the witnesses: those that answer now."""
         if self.state.turn is None:
             self._served = {}
-            self._append(plan_open(self.state))
+            self._append(plan_open(self.state, self.desk.notary.present()))
 
     def collect_commitments(self) -> None:
         """Hand out the work and log who committed. Head 1 is the checkpoint over it."""
@@ -137,11 +161,12 @@ class Coordinator:
         self._append(closing, after=entries)
 
     def draw(self) -> None:
-        """Only now, with head 2 durable, show the turn's link and draw the audits."""
-        turn, ledger = self.state.open_turn, self.desk.ledger
+        """Only now, with head 2 durable and cosigned, show the turn's links and draw the audits."""
+        turn = self.state.open_turn
         if turn.draw is None:
-            link = self.desk.chain.link(2 * turn.open.turn + 1)
-            self._append(plan_draw(self.state, ledger.checkpoint, ledger.head, link))
+            head, links = self.desk.notary.attest(Draw.kind)
+            link = self.desk.chain.link(link_number(turn, Draw.kind))
+            self._append(plan_draw(self.state, head, link, links))
 
     def collect_states(self) -> None:
         """Ask every drawn contributor for the state it started from; log who served it."""
@@ -182,11 +207,12 @@ class Coordinator:
             desk.ledger.append([found[key] for key in sorted(found)])
 
     def draw_second_looks(self) -> None:
-        """With the first verdicts under head 3, show the next link and draw who is looked at twice."""
-        turn, ledger = self.state.open_turn, self.desk.ledger
+        """With the first verdicts under head 3, show the next links and draw who is looked at twice."""
+        turn = self.state.open_turn
         if turn.second is None:
-            link = self.desk.chain.link(2 * turn.open.turn + 2)
-            self._append(plan_second_draw(self.state, ledger.checkpoint, ledger.head, link))
+            head, links = self.desk.notary.attest(SecondDraw.kind)
+            link = self.desk.chain.link(link_number(turn, SecondDraw.kind))
+            self._append(plan_second_draw(self.state, head, link, links))
 
     def close(self) -> RoundClose:
         """Aggregate what was accepted, take the outer step, store the checkpoint, log the outcome."""
@@ -211,10 +237,17 @@ class Coordinator:
         desk.folder.keep_checkpoints(self.state.rounds_done, state.config["checkpoint"]["every"])
         return record
 
+    def publish(self) -> None:
+        """Between two turns, have the newest head cosigned, and give all of the last turn their receipts."""
+        if self.state.last_close and not self.state.turn:
+            note = self.desk.notary.publish()
+            self.desk.crew.give_receipts(self.state, *self.desk.ledger.receipts(note))
+
     def finish(self) -> None:
-        """The last entry of the log."""
+        """The last entry of the log, and the cosignatures of its head."""
         if not self.state.finished:
             self._append(plan_run_close(self.state))
+        self.desk.notary.publish()
 
     def _append(self, record: Record, *, after: Iterable[Entry] = ()) -> None:
         self.desk.ledger.append([*after, self.desk.ledger.sign(record)])

@@ -19,16 +19,20 @@ from verification.intake import (
     as_bytes,
     check_commitment,
     check_enrolment,
+    check_identity_change,
     check_verdict,
     snapshot_due,
 )
 from verification.judge import Look
+from verification.rounds import apply
 from verification.state import RunState, Turn
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 
 # Where no deadline is set nobody is late, but a member that never answers must not stop a run for ever.
 PATIENCE_MS = 30 * 60 * 1000
+# How long the run waits for what takes no work, and what it can do without.
+BRIEF_MS = 30_000
 
 
 class Answer(Protocol):
@@ -125,6 +129,34 @@ class Crew:
                 f"{name} enrolled as somebody it is not allowed to be", expected=expected, got=got
             )
         return record, envelope
+
+    def identity_changes(self, state: RunState) -> list[Entry]:
+        """Signed changes of keys that members have ready, one a member, each fit to follow the last."""
+        names = [m.member for m in state.members if not state.standings[m.member].quarantined]
+        asked = dict.fromkeys(names, ())
+        answers = self._members.call("identity_changes", asked, deadline_ms=_brief(state))
+        found: list[Entry] = []
+        for name, answer in answers.items():
+            if not answer.ok:
+                self._notice(f"{name}: identity_changes: {answer.error or 'too late'}")
+            if not answer.ok or (type(answer.value) is list and not answer.value):
+                continue
+            try:
+                envelope = as_bytes(_first(answer.value))
+                if record := check_identity_change(state, name, envelope):
+                    state = apply(state, record)
+                    found.append((record, envelope))
+            except BarnraiseError as error:
+                self._notice(f"{name}: a change of its key refused: {error}")
+        return found
+
+    def give_receipts(self, state: RunState, turn: int, receipts: Mapping[str, str]) -> None:
+        """Hand members their receipts of a closed turn; whoever takes none goes without."""
+        arguments = {name: (turn, receipt) for name, receipt in receipts.items()}
+        answers = self._members.call("take_receipt", arguments, deadline_ms=_brief(state))
+        for name, answer in answers.items():
+            if not answer.ok:
+                self._notice(f"{name}: receipt not taken: {answer.error or 'too late'}")
 
     def commitments(self, turn: Turn, open_envelope: bytes, checkpoint: bytes) -> Commitments:
         """Hand out the work and wait for the commitments, or for the deadline."""
@@ -225,6 +257,11 @@ class Crew:
         self._notice(f"{turn.open.entry(slot).member}: {what}")
 
 
+def _brief(state: RunState) -> int:
+    timing = state.config["timing"]
+    return min(BRIEF_MS, timing["deadline_ms"]) if timing["mode"] == "measured" else BRIEF_MS
+
+
 def _deadline(turn: Turn) -> int:
     return turn.open.deadline_ms or PATIENCE_MS
 
@@ -233,6 +270,12 @@ def _need(name: str, answer: Answer) -> Any:
     if not answer.ok:
         raise ProtocolError(f"{name} could not join the run", got=answer.error or "no answer in time")
     return answer.value
+
+
+def _first(value: Any) -> Any:
+    if type(value) is not list:
+        raise FormatError("a member's changes of identity are no list", got=type(value).__name__)
+    return value[0]
 
 
 def _file_names(member: str, value: Any) -> list[str]:

@@ -26,6 +26,11 @@ from verification.sealing import parse_predicate
 PARTS = ("payloads", "checkpoints", "state", "data", "evidence")
 
 
+def member_folder(manifest: Manifest) -> str:
+    """The part of a private home that belongs to a run, with a folder for each member and the coordinator."""
+    return f"runs/{digest_hex(manifest.run_id)[:16]}"
+
+
 class RunFolder:
     """Paths and durable writes of one run."""
 

@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from verification.durable import write_atomic
 from verification.encoding import parse_canonical
-from verification.envelope import open_envelope
+from verification.envelope import Sealed, open_envelope
 from verification.errors import FormatError, ProtocolError, StorageError
 from verification.keys import PrivateKey
 from verification.log import Log
 from verification.notes import Checkpoint, parse_checkpoint
 from verification.records import (
     Enrol,
+    KeyRevocation,
+    KeyRotation,
     Manifest,
     Record,
     RevealClose,
     RoundOpen,
 )
 from verification.rounds import apply, begin
-from verification.sealing import KINDS, parse_predicate, seal_record, verified_record
+from verification.sealing import KINDS, open_record, parse_predicate, seal_record, verified_record
 from verification.state import RunState
+from verification.tlog_proof import write_receipt
 
 Entry = tuple[Record, bytes]
 
@@ -48,7 +51,8 @@ class Ledger:
     @classmethod
     def create(cls, folder: Path, key: PrivateKey, manifest: Manifest) -> None:
         """Write a new log whose entry 0 is the manifest; `open` goes on with it."""
-        Log.create(folder, manifest.origin, key).append([seal_record(manifest, key)])
+        log = Log.create(folder, manifest.origin, key, manifest.witness_vkeys)
+        log.append([seal_record(manifest, key)])
 
     @classmethod
     def open(cls, folder: Path, key: PrivateKey, manifest_bytes: bytes, journal: Path) -> Ledger:
@@ -58,7 +62,7 @@ class Ledger:
         StorageError when this coordinator has already signed more than the log holds, or something else.
         """
         manifest = parse_predicate(Manifest, parse_canonical(manifest_bytes))
-        log = Log.open(folder, manifest.origin, key, manifest.log_vkey)
+        log = Log.open(folder, manifest.origin, key, manifest.log_vkey, manifest.witness_vkeys)
         Journal(journal).finish(log)
         state: RunState | None = None
         for record, _ in read_entries(log, manifest):
@@ -98,8 +102,29 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """The signed checkpoint over everything appended so far."""
+        """The signed checkpoint over everything appended so far, without cosignatures."""
         return self._log.checkpoint
+
+    @property
+    def cosigned(self) -> str:
+        """The same with the cosignatures that were put to it."""
+        return self._log.cosigned
+
+    def put_cosigned(self, note: str) -> None:
+        """Store the head with cosignatures. Raises one of the family unless it is the head and they hold."""
+        self._log.put_cosigned(note)
+
+    def consistency(self, old: int) -> list[bytes]:
+        """Proof that the first `old` entries begin the log."""
+        return list(self._log.consistency_proof(old))
+
+    def receipts(self, note: str) -> tuple[int, dict[str, str]]:
+        """(number of the last closed turn, receipt of each member of its roster) under the head `note`."""
+        opened = open_record(RoundOpen, self.envelope("round-open")[1], self.manifest.coordinator)
+        _, close = self.envelope("round-close")
+        index, proof = self.inclusion("round-close")
+        members = [entry.member for entry in opened.roster]
+        return opened.turn, {name: write_receipt(close, name, index, proof, note) for name in members}
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -107,7 +132,7 @@ class Ledger:
         return parse_checkpoint(self.head, self.manifest.log_vkey)
 
     def envelope(self, kind: str, slot: int | None = None) -> tuple[int, bytes]:
-        """(index, bytes) of the last entry of a kind in the turn in progress, of `slot` when given."""
+        """(index, bytes) of the last entry of a kind, of `slot` when given."""
         for index in range(self._log.size - 1, -1, -1):
             data = self._log.entry(index)
             sealed = open_envelope(data)
@@ -115,8 +140,8 @@ class Ledger:
                 return index, data
         raise ProtocolError(f"the log holds no {kind}", got=slot)
 
-    def inclusion(self, kind: str, slot: int) -> tuple[int, list[bytes]]:
-        """(index, inclusion proof under `head`) of an entry of the turn in progress."""
+    def inclusion(self, kind: str, slot: int | None = None) -> tuple[int, list[bytes]]:
+        """(index, inclusion proof under `head`) of the last entry of a kind, of `slot` when given."""
         index, _ = self.envelope(kind, slot)
         return index, list(self._log.inclusion_proof(index, self._log.size))
 
@@ -164,14 +189,22 @@ def read_entries(log: Log, manifest: Manifest) -> Iterator[Entry]:
         kind = KINDS.get(sealed.predicate_type)
         if kind is None or (kind is Manifest) != (index == 0):
             raise FormatError(f"log entry {index} is of an unknown kind", got=sealed.predicate_type)
-        name = sealed.peek()
-        if kind is Enrol:
-            record: Record = verified_record(Enrol, sealed, sealed.keyid)
-            keys[record.member] = record.key  # type: ignore[union-attr]
-        else:
-            signer = name.get("auditor", name.get("member"))
-            key = keys.get(str(signer), "") if signer is not None else manifest.coordinator
-            record = verified_record(kind, sealed, key)
-        if index == 0 and record != manifest:
+        record: Record = verified_record(kind, sealed, _signer(kind, sealed, keys, manifest))
+        if isinstance(record, Enrol):
+            keys[record.member] = record.key
+        elif isinstance(record, KeyRotation):
+            keys[record.member] = record.new_key
+        elif index == 0 and record != manifest:
             raise ProtocolError("manifest.json disagrees with log entry 0")
         yield record, data
+
+
+def _signer(kind: type[Record], sealed: Sealed, keys: Mapping[str, str], manifest: Manifest) -> str:
+    """Whose signature an entry needs, by what it says of itself and the members' present `keys`."""
+    said = sealed.peek()
+    name = said.get("auditor", said.get("member"))
+    if kind is Enrol:
+        return sealed.keyid
+    if name is None or (kind is KeyRevocation and said.get("by") == "coordinator"):
+        return manifest.coordinator
+    return keys.get(str(name), "")

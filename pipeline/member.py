@@ -13,7 +13,7 @@ from typing import Literal
 
 from data_prep.dataset import Dataset
 from data_prep.manifest import TOKENIZER_FILE, DatasetManifest
-from model.numerics import THREADS, numerics_class, prepare
+from model.numerics import THREADS, Profile, numerics_class, prepare
 from pipeline.source import source_digest
 from pipeline.vault import Vault
 from pipeline.work import Job
@@ -23,10 +23,13 @@ from verification.errors import ProtocolError
 from verification.records import (
     PROTOCOL,
     Enrol,
+    KeyRevocation,
+    KeyRotation,
     Manifest,
     RoundOpen,
 )
 from verification.sealing import open_record, parse_predicate, seal_record
+from verification.tlog_proof import check_receipt
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,12 @@ class Member:
         self.dataset = DatasetManifest.from_json(self.manifest.dataset)
         self.data_folder = place.data
         self.key = self.vault.key()
-        profile = self.manifest.config["run"]["profile"]
+        self.numerics_class = self.prepared(self.manifest.config["run"]["profile"])
+
+    def prepared(self, profile: Profile) -> str:
+        """Put this process under the run's profile; the numerics class it then has. Imports torch."""
         prepare(profile, THREADS)
-        self.numerics_class = numerics_class(profile, THREADS)
+        return numerics_class(profile, THREADS)
 
     def missing_files(self) -> list[str]:
         """Names of the data files that this machine does not have yet."""
@@ -84,12 +90,44 @@ class Member:
         )
         return seal_record(record, self.key)
 
+    def identity_changes(self) -> list[bytes]:
+        """The signed change of this member's key that its owner wants; the same until the log has it."""
+        if self.vault.is_revoked():
+            revocation = KeyRevocation(PROTOCOL, self.run, self.name, self.key.public, "member")
+            return [seal_record(revocation, self.key)]
+        new = self.vault.next_key()
+        return [seal_record(KeyRotation.of(self.run, self.name, self.key, new), self.key)] if new else []
+
+    def take_receipt(self, turn: int, receipt: str) -> None:
+        """Keep the proof of what the log says of this member in `turn`; asked again, keep the first.
+
+        Raises one of the family unless it holds under the manifest's keys and is of this member and turn.
+        """
+        manifest = self.manifest
+        required = manifest.witnessing.required
+        found = check_receipt(receipt, manifest.log_vkey, manifest.witness_vkeys, required)
+        if (found.run, found.member) != (self.run, self.name):
+            raise ProtocolError("a receipt is somebody else's", expected=self.name, got=found.member)
+        committed = self.vault.committed(turn)
+        open_ = self.opened(committed.open) if committed else None
+        if open_ and (open_.round, open_.attempt) != (found.round, found.attempt):
+            raise ProtocolError("a receipt is of another turn", expected=f"turn {turn}", got=found.round)
+        self.vault.put_receipt(found.round, found.attempt, receipt)
+
     def opened(self, envelope: bytes) -> RoundOpen:
         """The open in an envelope. Raises one of the family unless it is by this run's coordinator."""
         open_ = open_record(RoundOpen, bytes(envelope), self.manifest.coordinator)
         if open_.run != self.run:
             raise ProtocolError("an open is of another run", expected=self.run, got=open_.run)
+        self._follow_rotation(open_)
         return open_
+
+    def _follow_rotation(self, open_: RoundOpen) -> None:
+        # The old key goes only now: an open that names the new one follows a rotation that is in the log.
+        new = self.vault.next_key()
+        keys = {e.member: e.key for e in open_.roster} | {e.member: e.key for e in open_.auditors}
+        if new and keys.get(self.name) == new.public:
+            self.key = self.vault.take_next_key()
 
     @cached_property
     def job(self) -> Job:

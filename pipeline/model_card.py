@@ -72,10 +72,7 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
             "and numbers, so these lines give it for the exported file:"
         ),
         _block(_DIGEST.rstrip(), "python"),
-        (
-            "There are no witnesses: the audit lottery binds the contributors and not the coordinator. The "
-            "licence of the data is not a licence of these weights; the log names none."
-        ),
+        f"{_lottery(story)} The licence of the data is not a licence of these weights; the log names none.",
         "## Use",
         _block(
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -85,6 +82,13 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
         ),
     ]
     return _FRONT + "\n\n".join(sections) + "\n"
+
+
+def _lottery(story: RunStory) -> str:
+    required, all_ = story.manifest.witnessing.required, len(story.manifest.witnessing.witnesses)
+    if not all_:
+        return "There are no witnesses: the audit lottery binds the contributors and not the coordinator."
+    return f"Each audit lottery had the cosignatures of at least {required} of the run’s {all_} witnesses."
 
 
 def _contributors(story: RunStory, round_: int) -> str:

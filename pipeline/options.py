@@ -33,6 +33,8 @@ class TrainOptions:
     """The run folder to make."""
     adversary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A fire drill: KIND=COUNT of the contributors cheat. May be repeated."""
+    witness_policy: Path | None = None
+    """Witnesses that cosign the log, and how many must: a C2SP tlog-policy file with their addresses."""
     pool: Literal["ray", "local"] = "ray"
     """Where members live: Ray actors, or all in this process."""
     address: str | None = None

@@ -145,7 +145,8 @@ class RunStory:
 def open_log(folder: RunFolder) -> tuple[Manifest, Log]:
     """The manifest and the log, for reading. Raises UsageError, FormatError, SignatureError, StorageError."""
     manifest = folder.parsed_manifest()
-    return manifest, Log.open(folder.log, manifest.origin, None, manifest.log_vkey)
+    keys = (manifest.log_vkey, manifest.witness_vkeys)
+    return manifest, Log.open(folder.log, manifest.origin, None, *keys)
 
 
 def read_story(folder: RunFolder) -> RunStory:

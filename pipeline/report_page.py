@@ -322,6 +322,21 @@ def _member(balance: Balance) -> Sequence[str]:
     )
 
 
+def _bound_by(story: RunStory) -> str:
+    witnessing = story.manifest.witnessing
+    if not witnessing.witnesses:
+        return (
+            "There are no witnesses. The lottery therefore binds the contributors, who cannot foresee it, "
+            "and not the coordinator, which knows its own hash chain and could have tried different logs "
+            "before it signed one."
+        )
+    return (
+        f"{witnessing.required} of {len(witnessing.witnesses)} witnesses had to cosign the log before each "
+        "draw, which takes a number from every one of them. The lottery therefore binds the contributors "
+        "and the coordinator, unless so many witnesses are in league with it."
+    )
+
+
 def _rests(story: RunStory) -> str:
     head = f"{story.head.size}:{story.head.root.hex()}"
     points = (
@@ -339,11 +354,7 @@ def _rests(story: RunStory) -> str:
             "A log that agrees with itself could still be one of two. Compare the log key and the head above "
             "with what you were given by somebody else than the organiser, or with what you saw earlier."
         ),
-        (
-            "There are no witnesses. The lottery therefore binds the contributors, who cannot foresee it, "
-            "and not the coordinator, which knows its own hash chain and could have tried different logs "
-            "before it signed one."
-        ),
+        _bound_by(story),
         "Operators are names that the coordinator let in. No log can show that two of them are two people.",
         "Milliseconds and the choice of members are the coordinator’s word.",
     )

@@ -19,11 +19,15 @@ from pipeline.contributor import Contributor
 from pipeline.member import Member, Place
 from verification.durable import write_atomic
 from verification.errors import UsageError
+from verification.keys import PrivateKey
 
 
 @dataclass(frozen=True)
 class MemberSpec:
-    """What a machine must know to make a member. `home` may start with ~, which is that machine's."""
+    """What a machine must know to make a member. `home` may start with ~, which is that machine's.
+
+    A member that `brings_key` has it there before the run, in the file keys/NAME.
+    """
 
     role: Literal["contributor", "auditor"]
     name: str
@@ -33,12 +37,15 @@ class MemberSpec:
     folder: str
     adversary: str | None
     public: str
+    brings_key: bool = False
 
 
 def make_member(spec: MemberSpec) -> Member:
     """The member, from its own folder on this machine; made anew after a crash it is the same member."""
     home = Path(spec.home).expanduser()
     place = Place(home / spec.folder / spec.name, home / spec.folder / "data")
+    if spec.brings_key and not (place.vault / "key").exists():
+        PrivateKey.load(home / "keys" / spec.name).save(place.vault / "key")
     if spec.role == "auditor":
         return Auditor(spec.name, spec.operator, spec.manifest, place)
     drill = place.vault / "drill"
@@ -59,15 +66,19 @@ def member_specs(
     config: Config, manifest: bytes, home: Path, folder: str, public: Path, drills: Mapping[str, str]
 ) -> dict[str, MemberSpec]:
     """All members by name, contributors first; every member is an operator of its own."""
-    contributors = [f"c{index:02d}" for index in range(len(config.train.steps))]
-    auditors = [f"a{index:02d}" for index in range(config.audit.auditors)]
-    roles: list[tuple[Literal["contributor", "auditor"], str]] = [
-        *(("contributor", name) for name in contributors),
-        *(("auditor", name) for name in auditors),
-    ]
     return {
-        name: MemberSpec(role, name, f"op-{name}", manifest, str(home), folder, drills.get(name), str(public))
-        for role, name in roles
+        name: MemberSpec(
+            "contributor" if name in config.contributors else "auditor",
+            name,
+            f"op-{name}",
+            manifest,
+            str(home),
+            folder,
+            drills.get(name),
+            str(public),
+            name in config.identity.allow,
+        )
+        for name in config.members
     }
 
 

@@ -30,13 +30,15 @@ from pipeline.compression import Codec
 from pipeline.config import Config, config_from_manifest, manifest_config
 from pipeline.coordinator import Coordinator, Desk
 from pipeline.crew import Crew
-from pipeline.folder import PARTS, RunFolder
+from pipeline.folder import PARTS, RunFolder, member_folder
+from pipeline.identities import pending_revocations
 from pipeline.ledger import Ledger
 from pipeline.records_table import write_contributions
 from pipeline.roster import make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
+from pipeline.witnessing import Enlisted, Notary, NoWitnesses
 from verification.durable import disk_is_full, fsync_folder, make_folder, storage_error, write_atomic
-from verification.encoding import canonical_json, digest_hex, to_json
+from verification.encoding import canonical_json, digest_hex, sha256_digest, to_json
 from verification.errors import BarnraiseError, StorageError, UsageError
 from verification.folder_lock import lock_folder
 from verification.keys import PrivateKey
@@ -48,8 +50,10 @@ from verification.records import (
     DrawChain,
     Manifest,
     RoundClose,
+    Witnessing,
 )
 from verification.sealing import parse_predicate
+from verification.witnessing import check_witnessing
 
 Tell = Callable[[str], None]
 COORDINATOR_WAIT_S = 5.0
@@ -61,13 +65,15 @@ def create_run(
     home: Path,
     tell: Tell,
     drills: Mapping[str, str] | None = None,
+    witnesses: Enlisted | None = None,
 ) -> Manifest:
     """Make a run folder with data, checkpoint 0, manifest and log entry 0: all of it, or nothing.
 
-    `drills` says which contributors cheat, and how; each is told in its own folder here. A kill can leave a
-    folder `.NAME.partial` and secrets of a run that never was; the next start of the same name removes both.
+    Each of `witnesses` is asked for its chain first. `drills` says which contributors cheat, and how; each is
+    told in its own folder here. A kill can leave a folder `.NAME.partial` and secrets of a run that never
+    was; the next start of the same name removes both.
     Raises UsageError when the folder is there already, the data do not fit the configuration, or the disk
-    cannot hold it.
+    cannot hold it, ProtocolError when a witness gives no chain.
     """
     if folder.path.exists() and not (folder.path.is_dir() and not any(folder.path.iterdir())):
         raise UsageError(
@@ -80,7 +86,8 @@ def create_run(
         for part in PARTS[:-2]:
             (partial_folder.path / part).mkdir(parents=True)
         (partial_folder.path / "evidence").mkdir()
-        manifest = _fill(config, partial_folder, folder.name, home, tell, drills or {})
+        start = _Start(config, folder.name, home, drills or {}, witnesses)
+        manifest = _fill(start, partial_folder, tell)
         if folder.path.exists():
             folder.path.rmdir()
         partial_folder.path.rename(folder.path)
@@ -113,9 +120,26 @@ def _discard(partial_folder: RunFolder, home: Path) -> None:
     shutil.rmtree(partial_folder.path, ignore_errors=True)
 
 
-def _fill(
-    config: Config, folder: RunFolder, name: str, home: Path, tell: Tell, drills: Mapping[str, str]
-) -> Manifest:
+@dataclass(frozen=True)
+class _Start:
+    """What a run is made from."""
+
+    config: Config
+    name: str
+    home: Path
+    drills: Mapping[str, str]
+    witnesses: Enlisted | None
+
+
+def _fill(start: _Start, folder: RunFolder, tell: Tell) -> Manifest:
+    config = start.config
+    key = PrivateKey.generate()
+    chain = HashChain.generate(2 * config.run.rounds * (config.run.max_void + 1) + 2)
+    # A witness knows one key by an origin: another start under the same name needs another.
+    origin = f"barnraise/{_origin_name(start.name)}/{digest_hex(sha256_digest(key.public.encode()))[:16]}"
+    witnessing = Witnessing(0, ())
+    if start.witnesses:
+        witnessing = start.witnesses.witnessing(vkey(origin, key.public), chain.length, tell)
     dataset = prepare_data(config.data, folder.data, tell)
     (folder.data / "dataset.json").unlink()  # the manifest holds it
     needed = sum(config.train.steps) * config.train.batch
@@ -129,13 +153,10 @@ def _fill(
     tell("initial weights")
     specs = array_specs(config.model)
     weights = initial_weights(config.model, config.run.seed)
-    key = PrivateKey.generate()
-    chain = HashChain.generate(2 * config.run.rounds * (config.run.max_void + 1) + 2)
     codec = Codec(config.compression.chunk, config.compression.k, sum(spec.size for spec in specs))
-    origin = f"barnraise/{_origin_name(name)}"
     unsigned = Manifest(
         protocol=PROTOCOL,
-        name=name,
+        name=start.name,
         origin=origin,
         log_vkey=vkey(origin, key.public),
         coordinator=key.public,
@@ -147,40 +168,39 @@ def _fill(
         initial=Base("sha256:" + "0" * 64, "sha256:" + "0" * 64),
         zero_state=arrays_digest(zero_state(specs, config.train.mode)),
         objective="next-token-v1",
+        witnessing=witnessing,
         codec=codec.name,
         aggregation="median-clip-weighted-mean-v1",
         config=manifest_config(config),
     )
     aggregator = Aggregator.of(unsigned.arrays, unsigned.config)
-    start = aggregator.start(weights)
-    manifest = parse_predicate(Manifest, {**to_json(unsigned), "initial": to_json(aggregator.digests(start))})
+    first = aggregator.start(weights)
+    manifest = parse_predicate(Manifest, {**to_json(unsigned), "initial": to_json(aggregator.digests(first))})
+    check_witnessing(manifest)
     # The manifest first: by it, what a kill leaves in the private home is found and removed.
     write_atomic(folder.manifest_file, canonical_json(to_json(manifest)))
-    _keep_secrets(home / member_folder(manifest), key, chain, drills)
-    folder.put_checkpoint(0, weights, dict(start.outer))
+    _keep_secrets(start.home / member_folder(manifest), key, chain, start)
+    folder.put_checkpoint(0, weights, dict(first.outer))
     Ledger.create(folder.log, key, manifest)
     return manifest
 
 
-def _keep_secrets(private: Path, key: PrivateKey, chain: HashChain, drills: Mapping[str, str]) -> None:
-    """The coordinator's key and chain; and who cheats, in each one's own folder, before anything starts."""
+def _keep_secrets(private: Path, key: PrivateKey, chain: HashChain, start: _Start) -> None:
+    """The coordinator's own things; and who cheats, in each one's own folder, before anything starts."""
     make_folder(private)
-    for name in ("coordinator", *drills):
+    for name in ("coordinator", *start.drills):
         (private / name).mkdir(mode=0o700)
     key.save(private / "coordinator" / "key")
     chain.save(private / "coordinator" / "chain")
-    for name, kind in drills.items():
+    if start.witnesses:
+        start.witnesses.keep(private / "coordinator")
+    for name, kind in start.drills.items():
         put_drill(private / name, kind)
     fsync_folder(private)
 
 
 def _origin_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name) or "run"
-
-
-def member_folder(manifest: Manifest) -> str:
-    """The part of a private home that belongs to a run."""
-    return f"runs/{digest_hex(manifest.run_id)[:16]}"
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)[:80] or "run"
 
 
 @dataclass(frozen=True)
@@ -199,11 +219,13 @@ def continue_run(
     pool: Literal["local", "ray"] = "local",
     address: str | None = None,
     drills: Mapping[str, str] | None = None,
+    witnesses: Enlisted | None = None,
 ) -> Coordinator:
     """Run turns until the log ends with run-close; where the log is in mid-turn, from there.
 
-    Raises UsageError when the run is another version's or its secrets are not here, ProtocolError when too
-    many turns were void.
+    `witnesses` replaces those that the run was started with, as far as the way to them goes. Raises
+    UsageError when the run is another version's or its secrets are not here, ProtocolError when too many
+    turns were void or too few witnesses take part.
     """
     manifest_bytes = folder.manifest()
     manifest = folder.parsed_manifest()
@@ -234,12 +256,13 @@ def continue_run(
     else:
         members = LocalPool({name: partial(make_member, spec) for name, spec in specs.items()})
     try:
-        coordinator = _assemble(folder, config, ledger, HashChain.load(secrets / "chain"), members, view.tell)
+        coordinator = _assemble(folder, config, ledger, secrets, members, witnesses, view.tell)
         enrolled = bool(coordinator.state.members)
         coordinator.desk.crew.send_files(
             specs, lambda name: (folder.data / name).read_bytes(), enrolled=enrolled
         )
         coordinator.enrol(specs)
+        coordinator.publish()
         while coordinator.state.rounds_done < config.run.rounds:
             started = time.monotonic()
             close = coordinator.run_turn()
@@ -270,7 +293,13 @@ def _clean_up(folder: RunFolder, ledger: Ledger, config: Config) -> None:
 
 
 def _assemble(
-    folder: RunFolder, config: Config, ledger: Ledger, chain: HashChain, members: Pool, tell: Tell
+    folder: RunFolder,
+    config: Config,
+    ledger: Ledger,
+    secrets: Path,
+    members: Pool,
+    witnesses: Enlisted | None,
+    tell: Tell,
 ) -> Coordinator:
     state = ledger.state
     _clean_up(folder, ledger, config)
@@ -286,5 +315,17 @@ def _assemble(
     def validate(weights: Arrays) -> int:
         return evaluate(config.model, weights, windows, config.train.batch)
 
-    desk = Desk(config, folder, ledger, chain, Crew(members, tell), aggregator, validate)
+    enlisted = witnesses or Enlisted.kept(secrets)
+    client = enlisted.client(ledger.manifest.log_vkey, tell) if enlisted else NoWitnesses()
+    desk = Desk(
+        config,
+        folder,
+        ledger,
+        HashChain.load(secrets / "chain"),
+        Crew(members, tell),
+        Notary(ledger, client, tell),
+        partial(pending_revocations, secrets),
+        aggregator,
+        validate,
+    )
     return Coordinator(desk, checkpoint)

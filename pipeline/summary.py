@@ -22,6 +22,7 @@ from model.generate import generate
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
 from verification.records import Record, RoundClose
+from verification.witnessing import witness_names
 
 PROMPT = "def "
 MICRO = 1e6
@@ -49,6 +50,9 @@ def show_summary(
         "log": f"{ledger.checkpoint.size} entries",
         "head": f"sha256:{ledger.checkpoint.root.hex()}",
     }
+    if names := witness_names(ledger.manifest):
+        required = ledger.manifest.witnessing.required
+        lines["witnesses"] = f"{', '.join(names)}; each draw had {required} or more of them"
     console.rule(f"[bold]{escape(str(folder.path))}[/] has ended", align="left")
     for name, text in lines.items():
         console.print(f"{name:<22} {text}", highlight=False, soft_wrap=True)

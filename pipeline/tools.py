@@ -23,10 +23,11 @@ from data_prep.config import DataConfig
 from data_prep.manifest import TOKENIZER_FILE, DatasetManifest, file_digest
 from model.arrays import Arrays, ArraySpec, arrays_digest, arrays_from_safetensors
 from model.numerics import THREADS, prepare
-from pipeline import doctor, plan
+from pipeline import doctor, identities, plan
 from pipeline.config import config_from_manifest, describe
 from pipeline.folder import RunFolder
 from pipeline.model_card import model_card
+from pipeline.options import HOME
 from pipeline.report import RunStory, answer, read_story, write_report
 from verification.errors import StorageError, UsageError
 from verification.keys import PrivateKey
@@ -113,12 +114,18 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class KeysOptions:
-    """Make an Ed25519 key file that only its owner may read, or show the public half of one."""
+    """Make an Ed25519 key file that only its owner may read, show one, or change a member's key in a run."""
 
-    action: tyro.conf.Positional[Literal["new", "show"]]
-    """new makes the file, show reads it."""
+    action: tyro.conf.Positional[Literal["new", "show", "rotate", "revoke"]]
+    """new makes a file, show reads it; rotate gives MEMBER of a run another key, revoke takes it away."""
     path: tyro.conf.Positional[Path]
-    """The key file."""
+    """The key file; for rotate and revoke the run folder."""
+    member: tyro.conf.Positional[str | None] = None
+    """For rotate and revoke, whose key."""
+    as_coordinator: bool = False
+    """Revoke in the name of the run's coordinator, whose private folder is here, not of the member."""
+    home: Path = HOME
+    """Where keys and other secrets lie."""
     json: bool = False
     """One JSON object instead of words."""
 
@@ -283,6 +290,8 @@ def _data_answer(options: DataOptions, manifest: DatasetManifest, unigram: float
 
 def keys(options: KeysOptions, console: Console) -> int:
     """`barnraise keys`."""
+    if options.action in ("rotate", "revoke"):
+        return _change_key(options, console)
     path = options.path.expanduser()
     if options.action == "new":
         key = PrivateKey.generate()
@@ -298,6 +307,29 @@ def keys(options: KeysOptions, console: Console) -> int:
         _next(console, f"barnraise keys show {path}")
     else:
         _next(console, "give others this line, never the file")
+    return 0
+
+
+def _change_key(options: KeysOptions, console: Console) -> int:
+    member, folder, home = options.member, RunFolder(options.path), options.home.expanduser()
+    if member is None:
+        raise UsageError(f"keys {options.action} needs a run folder and the name of a member")
+    done = {"member": member, "action": options.action}
+    if options.action == "rotate":
+        done["key"] = identities.rotate(folder, home, member).public
+    elif options.as_coordinator:
+        identities.revoke_as_coordinator(folder, home, member)
+    else:
+        identities.revoke(folder, home, member)
+    if options.json:
+        _print_json(done)
+        return 0
+    if options.action == "rotate":
+        _say(console, done["key"])
+        _say(console, f"{member} goes on with this key when the log has it, from zero state and on probation")
+    else:
+        _say(console, f"{member} is in quarantine for the rest of the run when the log has it")
+    _next(console, f"barnraise resume {options.path}   takes it up, or the run itself before its next round")
     return 0
 
 

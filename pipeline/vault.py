@@ -1,4 +1,4 @@
-"""A member's own folder: key, data files, hidden states, and what it has committed to.
+"""A member's own folder: keys, data files, hidden states, receipts, and what it has committed to.
 
 Owns what must survive a crash of the member, and its permissions. Nothing here is ever sent except through
 the member's verbs. Does not own the run folder, which is the coordinator's.
@@ -13,11 +13,14 @@ from pathlib import Path
 
 from verification.durable import fsync_folder, write_atomic
 from verification.encoding import blake3_digest, digest_hex
-from verification.errors import StorageError
+from verification.errors import ProtocolError, StorageError
 from verification.folder_lock import lock_folder
 from verification.keys import PrivateKey
+from verification.tlog_proof import parse_proof
 
 LOCK_WAIT_S = 60.0
+NEXT_KEY = "key.next"
+REVOKED = "revoke"
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,7 +39,7 @@ class Vault:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("states", "turns", "payloads"):
+        for name in ("states", "turns", "payloads", "receipts"):
             (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
         # A member that was restarted may find its old process still ending; see verification.folder_lock.
@@ -50,6 +53,35 @@ class Vault:
         if not path.exists():
             PrivateKey.generate().save(path)
         return PrivateKey.load(path)
+
+    def next_key(self) -> PrivateKey | None:
+        """The key that the owner wants to go on with, made by `barnraise keys rotate`; None without one."""
+        path = self.folder / NEXT_KEY
+        return PrivateKey.load(path) if path.exists() else None
+
+    def take_next_key(self) -> PrivateKey:
+        """Put the next key in the place of the old one, in one step, and return it."""
+        (self.folder / NEXT_KEY).replace(self.folder / "key")
+        fsync_folder(self.folder)
+        return self.key()
+
+    def is_revoked(self) -> bool:
+        """Whether the owner wants the key revoked, by `barnraise keys revoke`."""
+        return (self.folder / REVOKED).exists()
+
+    def put_receipt(self, round_: int, attempt: int, receipt: str) -> None:
+        """Keep the receipt of a closed turn; one that is there already stays.
+
+        Raises ProtocolError when that one shows another close of the same turn.
+        """
+        path = self.folder / "receipts" / f"r{round_:05d}-a{attempt}.tlog-proof"
+        if not path.exists():
+            write_atomic(path, receipt.encode(), mode=0o600)
+        elif parse_proof(path.read_bytes()).extra != parse_proof(receipt).extra:
+            raise ProtocolError(
+                f"two different closes of round {round_}, attempt {attempt}",
+                hint=f"Both are signed by the coordinator: keep {path}, and what the log shows now.",
+            )
 
     def put(self, kind: str, data: bytes) -> str:
         """Store bytes by content under `states` or `payloads`; returns their BLAKE3 digest."""

@@ -6,6 +6,7 @@ replay_aggregation, level 3 replay_work. Levels 1 and 2 need neither torch nor r
 
 from __future__ import annotations
 
+import gc
 import json as jsonlib
 import secrets
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from pipeline.ledger import read_entries
 from pipeline.replay_aggregation import Step, check_table, checked_config, replay_checkpoints
 from pipeline.source import source_digest
 from verification.errors import BarnraiseError, UsageError
-from verification.fsck import Failure, Findings, check_run
+from verification.fsck import Failure, Findings, Turn, check_run
 from verification.log import Log
 
 UNANCHORED = "self-consistent, tied to nobody you named"
@@ -47,6 +48,10 @@ class VerifyOptions:
     """The log's verifier key, from somewhere other than the folder."""
     expect_head: str | None = None
     """SIZE:HEX of a head you saw earlier; the log must contain it."""
+    witness_policy: Path | None = None
+    """A C2SP tlog-policy file: the witnesses, and how many of them, that you trust to have seen the log."""
+    receipt: Path | None = None
+    """A receipt that you were given; the log must be the one it is from."""
     json: bool = False
     """One JSON object instead of words."""
 
@@ -77,6 +82,8 @@ Bar = Any
 
 def command(options: VerifyOptions, console: Console) -> int:
     """Run the checks; 0 when the run holds, 1 when it does not."""
+    # Reading a log makes many short-lived objects and no cycles; looking for cycles often would cost a fifth.
+    gc.set_threshold(50_000, 20, 20)
     with _bars(console, quiet=options.json or not console.is_terminal) as progress:
         answer = verify(options, progress)
     if options.json:
@@ -88,7 +95,16 @@ def command(options: VerifyOptions, console: Console) -> int:
 
 def verify(options: VerifyOptions, progress: Any) -> Answer:
     """The answer for a run folder. Raises UsageError when there is nothing to check."""
-    findings = check_run(options.run, vkey=options.vkey, expect_head=options.expect_head, progress=progress)
+    findings = check_run(
+        options.run,
+        vkey=options.vkey,
+        expect_head=options.expect_head,
+        witness_policy=options.witness_policy,
+        receipt=options.receipt,
+        progress=progress,
+        # Only the other levels need the turns; without them a log of any length fits.
+        turns=_forget if options.level == 1 else None,
+    )
     failures = list(findings.failures)
     seed = options.sample_seed
     recomputed = population = 0
@@ -123,6 +139,10 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
     )
 
 
+def _forget(turn: Turn) -> None:
+    del turn
+
+
 def _replay(
     options: VerifyOptions, findings: Findings, failures: list[Failure], seed: int, progress: Any
 ) -> tuple[int, int]:
@@ -135,7 +155,7 @@ def _replay(
         if work:
             work.step(step)
     manifest = folder.parsed_manifest()
-    log = Log.open(folder.log, manifest.origin, None, manifest.log_vkey)
+    log = Log.open(folder.log, manifest.origin, None, manifest.log_vkey, manifest.witness_vkeys)
     records = [record for record, _ in read_entries(log, manifest)]
     codec = Aggregator.of(manifest.arrays, manifest.config).codec
     check_table(folder, findings, records, codec.payload_bytes, failures.append)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +24,6 @@ from model.arrays import (
 )
 from model.config import ModelConfig
 from model.hidden_state import state_specs, zero_state
-from model.local_steps import WorkSpec, local_steps
 from pipeline.compression import Codec, with_error_feedback
 from pipeline.config import Config, config_from_manifest
 from verification.encoding import blake3_digest, parse_hex_float
@@ -36,6 +36,9 @@ from verification.records import (
     RoundOpen,
 )
 
+if TYPE_CHECKING:
+    from model.local_steps import WorkSpec
+
 
 @dataclass(frozen=True)
 class Job:
@@ -44,7 +47,6 @@ class Job:
     manifest: Manifest
     config: Config
     model: ModelConfig
-    spec: WorkSpec
     specs: tuple[ArraySpec, ...]
     codec: Codec
 
@@ -52,20 +54,26 @@ class Job:
     def of(cls, manifest: Manifest) -> Job:
         """The job a manifest describes. Raises UsageError when its configuration is not valid here."""
         config = config_from_manifest(manifest.config)
-        inner = config.train.inner
         specs = tuple(ArraySpec(name, shape) for name, shape in manifest.arrays)
         length = sum(int(np.prod(spec.shape)) for spec in specs)
-        spec = WorkSpec(
-            mode=config.train.mode,
-            trace_every=config.train.trace_every,
+        codec = Codec(config.compression.chunk, config.compression.k, length)
+        return cls(manifest, config, config.model, specs, codec)
+
+    @cached_property
+    def spec(self) -> WorkSpec:
+        """How a local step is taken. Imports torch, which nothing else of a job needs."""
+        from model.local_steps import WorkSpec  # noqa: PLC0415 - imports torch
+
+        inner = self.config.train.inner
+        return WorkSpec(
+            mode=self.config.train.mode,
+            trace_every=self.config.train.trace_every,
             beta1=inner.beta1,
             beta2=inner.beta2,
             eps=inner.eps,
             weight_decay=inner.weight_decay,
             max_grad_norm=inner.max_grad_norm,
         )
-        codec = Codec(config.compression.chunk, config.compression.k, length)
-        return cls(manifest, config, config.model, spec, specs, codec)
 
     def weights(self, checkpoint: bytes, digest: str) -> Arrays:
         """Weights from checkpoint bytes, copied out and checked. ProtocolError when they are not `digest`."""
@@ -76,12 +84,12 @@ class Job:
     def state(self, data: bytes, digest: str) -> Arrays:
         """Hidden state from its canonical bytes. ProtocolError when they are not `digest`."""
         _check("the hidden state", digest, blake3_digest(data))
-        return arrays_from_bytes(data, state_specs(self.specs, self.spec.mode))
+        return arrays_from_bytes(data, state_specs(self.specs, self.config.train.mode))
 
     @cached_property
     def zero_state(self) -> bytes:
         """Canonical bytes of the hidden state that everyone starts from."""
-        return arrays_to_bytes(zero_state(self.specs, self.spec.mode))
+        return arrays_to_bytes(zero_state(self.specs, self.config.train.mode))
 
 
 def _check(what: str, expected: str, got: str) -> None:
@@ -110,6 +118,8 @@ def do_work(
 
     Raises WorkError when training gives something that is not finite.
     """
+    from model.local_steps import local_steps  # noqa: PLC0415 - imports torch
+
     batches_SBT = data.batches(job.config.run.seed, positions_of(entry.positions), job.config.train.batch)
     rates = [parse_hex_float(text) for text in open_.inner_lr[: entry.steps]]
     done = local_steps(job.model, job.spec, weights, start, batches_SBT, rates)

@@ -17,7 +17,13 @@ from pipeline.config import Config, parse_config
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
 from pipeline.run import View, continue_run, create_run
+from pipeline.witness_client import Transport, in_process
+from pipeline.witnessing import Enlisted
+from verification.errors import StorageError
+from verification.keys import PrivateKey
 from verification.records import RoundClose
+from verification.witness import Witness
+from verification.witness_store import WitnessStore
 
 
 @cache
@@ -73,6 +79,43 @@ def quiet(text: str) -> None:
     del text
 
 
+WITNESSES = ("w.example/one", "w.example/two", "w.example/three")
+
+
+class TinyWitnesses:
+    """Three witnesses in this process, two of them required, each with its files under `folder`.
+
+    Those in `dead` do not answer; `asked` notes who was asked for what, and `before` is called with it first.
+    """
+
+    def __init__(self, folder: Path, required: int = 2) -> None:
+        self.dead: set[str] = set()
+        self.asked: list[tuple[str, str]] = []
+        self.before: Callable[[str, str], None] = lambda name, what: None
+        self.witnesses = {name: self._make(folder, name) for name in WITNESSES}
+        self.enlisted = Enlisted(
+            required, tuple((w.vkey, self._transport(name)) for name, w in self.witnesses.items())
+        )
+
+    @staticmethod
+    def _make(folder: Path, name: str) -> Witness:
+        place = folder / name.rsplit("/", 1)[1]
+        if not (place / "key").exists():
+            PrivateKey.generate().save(place / "key")
+        key = PrivateKey.load(place / "key")
+        return Witness(key, name, WitnessStore(place / "store"), lambda: 1_800_000_000, None)
+
+    def _transport(self, name: str) -> Transport:
+        def ask(method: str, path: str, body: bytes) -> tuple[int, bytes]:
+            self.asked.append((name, path.rsplit("/", 1)[1]))
+            self.before(*self.asked[-1])
+            if name in self.dead:
+                raise StorageError(f"{name} does not answer")
+            return in_process(self.witnesses[name])(method, path, body)
+
+        return ask
+
+
 def run_to_end(
     folder: Path,
     home: Path,
@@ -80,6 +123,7 @@ def run_to_end(
     drills: Mapping[str, str] | None = None,
     seen: Callable[[RoundClose], None] | None = None,
     tell: Callable[[str], None] = quiet,
+    witnesses: TinyWitnesses | None = None,
 ) -> Coordinator:
     """Continue a run on LocalPool until it ends."""
 
@@ -88,12 +132,16 @@ def run_to_end(
         if seen:
             seen(close)
 
-    return continue_run(RunFolder(folder), home, View(tell, turn), drills=drills)
+    enlisted = witnesses.enlisted if witnesses else None
+    return continue_run(RunFolder(folder), home, View(tell, turn), drills=drills, witnesses=enlisted)
 
 
-def make_run(folder: Path, home: Path, config: Config | None = None) -> None:
+def make_run(
+    folder: Path, home: Path, config: Config | None = None, *, witnesses: TinyWitnesses | None = None
+) -> None:
     """Create a run folder, without training."""
-    create_run(config or tiny_config(), RunFolder(folder), home, quiet)
+    enlisted = witnesses.enlisted if witnesses else None
+    create_run(config or tiny_config(), RunFolder(folder), home, quiet, None, enlisted)
 
 
 def tiny_run(

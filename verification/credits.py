@@ -72,6 +72,11 @@ def after_turn(
     return {name: _vest(standing, result.turn - vest_rounds) for name, standing in after.items()}
 
 
+def revoked(standing: Standing) -> Standing:
+    """The standing of a member whose key was revoked: in quarantine, what had not vested forfeited."""
+    return _vest(replace(standing, quarantined=True), 0)
+
+
 def _vest(standing: Standing, due: int) -> Standing:
     if standing.quarantined:
         return replace(standing, forfeited=standing.forfeited + standing.pending, unvested=())

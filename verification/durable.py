@@ -37,6 +37,14 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise storage_error(path, error) from error
 
 
+def present(path: Path) -> bool:
+    """Whether something lies at `path`. StorageError when the disk does not say."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
 def write_secret(path: Path, data: bytes) -> None:
     """Create `path`, mode 0600, durably and whole, or not at all.
 

@@ -11,33 +11,38 @@ from verification.fsck_draws import (
     draw_seed,
     drawn_slots,
     eligible,
+    is_short,
     judged,
     missed_calls,
     second_looks,
     twins,
 )
-from verification.fsck_turn import Entry, Run, TurnState, check_ascending, check_head, place
+from verification.fsck_turn import Entry, Run, TurnState, check_ascending, place
+from verification.fsck_witness import check_cosigned_head, check_links
 
 
-def _check_link_and_seed(run: Run, turn: TurnState, entry: Entry, look: int) -> None:
+def _check_link_and_seed(run: Run, turn: TurnState, entry: Entry, look: int) -> bool:
+    """Head, links and seed of a draw; whether the draw is short."""
     record, where = entry.record, place(entry)
-    check_head(run, look + 1, entry, entry.index)
+    root = run.tree.root()
     number = 2 * turn.open["turn"] + look
+    cosigners = check_cosigned_head(run, turn, look + 1, entry, root)
+    check_links(run, turn, entry, number, root, cosigners)
     if not run.chain.holds(number, record["link"]):
         what = f"the link of {entry.kind} in {turn.name} is not link {number} of the draw chain"
         run.report.add(what, where, f"what hashes to link {run.chain.number}", record["link"])
     opened = {**turn.open, "run": run.run_id}
-    seed = draw_seed(opened, look, entry.index, run.roots[entry.index], record["link"])
+    seed = draw_seed(opened, look, entry.index, root, record["link"], record["links"])
     run.report.equal(f"the seed of {entry.kind} in {turn.name} is wrong", where, seed, record["seed"])
+    return is_short(turn.open["witnesses"], record["links"])
 
 
 def check_draw(run: Run, turn: TurnState, entry: Entry) -> None:
-    """Head 2, link 2u + 1, the seed, and who is drawn: by it, or for having another's payload."""
+    """Head 2, links 2u + 1, the seed, and who is drawn: by it, for having another's payload, or all."""
     record, where = entry.record, place(entry)
-    _check_link_and_seed(run, turn, entry, 1)
-    turn.drawn = drawn_slots(
-        record["seed"], turn.roster.values(), run.ledger.auditors, certain=twins(turn.valid)
-    )
+    short = _check_link_and_seed(run, turn, entry, 1)
+    certain = set(turn.roster) if short else twins(turn.valid)
+    turn.drawn = drawn_slots(record["seed"], turn.roster.values(), run.ledger.auditors, certain=certain)
     expected = [{"auditors": names, "slot": slot} for slot, names in turn.drawn.items()]
     want, got = [d["slot"] for d in expected], [d["slot"] for d in record["drawn"]]
     if run.report.equal(f"the drawn slots of {turn.name} do not follow from the seed", where, want, got):
@@ -88,13 +93,13 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
 
 
 def check_second_draw(run: Run, turn: TurnState, entry: Entry) -> None:
-    """Head 3, link 2u + 2, the seed, and who looks again."""
+    """Head 3, links 2u + 2, the seed, and who looks again."""
     record, where = entry.record, place(entry)
-    _check_link_and_seed(run, turn, entry, 2)
+    short = _check_link_and_seed(run, turn, entry, 2)
     first = {slot: verdict for (_, slot), verdict in turn.verdicts.items()}
     operators = {a["member"]: a["operator"] for a in run.ledger.auditors}
     ppm = run.settings.second_look_ppm
-    turn.looks = second_looks(record["seed"], turn.drawn, first, operators, ppm)
+    turn.looks = second_looks(record["seed"], turn.drawn, first, operators, ppm, short=short)
     expected = [{"auditors": names, "slot": slot} for slot, names in turn.looks.items()]
     what = f"the second looks of {turn.name} do not follow from verdicts and seed"
     run.report.equal(what, where, expected, record["looks"])

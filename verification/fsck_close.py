@@ -156,7 +156,9 @@ def _carry_over(
     ]
     outcomes = [_outcome(turn, slot, reason) for slot, reason in reasons.items()]
     ledger.close(turn.open["turn"], outcomes, verdicts)
-    run.payloads |= {turn.valid[slot]["payload"] for slot, reason in reasons.items() if reason is None}
+    for slot, reason in reasons.items():
+        if reason is None:
+            run.index.add("accepted", bytes.fromhex(turn.valid[slot]["payload"][7:]))
     if turn.handed_out_right:
         queue = [{"operator": o, "range": [start, stop]} for start, stop, o in ledger.queue]
         report.equal(f"the queue after {turn.name} is wrong", where, queue, record["requeued"])

@@ -11,8 +11,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verification.fsck_cosign import WitnessKey
 from verification.fsck_findings import Record
-from verification.fsck_formats import hash_object
+from verification.fsck_json import hash_object
 from verification.fsck_log import merkle_root
 from verification.fsck_shapes import DIFFERENCES, MILLION
 
@@ -22,15 +23,21 @@ def uniform(seed: str, label: str, n: int) -> int:
     limit = n * (2**64 // n)
     counter = 0
     while True:
-        value = {"counter": counter, "label": label, "seed": seed}
-        x = int(hash_object("barnraise/uniform/v1", value).removeprefix("sha256:")[:16], 16)
+        # The canonical JSON of three members that need no escapes; drawing is most of what a turn hashes.
+        value = f'barnraise/uniform/v1\0{{"counter":{counter},"label":"{label}","seed":"{seed}"}}'
+        x = int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big")
         if x < limit:
             return x % n
         counter += 1
 
 
-def draw_seed(opened: Record, look: int, head_size: int, head_root: bytes, link: str) -> str:
-    """The seed of a draw (look 1) or second draw (look 2) of the turn that `opened` opens."""
+def draw_seed(
+    opened: Record, look: int, head_size: int, head_root: bytes, link: str, links: Sequence[Record]
+) -> str:
+    """The seed of a draw (look 1) or second draw (look 2) of the turn that `opened` opens.
+
+    `links` are the witnesses', as in the record.
+    """
     value = {
         "attempt": opened["attempt"],
         "beacon": None,
@@ -41,7 +48,7 @@ def draw_seed(opened: Record, look: int, head_size: int, head_root: bytes, link:
         "round": opened["round"],
         "run": opened["run"],
         "turn": opened["turn"],
-        "witnesses": [],
+        "witnesses": [[line["witness"], line["link"]] for line in links],
     }
     return hash_object("barnraise/draw/v1", value)
 
@@ -66,6 +73,20 @@ class Chain:
             self.last, self.number = x, number
             return True
         return False
+
+
+@dataclass
+class Witness:
+    """A witness of the manifest: its key, and its chain as far as it was shown."""
+
+    key: WitnessKey
+    chain: Chain
+
+
+def is_short(named: Iterable[str], links: Sequence[Record]) -> bool:
+    """Whether a witness named in the open has given no link."""
+    given = {line["witness"] for line in links if line["link"] is not None}
+    return any(name not in given for name in named)
 
 
 def eligible(entry: Record, auditors: Sequence[Record]) -> list[str]:
@@ -106,15 +127,20 @@ def second_looks(
     first: Mapping[int, Record],
     operators: Mapping[str, str],
     second_look_ppm: int,
+    *,
+    short: bool = False,
 ) -> dict[int, list[str]]:
-    """Slots that get a second look, and its candidates in order. `first` holds look 1 verdicts by slot."""
+    """Slots that get a second look, and its candidates in order. `first` holds look 1 verdicts by slot.
+
+    In a `short` second draw all get one for which there are candidates.
+    """
     looks: dict[int, list[str]] = {}
     for slot, verdict in sorted(first.items()):
         order = drawn[slot]
         after = order[order.index(verdict["auditor"]) + 1 :]
         candidates = [name for name in after if operators[name] != operators[verdict["auditor"]]]
-        failed = verdict["outcome"] == "fail"
-        if candidates and (failed or uniform(seed, f"second/{slot}", MILLION) < second_look_ppm):
+        certain = short or verdict["outcome"] == "fail"
+        if candidates and (certain or uniform(seed, f"second/{slot}", MILLION) < second_look_ppm):
             looks[slot] = candidates
     return looks
 

@@ -12,85 +12,174 @@ from pathlib import Path
 
 from verification.errors import FormatError, StorageError
 from verification.fsck_findings import Progress, Record, Report, Turn
-from verification.fsck_formats import digest_file, parse_canonical, read_file, sha256_text
+from verification.fsck_formats import digest_file, read_file
+from verification.fsck_index import Index
+from verification.fsck_json import parse_canonical, sha256_text
 from verification.fsck_log import list_files
 from verification.fsck_rules import Story, payload_length
 from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES
 
 _LONGEST_CASE = 1 << 20
 _HEX = re.compile(r"[0-9a-f]{64}")
+_KINDS = ("safetensors", "outer")
+_CHECKPOINT = re.compile(r"round-([0-9]{5,15})\.(safetensors|outer)")
 
 
-class _Files:
-    """One check of one folder.
+class FileCheck:
+    """One check of one folder: `turn` takes each turn as the log tells it, `end` what else lies there.
 
-    `whole`: it is known what to expect. `open_ended`: besides, a turn may be in progress.
-    `payload_length`: bytes of every payload of the run.
+    What was expected is in the index, so a folder may hold more files than memory holds names.
     """
 
     def __init__(
-        self, run: Path, story: Story, length: int, report: Report, progress: Progress | None
+        self,
+        run: Path,
+        manifest: Record,
+        run_id: str,
+        index: Index,
+        report: Report,
+        progress: Progress | None,
     ) -> None:
         self.run = run
-        self.payload_length = length
+        self.manifest = manifest
+        self.run_id = run_id
+        self.index = index
+        self.payload_length = payload_length(manifest)
         self.report = report
-        self.whole = story.whole
-        self.open_ended = story.whole and story.run_close is None
         self.progress = progress
+
+    def turn(self, turn: Turn) -> None:
+        """The payloads, start states and evidence of a turn."""
+        for slot in turn.reveal_close["revealed"] if turn.reveal_close is not None else ():
+            if slot not in turn.reveals:
+                continue
+            opening = turn.reveals[slot]["opening"]
+            what = f"the payload of {_label(turn, slot)}"
+            self._addressed("payloads", opening["payload"], what, self.payload_length)
+            if turn.open["snapshot"] and opening["start_state"] != self.manifest["zero_state"]:
+                self._addressed("state", opening["start_state"], f"the start state of {_label(turn, slot)}")
+        for line in turn.close["rejected"] if turn.close is not None else ():
+            if line["evidence"] is not None:
+                for name in check_case(self, turn, line):
+                    self.index.add("evidence", name.encode("utf-8", "surrogatepass"))
+
+    def end(self, story: Story) -> None:
+        """The other files, and that no more lie there.
+
+        When the story breaks off, only what is known to belong there is checked.
+        """
+        self._data(story)
+        if story.whole:
+            self._checkpoints(story)
+        spare = sum(enrolment["role"] == "contributor" for enrolment in story.enrolments)
+        for folder in ("payloads", "state"):
+            self._rest(folder, spare, story)
+        self._rest_of_evidence(story)
+
+    # --- single files ---
 
     def digest(self, name: str, expected: str, what: str, length: int | None = None) -> None:
         """The file at `name` is there and has this BLAKE3 digest (and length in bytes)."""
         try:
-            got, size = digest_file(self.run / name)
+            got, size = digest_file(f"{self.run}/{name}")
         except StorageError as error:
             self.report.add(f"{what} is missing or cannot be read", name, expected, error.got or error.what)
             return
         if self.report.equal(f"{what} has another digest", name, expected, got) and length is not None:
             self.report.equal(f"{what} has the wrong length", name, length, size)
 
-    def unexpected(self, folder: str, known: set[str], may: Callable[[str], bool] = lambda _: False) -> None:
-        """No file lies in `folder` but those known, and those that may while a turn is in progress."""
+    def _addressed(self, folder: str, digest: str, what: str, length: int | None = None) -> None:
+        """A file named by its digest; the same one is looked at once."""
+        if self.index.add(folder, bytes.fromhex(digest[7:])):
+            self.digest(f"{folder}/{digest[7:]}", digest, what, length)
+
+    # --- whole folders ---
+
+    def _unexpected(self, folder: str, story: Story, belongs: Callable[[str], bool]) -> None:
+        """No file lies in `folder` but those that belong there."""
         path = self.run / folder
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             self.report.add(f"{folder}/ is not a folder", folder, "a folder", "something else")
             return
-        if not path.exists() or not self.whole:
+        if not path.exists() or not story.whole:
             return
         for name in list_files(path):
-            if name not in known and not (self.open_ended and may(name)):
+            if not belongs(name):
                 self.report.add(
                     "an unexpected file lies in the run folder", f"{folder}/{name}", "no such file", name
                 )
 
-    def addressed(self, folder: str, expected: dict[str, str], spare: int, length: int | None = None) -> None:
-        """A folder of files named by their digests; `expected` says what each is.
-
-        While a turn is in progress `spare` more may lie there, if their names are right.
-        """
-        for count, (digest, what) in enumerate(expected.items(), 1):
-            self.digest(f"{folder}/{digest.removeprefix('blake3:')}", digest, what, length)
-            if self.progress is not None:
-                self.progress(folder, count, len(expected))
+    def _rest(self, folder: str, spare: int, story: Story) -> None:
+        """No more in a folder of files named by their digests; `spare` more while a turn is in progress."""
         extra: list[str] = []
 
-        def may(name: str) -> bool:
+        def belongs(name: str) -> bool:
+            if not _HEX.fullmatch(name):
+                return False
+            if self.index.has(folder, bytes.fromhex(name)):
+                return True
             extra.append(name)
-            if len(extra) > spare or not _HEX.fullmatch(name):
+            if len(extra) > spare or not _open_ended(story):
                 return False
             self.digest(f"{folder}/{name}", f"blake3:{name}", "a file of the turn in progress")
             return True
 
-        self.unexpected(folder, {digest.removeprefix("blake3:") for digest in expected}, may)
+        self._unexpected(folder, story, belongs)
+
+    def _data(self, story: Story) -> None:
+        dataset = self.manifest["dataset"]
+        expected = {"tokenizer.json": dataset["tokenizer"]}
+        expected |= {
+            shard["file"]: shard["digest"] for part in ("train", "validation") for shard in dataset[part]
+        }
+        for count, (name, digest) in enumerate(expected.items(), 1):
+            self.digest(f"data/{name}", digest, f"data file {name}")
+            if self.progress is not None:
+                self.progress("data", count, len(expected))
+        self._unexpected("data", story, lambda name: name in expected)
+
+    def _checkpoints(self, story: Story) -> None:
+        """Which checkpoints are there. An empty one cannot be right; more of their content is level 2's."""
+        every, last = self.manifest["config"]["checkpoint"]["every"], story.rounds
+        for number in [*range(0, last, every), last]:
+            for kind in _KINDS:
+                name = f"checkpoints/round-{number:05d}.{kind}"
+                path = self.run / name
+                try:
+                    fine = not path.is_symlink() and path.is_file() and path.stat().st_size > 0
+                except OSError:
+                    fine = False
+                if not fine:
+                    self.report.add("a checkpoint is missing or empty", name, "a file", "none")
+
+        def belongs(name: str) -> bool:
+            found = _CHECKPOINT.fullmatch(name)
+            if found is None or name != f"round-{int(found[1]):05d}.{found[2]}":
+                return False
+            number = int(found[1])
+            kept = number == last or (number < last and number % every == 0)
+            return kept or (_open_ended(story) and number in (last - 1, last + 1))
+
+        self._unexpected("checkpoints", story, belongs)
+
+    def _rest_of_evidence(self, story: Story) -> None:
+        number, attempt, last = story.rounds + 1, 0, story.last_turn
+        if last is not None and last.close is None:
+            number, attempt = last.open["round"], last.open["attempt"]
+        elif last is not None and last.close is not None and not last.close["accepted"]:
+            attempt = last.open["attempt"] + 1
+        prefix = f"r{number:05d}-a{attempt}-s"
+
+        def belongs(name: str) -> bool:
+            known = self.index.has("evidence", name.encode("utf-8", "surrogatepass"))
+            return known or (_open_ended(story) and name.startswith(prefix))
+
+        self._unexpected("evidence", story, belongs)
 
 
-def _valid_reveals(turns: tuple[Turn, ...]) -> list[tuple[Turn, int, Record]]:
-    return [
-        (turn, slot, turn.reveals[slot]["opening"])
-        for turn in turns
-        if turn.reveal_close is not None
-        for slot in turn.reveal_close["revealed"]
-        if slot in turn.reveals
-    ]
+def _open_ended(story: Story) -> bool:
+    """Whether a turn may be in progress, so that files may lie there which the log does not name yet."""
+    return story.whole and story.run_close is None
 
 
 def _label(turn: Turn, slot: int) -> str:
@@ -98,62 +187,12 @@ def _label(turn: Turn, slot: int) -> str:
     return f"slot {slot} in round {turn.open['round']}{attempt}"
 
 
-def _check_data(files: _Files, manifest: Record) -> None:
-    dataset = manifest["dataset"]
-    expected = {"tokenizer.json": dataset["tokenizer"]}
-    expected |= {
-        shard["file"]: shard["digest"] for part in ("train", "validation") for shard in dataset[part]
-    }
-    for count, (name, digest) in enumerate(expected.items(), 1):
-        files.digest(f"data/{name}", digest, f"data file {name}")
-        if files.progress is not None:
-            files.progress("data", count, len(expected))
-    files.unexpected("data", set(expected))
-
-
-def _check_checkpoints(files: _Files, story: Story, every: int) -> None:
-    """Which checkpoints are there. An empty one cannot be right; the rest of their content is level 2's."""
-
-    def names(number: int) -> set[str]:
-        return {f"round-{number:05d}.{kind}" for kind in ("safetensors", "outer")}
-
-    kept = {number for number in range(story.rounds + 1) if number % every == 0} | {story.rounds}
-    known = {name for number in kept for name in names(number)}
-    for name in sorted(known):
-        path = files.run / "checkpoints" / name
-        try:
-            fine = not path.is_symlink() and path.is_file() and path.stat().st_size > 0
-        except OSError:
-            fine = False
-        if not fine:
-            files.report.add("a checkpoint is missing or empty", f"checkpoints/{name}", "a file", "none")
-    near = names(story.rounds - 1) | names(story.rounds + 1)
-    files.unexpected("checkpoints", known, lambda name: name in near)
-
-
-def _check_evidence(files: _Files, run_id: str, story: Story) -> None:
-    known: set[str] = set()
-    for turn in story.turns:
-        for line in turn.close["rejected"] if turn.close is not None else ():
-            if line["evidence"] is not None:
-                known |= _check_case(files, run_id, turn, line)
-    number, attempt = story.rounds + 1, 0
-    if story.turns:
-        last = story.turns[-1]
-        if last.close is None:
-            number, attempt = last.open["round"], last.open["attempt"]
-        elif not last.close["accepted"]:
-            attempt = last.open["attempt"] + 1
-    prefix = f"r{number:05d}-a{attempt}-s"
-    files.unexpected("evidence", known, lambda name: name.startswith(prefix))
-
-
 def _plain_name(file: str) -> None:
     if file in {"", ".", "..", "case.json"} or "/" in file or "\\" in file:
         raise FormatError("a case names a file that is not beside it", got=file)
 
 
-def _check_case(files: _Files, run_id: str, turn: Turn, line: Record) -> set[str]:
+def check_case(files: FileCheck, turn: Turn, line: Record) -> set[str]:
     """One case and the files beside it; the names under evidence/ that it accounts for."""
     opened, slot = turn.open, line["slot"]
     folder = f"r{opened['round']:05d}-a{opened['attempt']}-s{slot}"
@@ -183,7 +222,7 @@ def _check_case(files: _Files, run_id: str, turn: Turn, line: Record) -> set[str
         "member": line["member"],
         "reason": line["reason"],
         "round": opened["round"],
-        "run": run_id,
+        "run": files.run_id,
         "slot": slot,
     }
     for key, want in expected.items():
@@ -198,27 +237,3 @@ def _check_case(files: _Files, run_id: str, turn: Turn, line: Record) -> set[str
         files.digest(f"evidence/{folder}/{file}", digest, f"{file} in {of}", length)
         known.add(f"{folder}/{file}")
     return known
-
-
-def check_files(
-    run: Path, manifest: Record, run_id: str, story: Story, *, report: Report, progress: Progress | None
-) -> None:
-    """Check data/, payloads/, state/, checkpoints/ and evidence/ against manifest and log.
-
-    When the story breaks off, only what is known to belong there is checked.
-    """
-    files = _Files(run, story, payload_length(manifest), report, progress)
-    _check_data(files, manifest)
-    reveals = _valid_reveals(story.turns)
-    payloads = {o["payload"]: f"the payload of {_label(turn, slot)}" for turn, slot, o in reveals}
-    states = {
-        o["start_state"]: f"the start state of {_label(turn, slot)}"
-        for turn, slot, o in reveals
-        if turn.open["snapshot"] and o["start_state"] != manifest["zero_state"]
-    }
-    spare = sum(enrolment["role"] == "contributor" for enrolment in story.enrolments)
-    files.addressed("payloads", payloads, spare, files.payload_length)
-    files.addressed("state", states, spare)
-    if story.whole:
-        _check_checkpoints(files, story, manifest["config"]["checkpoint"]["every"])
-    _check_evidence(files, run_id, story)

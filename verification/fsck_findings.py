@@ -15,6 +15,11 @@ Progress = Callable[[str, int, int], None]
 Record = dict[str, Any]
 """The predicate of one log entry, its keys and types already checked."""
 
+TurnSink = Callable[["Turn"], None]
+"""Takes each turn when the log has told all of it."""
+
+MOST_FAILURES = 10_000
+"""So many are listed; a log may be as long as it likes, what is said of it may not."""
 _LONGEST = 300
 
 
@@ -71,7 +76,7 @@ class Findings:
     The run holds at level 1 when `failures` is empty. `complete`: the log ends with a run-close.
     `anchored` names what from outside the folder the log was compared with. `log_head` is `sha256:`
     and the root, `weights_digest` the array digest of the last closed round. What could not be read
-    is empty text, 0 or an empty object.
+    is empty text, 0 or an empty object. `turns` is empty where the caller took them as they came.
     """
 
     failures: tuple[Failure, ...]
@@ -101,7 +106,11 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, what: str, where: str, expected: object = "", got: object = "") -> None:
-        """Note one failure."""
+        """Note one failure; after many, only that there are more."""
+        if len(self.failures) > MOST_FAILURES:
+            return
+        if len(self.failures) == MOST_FAILURES:
+            what, where, expected, got = "there are more failures than are listed", "", "", ""
         self.failures.append(Failure(shown(what), shown(where), shown(expected), shown(got)))
 
     def equal(self, what: str, where: str, expected: object, got: object) -> bool:

@@ -1,8 +1,9 @@
 """The encodings of the protocol, read strictly: sections 1 and 2 and the notes of section 3.
 
-Owns bytes in, values out, for files, canonical JSON, digests, keys, hex floats, envelopes and signed
-notes. Written from the protocol text alone; shares no code with what writes runs. Everything here
-raises FormatError (or SignatureError, StorageError) on hostile bytes and nothing else.
+Owns bytes in, values out, for files, keys, signatures, hex floats, envelopes and signed notes; canonical
+JSON is `fsck_json`'s, cosignatures are `fsck_cosign`'s. Written from the protocol text alone; shares no code
+with what writes runs, nor its library for signatures. Everything here raises FormatError (or
+SignatureError, StorageError) on hostile bytes and nothing else.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import base64
 import binascii
 import functools
 import hashlib
-import json
 import math
 import os
 import re
@@ -19,23 +19,29 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import blake3
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
 
 from verification.errors import FormatError, SignatureError, StorageError
+from verification.fsck_json import MAX_INTEGER, parse_canonical, write_canonical
 
 PROTOCOL = 1
-MAX_INTEGER = 2**53 - 1
 MAX_ENTRY = 65_535
-MAX_DEPTH = 32
 
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _KEY = re.compile(r"ed25519:[0-9a-f]{64}")
 _PREDICATE_TYPE = re.compile(r"barnraise:([a-z][a-z-]*):v1")
+_ENVELOPE_HEAD = b'{"payload":"'
+_ENVELOPE_REST = re.compile(
+    rb'","payloadType":"application/vnd\.in-toto\+json",'
+    rb'"signatures":\[\{"keyid":"(ed25519:[0-9a-f]{64})","sig":"([A-Za-z0-9+/=]*)"\}\]\}'
+)
+"""With base64 between them the one form of an envelope with a key as its hint; others are read as JSON."""
+_STATEMENT_KEYS = frozenset({"_type", "predicate", "predicateType", "subject"})
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
 _FIELD = 2**255 - 19
 _CURVE_D = -121665 * pow(121666, -1, _FIELD) % _FIELD
@@ -44,20 +50,24 @@ _CURVE_D = -121665 * pow(121666, -1, _FIELD) % _FIELD
 # --- files ---
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _chunks(path: str) -> Iterator[bytes]:
     """The bytes of a regular file, piece by piece. Links, pipes and devices are refused, not opened."""
+    name = path.rpartition("/")[2]
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise StorageError(f"{path.name} cannot be read", expected="a regular file", got=reason) from None
+        raise StorageError(f"{name} cannot be read", expected="a regular file", got=reason) from None
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise StorageError(f"{path.name} is not a regular file")
-        while piece := os.read(handle, 1 << 20):
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise StorageError(f"{name} is not a regular file")
+        # Room is made for as much as is asked for, and most files are small.
+        step = min(state.st_size + 1, 1 << 20)
+        while piece := os.read(handle, step):
             yield piece
     except OSError as error:
-        raise StorageError(f"{path.name} cannot be read", got=error.strerror) from None
+        raise StorageError(f"{name} cannot be read", got=error.strerror) from None
     finally:
         os.close(handle)
 
@@ -65,15 +75,18 @@ def _chunks(path: Path) -> Iterator[bytes]:
 def read_file(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes."""
     data = bytearray()
-    for piece in _chunks(path):
+    for piece in _chunks(str(path)):
         data += piece
         if len(data) > limit:
             raise StorageError(f"{path.name} is too long", expected=f"at most {limit} bytes")
     return bytes(data)
 
 
-def digest_file(path: Path) -> tuple[str, int]:
-    """BLAKE3 digest text and length in bytes of a regular file of any size."""
+def digest_file(path: str) -> tuple[str, int]:
+    """BLAKE3 digest text and length in bytes of a regular file of any size.
+
+    The path is plain text: a run has a file for each contribution, and a Path costs as much as opening one.
+    """
     hasher = blake3.blake3()
     length = 0
     for piece in _chunks(path):
@@ -82,76 +95,7 @@ def digest_file(path: Path) -> tuple[str, int]:
     return f"blake3:{hasher.hexdigest()}", length
 
 
-# --- canonical JSON, digests, numbers ---
-
-
-def _refuse(text: str) -> NoReturn:
-    raise FormatError("a number is not an integer", got=text[:40])
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for key, _ in pairs:
-        if not all(" " <= c <= "~" for c in key):
-            raise FormatError("a key is not printable ASCII", got=ascii(key))
-    if len(dict(pairs)) != len(pairs):
-        raise FormatError("an object has a key twice")
-    return dict(pairs)
-
-
-def _integer(text: str) -> int:
-    value = int(text) if len(text) < 20 else MAX_INTEGER + 1
-    if abs(value) > MAX_INTEGER:
-        raise FormatError("an integer is out of range", expected="at most 2^53 - 1", got=text[:40])
-    return value
-
-
-def write_canonical(value: Any) -> bytes:
-    """Canonical JSON of a value that holds no floats (section 1)."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8")
-
-
-def _check_depth(value: Any) -> None:
-    """No value lies deeper than `MAX_DEPTH` levels below `value`; goes level by level, without recursion."""
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        lists = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
-        level = [inner for inside in lists for inner in inside]
-        if not level:
-            return
-    raise FormatError("JSON is nested too deeply", expected=f"at most {MAX_DEPTH} levels below the top")
-
-
-def parse_canonical(data: bytes) -> Any:
-    """The value whose canonical JSON is exactly `data`; at most `MAX_DEPTH` levels below the top."""
-    try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_members,
-            parse_float=_refuse,
-            parse_constant=_refuse,
-            parse_int=_integer,
-        )
-        _check_depth(value)
-        again = write_canonical(value)
-    except RecursionError:
-        raise FormatError("JSON is nested too deeply") from None
-    except ValueError as error:
-        raise FormatError("not JSON", got=str(error)) from None
-    if again != data:
-        at = next((i for i, (a, b) in enumerate(zip(again, data, strict=False)) if a != b), len(again))
-        raise FormatError("JSON is not canonical", got=f"a difference at byte {at}")
-    return value
-
-
-def sha256_text(data: bytes) -> str:
-    """`sha256:` digest text."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def hash_object(domain: str, value: Any) -> str:
-    """The protocol's hash of a value within a domain (section 1)."""
-    return sha256_text(domain.encode() + b"\0" + write_canonical(value))
+# --- numbers and bytes as text ---
 
 
 def parse_hex_float(text: str) -> float:
@@ -165,14 +109,22 @@ def parse_hex_float(text: str) -> float:
     return value
 
 
-def parse_base64(text: str) -> bytes:
+def parse_decimal(text: str) -> int:
+    """A number of log entries: decimal, without leading zeros, at most 2^53 - 1."""
+    if not _DECIMAL.fullmatch(text) or int(text) > MAX_INTEGER:
+        raise FormatError("not a decimal number up to 2^53 - 1", got=ascii(text[:40]))
+    return int(text)
+
+
+def parse_base64(text: str | bytes) -> bytes:
     """Bytes from standard base64 that encodes back to the same text."""
     try:
-        data = base64.b64decode(text.encode("ascii"), validate=True)
+        given = text if isinstance(text, bytes) else text.encode("ascii")
+        data = binascii.a2b_base64(given)
     except (binascii.Error, ValueError):
-        raise FormatError("not base64", got=text[:40]) from None
-    if base64.b64encode(data).decode() != text:
-        raise FormatError("not the one base64 form of its bytes", got=text[:40])
+        raise FormatError("not base64", got=ascii(text[:40])) from None
+    if binascii.b2a_base64(data, newline=False) != given:
+        raise FormatError("not the one base64 form of its bytes", got=ascii(text[:40]))
     return data
 
 
@@ -207,18 +159,32 @@ def parse_key(text: str) -> bytes:
 
 
 def signature_holds(public: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether an Ed25519 signature verifies."""
+    """Whether an Ed25519 signature verifies under a key that `parse_key` took.
+
+    libsodium also refuses an R of small order and an S that is not reduced.
+    """
+    if len(signature) != 64:
+        return False
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except (InvalidSignature, ValueError):
+        crypto_sign_open(signature + message, public)
+    except BadSignatureError:
         return False
     return True
+
+
+def proof_holds(public: bytes, proof: str, domain: str, value: Any) -> bool:
+    """Whether `proof` is sign_object(domain, value) by this key (section 1)."""
+    try:
+        signature = parse_base64(proof)
+    except FormatError:
+        return False
+    return signature_holds(public, signature, domain.encode() + b"\0" + write_canonical(value))
 
 
 # --- envelopes ---
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Envelope:
     """A DSSE envelope around an in-toto statement; nothing is said about who signed it."""
 
@@ -231,16 +197,18 @@ class Envelope:
 
     def signed_by(self, key: str) -> bool:
         """Whether the key's holder signed this, and the envelope says so."""
+        if self.keyid != key:
+            return False
         head = f"DSSEv1 {len(_PAYLOAD_TYPE)} {_PAYLOAD_TYPE} {len(self.payload)} "
         try:
             public = parse_key(key)
         except SignatureError:
             return False
-        return self.keyid == key and signature_holds(public, self.signature, head.encode() + self.payload)
+        return signature_holds(public, self.signature, head.encode() + self.payload)
 
 
 def _exactly(value: Any, what: str, *keys: str) -> list[Any]:
-    if not isinstance(value, dict) or sorted(value) != sorted(keys):
+    if not isinstance(value, dict) or {*keys} != value.keys():
         raise FormatError(f"{what} has other members", expected=", ".join(sorted(keys)))
     return [value[key] for key in keys]
 
@@ -257,19 +225,32 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def parse_envelope(data: bytes) -> Envelope:
-    """One log entry as an envelope around a statement of this protocol (section 2)."""
-    payload_text, payload_type, signatures = _exactly(
+def _open_envelope(data: bytes) -> tuple[bytes, str, bytes]:
+    """Payload, key id and signature."""
+    if data.startswith(_ENVELOPE_HEAD):
+        start = len(_ENVELOPE_HEAD)
+        end = data.find(b'"', start)
+        rest = _ENVELOPE_REST.fullmatch(data, max(end, start))
+        if rest is not None:
+            # What is base64 in its one form holds nothing that JSON would write in another way.
+            return parse_base64(data[start:end]), rest[1].decode(), parse_base64(rest[2])
+    payload_any, payload_type, signatures = _exactly(
         parse_canonical(data), "the envelope", "payload", "payloadType", "signatures"
     )
     if payload_type != _PAYLOAD_TYPE:
         raise FormatError("the envelope holds another type", expected=_PAYLOAD_TYPE, got=str(payload_type))
-    keyid, sig = _exactly(_only(signatures, "signatures"), "the signature", "keyid", "sig")
-    signature = parse_base64(_text(sig, "sig"))
-    payload = parse_base64(_text(payload_text, "payload"))
-    kind_of, predicate, predicate_type, subjects = _exactly(
-        parse_canonical(payload), "the statement", "_type", "predicate", "predicateType", "subject"
-    )
+    keyid_any, sig_any = _exactly(_only(signatures, "signatures"), "the signature", "keyid", "sig")
+    signature = parse_base64(_text(sig_any, "sig"))
+    return parse_base64(_text(payload_any, "payload")), _text(keyid_any, "keyid"), signature
+
+
+def parse_envelope(data: bytes) -> Envelope:
+    """One log entry as an envelope around a statement of this protocol (section 2)."""
+    payload, keyid, signature = _open_envelope(data)
+    statement = parse_canonical(payload)
+    if not isinstance(statement, dict) or statement.keys() != _STATEMENT_KEYS:
+        raise FormatError("the statement has other members", expected=", ".join(sorted(_STATEMENT_KEYS)))
+    kind_of, predicate_type, subjects = statement["_type"], statement["predicateType"], statement["subject"]
     if kind_of != _STATEMENT_TYPE:
         raise FormatError("the statement has another type", expected=_STATEMENT_TYPE, got=str(kind_of))
     kind = _PREDICATE_TYPE.fullmatch(_text(predicate_type, "predicateType"))
@@ -278,7 +259,7 @@ def parse_envelope(data: bytes) -> Envelope:
     digest, name = _exactly(_only(subjects, "subject"), "the subject", "digest", "name")
     (subject_hex,) = _exactly(digest, "the subject's digest", "sha256")
     subject = (_text(name, "the subject's name"), _text(subject_hex, "the subject's digest"))
-    return Envelope(payload, _text(keyid, "keyid"), signature, kind.group(1), subject, predicate)
+    return Envelope(payload, keyid, signature, kind.group(1), subject, statement["predicate"])
 
 
 # --- signed notes ---
@@ -335,8 +316,6 @@ def parse_checkpoint(note: str) -> Checkpoint:
     if len(lines) != 6 or lines[3] or lines[5]:
         raise FormatError("not a checkpoint", expected="origin, size, root, empty line, one signature")
     origin, size, root_text, _, signature_line, _ = lines
-    if not _DECIMAL.fullmatch(size):
-        raise FormatError("a checkpoint's size is not a decimal number", got=size[:40])
     root = parse_base64(root_text)
     prefix = f"— {origin} "
     if not origin or not signature_line.startswith(prefix):
@@ -346,4 +325,4 @@ def parse_checkpoint(note: str) -> Checkpoint:
     blob = parse_base64(signature_line.removeprefix(prefix))
     if len(root) != 32 or len(blob) != 68:
         raise FormatError("a checkpoint's root or signature has the wrong length")
-    return Checkpoint(origin, int(size), root, blob[:4], blob[4:])
+    return Checkpoint(origin, parse_decimal(size), root, blob[:4], blob[4:])

@@ -1,8 +1,9 @@
-"""What one turn leaves to the next: queue, steps, lineage, probation, credit, quarantine.
+"""What one turn leaves to the next: queue, steps, lineage, probation, keys, credit, quarantine.
 
-Owns the state of sections 5 and 10 and what it makes the next round-open say. Compares nothing; the
-callers hold the log's records against it. Where the log is found to lie, the callers put the log's own
-value in here, so that one lie is named once and later turns are judged by what they follow from.
+Owns the state of sections 5 and 10, what key-rotations and -revocations do to it, and what it makes the
+next round-open say. Compares nothing; the callers hold the log's records against it. Where the log is found
+to lie, the callers put the log's own value in here, so that one lie is named once and later turns are judged
+by what they follow from.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from verification.fsck_findings import Record
 from verification.fsck_shapes import MILLION, REFUSALS, Settings
 
 Piece = tuple[int, int]
+_IDENTITY = ("member", "key", "operator", "class")
 
 
 @dataclass
@@ -52,12 +54,14 @@ class Ledger:
 
     def __init__(self, settings: Settings, zero_state: str, enrolments: Sequence[Record]) -> None:
         self.settings = settings
-        self.contributors = [e for e in enrolments if e["role"] == "contributor"]
-        self.auditors = [
-            {key: e[key] for key in ("member", "key", "operator", "class")}
-            for e in enrolments
-            if e["role"] == "auditor"
-        ]
+        members = [{key: e[key] for key in _IDENTITY} for e in enrolments]
+        roles = [e["role"] for e in enrolments]
+        self.contributors = [m for m, role in zip(members, roles, strict=True) if role == "contributor"]
+        self.identities = {m["member"]: m for m in members}
+        """By member, with the present key."""
+        self._all_auditors = [m for m, role in zip(members, roles, strict=True) if role == "auditor"]
+        self.auditors = list(self._all_auditors)
+        """Those not in quarantine, in log order."""
         self.queue: list[tuple[int, int, str]] = []
         self.cursor = 0
         self.steps = list(settings.first_steps)
@@ -103,6 +107,20 @@ class Ledger:
         self.queue = rest
         return pieces
 
+    # --- what happens between turns ---
+
+    def rotate(self, member: str, new_key: str) -> None:
+        """A key-rotation: lineage and probation begin again."""
+        self._last_state.pop(member, None)
+        self._accepted[member] = 0
+        self.identities[member]["key"] = new_key
+
+    def revoke(self, member: str) -> None:
+        """A key-revocation: quarantine, and what is not vested is forfeited."""
+        self.quarantined.add(member)
+        self._forfeit(member)
+        self.auditors = [a for a in self._all_auditors if a["member"] not in self.quarantined]
+
     # --- what a round-close does ---
 
     def close(self, turn: int, outcomes: Iterable[Outcome], verdicts: Iterable[tuple[str, int]]) -> None:
@@ -146,26 +164,38 @@ class Ledger:
         for member, tokens in earned:
             account = self.accounts[member]
             account.earned += tokens
-            account.unvested.append((turn, tokens))
+            same_turn = bool(account.unvested) and account.unvested[-1][0] == turn
+            before = account.unvested.pop()[1] if same_turn else 0
+            account.unvested.append((turn, before + tokens))
         for member in forfeiting:
-            account = self.accounts[member]
-            account.forfeited += sum(tokens for _, tokens in account.unvested)
-            account.unvested.clear()
+            self._forfeit(member)
         ripe = turn - self.settings.vest_rounds
         for account in self.accounts.values():
             account.vested += sum(tokens for when, tokens in account.unvested if when <= ripe)
             account.unvested = [entry for entry in account.unvested if entry[0] > ripe]
 
+    def _forfeit(self, member: str) -> None:
+        account = self.accounts[member]
+        account.forfeited += sum(tokens for _, tokens in account.unvested)
+        account.unvested.clear()
+
     def accept_positions(self, pieces: Iterable[Piece]) -> list[Piece]:
-        """Mark positions as accepted; those that were accepted before."""
+        """Mark positions as accepted; those that were accepted before.
+
+        Neighbours are kept as one range, so there are no more of these than gaps between them: the queue.
+        """
         twice: list[Piece] = []
         for start, stop in sorted(pieces):
-            at = bisect.bisect_left(self._taken, (start, stop))
-            for other in self._taken[max(0, at - 1) : at + 1]:
-                low, high = max(start, other[0]), min(stop, other[1])
-                if low < high:
-                    twice.append((low, high))
-            self._taken.insert(at, (start, stop))
+            at = bisect.bisect_left(self._taken, start, key=lambda piece: piece[1])
+            low, high = start, stop
+            upto = at
+            while upto < len(self._taken) and self._taken[upto][0] <= stop:
+                other = self._taken[upto]
+                if max(start, other[0]) < min(stop, other[1]):
+                    twice.append((max(start, other[0]), min(stop, other[1])))
+                low, high = min(low, other[0]), max(high, other[1])
+                upto += 1
+            self._taken[at:upto] = [(low, high)]
         return twice
 
 

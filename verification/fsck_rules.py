@@ -6,27 +6,25 @@ turn to the module that knows it. Reads no files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError
 from verification.fsck_audit import check_draw, check_second_draw, check_served, check_verdict
 from verification.fsck_close import check_round_close
-from verification.fsck_draws import Chain
-from verification.fsck_findings import Progress, Record, Report, Turn
-from verification.fsck_formats import (
-    Envelope,
-    VerifierKey,
-    hash_object,
-    make_verifier_key,
-    parse_envelope,
-    parse_key,
-)
+from verification.fsck_draws import Chain, Witness
+from verification.fsck_findings import Record, Report, Turn, TurnSink
+from verification.fsck_formats import Envelope, VerifierKey, make_verifier_key, parse_envelope, parse_key
+from verification.fsck_index import Index
+from verification.fsck_json import hash_object
 from verification.fsck_ledger import Ledger
+from verification.fsck_log import Tree
+from verification.fsck_members import Members
 from verification.fsck_shapes import RECORDS, Settings
 from verification.fsck_turn import (
     Entry,
+    Head,
     Run,
     TurnState,
     check_commit_close,
@@ -36,6 +34,7 @@ from verification.fsck_turn import (
     check_reveal_close,
     place,
 )
+from verification.fsck_witness import read_witnesses
 
 _FOLLOWS = {
     "round-open": ("commitment", "commit-close"),
@@ -59,34 +58,44 @@ _CHECKS: dict[str, Callable[[Run, TurnState, Entry], None]] = {
     "second-draw": check_second_draw,
     "round-close": check_round_close,
 }
-_SIGNED_BY_MEMBERS = ("enrol", "commitment", "reveal", "verdict")
+_SIGNED_BY_MEMBERS = ("enrol", "commitment", "reveal", "verdict", "key-rotation", "key-revocation")
+_BETWEEN_TURNS = ("round-open", "run-close", "key-rotation", "key-revocation")
 
 
 @dataclass(frozen=True)
 class Story:
-    """What the log tells. `whole` is false when the replay had to stop before the log's end."""
+    """What the log tells, in short. `whole` is false when the replay had to stop before the log's end."""
 
     enrolments: tuple[Record, ...] = ()
-    turns: tuple[Turn, ...] = ()
+    last_turn: Turn | None = None
     run_close: Record | None = None
     rounds: int = 0
     weights_digest: str = ""
     whole: bool = False
 
 
+@dataclass(frozen=True)
+class Ground:
+    """What a manifest that passed gives the replay to stand on."""
+
+    log_key: VerifierKey
+    witnesses: dict[str, Witness]
+
+
 # --- manifest ---
 
 
-def check_manifest(manifest: Record, report: Report) -> VerifierKey | None:
+def check_manifest(manifest: Record, report: Report) -> Ground | None:
     """Check a manifest's shape and whatever in it follows from the rest of it.
 
-    Returns the log's verifier key, or None when nothing can be built on this manifest.
+    Returns None when nothing can be built on this manifest.
     """
     where = "log entry 0, manifest"
     try:
         RECORDS["manifest"](manifest, "manifest")
         public = parse_key(manifest["coordinator"])
         key = make_verifier_key(manifest["origin"], public)
+        witnesses = read_witnesses(manifest, report)
     except (FormatError, SignatureError) as error:
         report.add(f"the manifest is malformed: {error.what}", where, error.expected, error.got)
         return None
@@ -115,65 +124,111 @@ def check_manifest(manifest: Record, report: Report) -> VerifierKey | None:
     if not manifest["config"]["train"]["steps"]:
         report.add("the configuration has no contributor's steps", where, "one number per contributor", "[]")
         return None
-    return key
+    return Ground(key, witnesses)
 
 
 # --- entries ---
 
 
-def read_envelopes(
-    entries: Sequence[bytes], report: Report, progress: Progress | None
-) -> list[Envelope | None]:
-    """Every entry's envelope; None where it is malformed, which is noted."""
-    envelopes: list[Envelope | None] = []
-    for index, entry in enumerate(entries):
-        try:
-            envelopes.append(parse_envelope(entry))
-        except FormatError as error:
-            report.add(
-                f"entry {index} of the log is malformed: {error.what}",
-                f"log entry {index}",
-                error.expected,
-                error.got,
-            )
-            envelopes.append(None)
-        if progress is not None:
-            progress("entries", index + 1, len(entries))
-    return envelopes
+def read_envelope(index: int, entry: bytes, report: Report) -> Envelope | None:
+    """An entry's envelope; None where it is malformed, which is noted."""
+    try:
+        return parse_envelope(entry)
+    except FormatError as error:
+        what = f"entry {index} of the log is malformed: {error.what}"
+        report.add(what, f"log entry {index}", error.expected, error.got)
+        return None
 
 
-class _Replay:
-    """Goes through the log once. `_step` raises a BarnraiseError where nothing can follow any more."""
+class Replay:
+    """Goes through the log once, entry by entry; `manifest` has passed `check_manifest`.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.enrolments: list[Record] = []
-        self.turns: list[TurnState] = []
+    `finished` takes every turn when all of it is told. Where nothing can follow any more, the rest of the log
+    is not looked at.
+    """
+
+    def __init__(
+        self,
+        manifest: Record,
+        run_id: str,
+        ground: Ground,
+        *,
+        tree: Tree,
+        index: Index,
+        on_head: Callable[[Head], None],
+        finished: TurnSink,
+        report: Report,
+    ) -> None:
+        settings = Settings.of(manifest)
+        chain = Chain(bytes.fromhex(manifest["draw_chain"]["end"][7:]), manifest["draw_chain"]["length"])
+        ledger = Ledger(settings, manifest["zero_state"], [])
+        self.run = Run(
+            run_id, manifest, settings, tree, ground.log_key, ledger, chain, ground.witnesses, index,
+            on_head, report,
+        )  # fmt: skip
+        self.members = Members(self.run)
         self.run_close: Record | None = None
         self.rounds = 0
         self.attempt = 0
+        self.turns = 0
         self.tokens = 0
-        self.base: dict[str, str] = run.manifest["initial"]
+        self.base: dict[str, str] = manifest["initial"]
         self.turn: TurnState | None = None
         self.phase = "enrol"
-        self._members: set[str] = set()
-        self._keys: set[str] = set()
+        self.broken = False
+        self._finished = finished
 
-    def step(self, index: int, envelope: Envelope) -> None:
-        """Take the next entry."""
+    def first(self, envelope: Envelope) -> None:
+        """The manifest's own entry: its subject and signature."""
+        run, where = self.run, "log entry 0, manifest"
+        subject = ("dataset", run.manifest["dataset"]["root"].removeprefix("sha256:"))
+        run.report.equal("the manifest's subject is not its dataset", where, subject, envelope.subject)
+        coordinator = run.manifest["coordinator"]
+        if not envelope.signed_by(coordinator):
+            what = "the manifest is not signed by the coordinator"
+            run.report.add(what, where, coordinator, envelope.keyid)
+
+    def take(self, index: int, envelope: Envelope | None, leaf: bytes) -> None:
+        """The next entry; None when it could not be read."""
+        if self.broken:
+            return
+        try:
+            if envelope is None:
+                raise ProtocolError(f"entry {index} could not be read")
+            self._step(index, envelope, leaf)
+        except BarnraiseError as error:
+            kind = f", {envelope.kind}" if envelope is not None else ""
+            self.run.report.add(
+                f"{error.what} (the log's story is not followed from here on)",
+                f"log entry {index}{kind}",
+                error.expected or "",
+                error.got or "",
+            )
+            self.broken = True
+
+    def _step(self, index: int, envelope: Envelope, leaf: bytes) -> None:
+        """Raises a BarnraiseError where nothing can follow any more."""
+        kind = envelope.kind
         if self.run_close is not None:
-            raise ProtocolError("the log goes on after run-close", got=envelope.kind)
+            raise ProtocolError("the log goes on after run-close", got=kind)
         allowed = self._allowed()
-        if envelope.kind not in allowed:
-            raise ProtocolError("a record is out of order", expected=" or ".join(allowed), got=envelope.kind)
-        RECORDS[envelope.kind](envelope.predicate, envelope.kind)
-        entry = Entry(index, envelope, envelope.predicate)
+        if kind not in allowed:
+            what = "a record is out of order"
+            if self._has_signed(kind):
+                what += f": the {kind} of one turn is signed twice"
+            raise ProtocolError(what, expected=" or ".join(allowed), got=kind)
+        RECORDS[kind](envelope.predicate, kind)
+        entry = Entry(index, leaf, envelope, envelope.predicate)
         self._check_frame(entry)
-        if entry.kind == "enrol":
-            self._enrol(entry)
-        elif entry.kind == "round-open":
+        if kind == "enrol":
+            self.members.enrol(entry)
+        elif kind == "key-rotation":
+            self.members.rotate(entry)
+        elif kind == "key-revocation":
+            self.members.revoke(entry)
+        elif kind == "round-open":
             self._open(entry)
-        elif entry.kind == "run-close":
+        elif kind == "run-close":
             self._close_run(entry)
         elif self.turn is not None:
             self._turn_record(self.turn, entry)
@@ -181,50 +236,33 @@ class _Replay:
     def _allowed(self) -> tuple[str, ...]:
         if self.phase == "enrol":
             return ("enrol", "round-open", "run-close")
-        return _FOLLOWS[self.phase] or ("round-open", "run-close")
+        return _FOLLOWS[self.phase] or _BETWEEN_TURNS
+
+    def _has_signed(self, kind: str) -> bool:
+        """Whether a record of the coordinator's of this kind stands in this turn already."""
+        kinds = [*_FOLLOWS]
+        return kind in kinds and self.phase in kinds and kinds.index(kind) <= kinds.index(self.phase)
 
     def _check_frame(self, entry: Entry) -> None:
         """Run id and subject, and the coordinator's signature where it is due."""
-        run, where = self.run, place(entry)
-        run.report.equal(f"the run id in the {entry.kind} is another", where, run.run_id, entry.record["run"])
+        run, kind = self.run, entry.kind
+        if entry.record["run"] != run.run_id:
+            what = f"the run id in the {kind} is another"
+            run.report.add(what, place(entry), run.run_id, entry.record["run"])
         subject = ("run", run.run_id.removeprefix("sha256:"))
-        run.report.equal(
-            f"the subject of the {entry.kind} is not this run", where, subject, entry.envelope.subject
-        )
+        if entry.envelope.subject != subject:
+            what = f"the subject of the {kind} is not this run"
+            run.report.add(what, place(entry), subject, entry.envelope.subject)
         coordinator = run.manifest["coordinator"]
-        if entry.kind not in _SIGNED_BY_MEMBERS and not entry.envelope.signed_by(coordinator):
-            what = f"the {entry.kind} is not signed by the coordinator"
-            run.report.add(what, where, coordinator, entry.envelope.keyid)
-
-    def _enrol(self, entry: Entry) -> None:
-        record, report, where = entry.record, self.run.report, place(entry)
-        name = record["member"]
-        parse_key(record["key"])
-        if not entry.envelope.signed_by(record["key"]):
-            what = f"the enrolment of {name} is not signed with its own key"
-            report.add(what, where, record["key"], entry.envelope.keyid)
-        if name in self._members:
-            raise ProtocolError(f"two members are called {name}", expected="unique names")
-        if record["key"] in self._keys:
-            report.add(f"the key of {name} is another member's too", where, "unique keys", record["key"])
-        self._members.add(name)
-        self._keys.add(record["key"])
-        self.enrolments.append(record)
-
-    def _end_of_enrolments(self, where: str) -> None:
-        run = self.run
-        run.ledger = Ledger(run.settings, run.manifest["zero_state"], self.enrolments)
-        contributors, steps = len(run.ledger.contributors), len(run.settings.first_steps)
-        what = "train.steps does not have one number per contributor"
-        run.report.equal(what, where, contributors, steps)
-        if contributors > steps:
-            raise ProtocolError(what, expected=contributors, got=steps)
+        if kind not in _SIGNED_BY_MEMBERS and not entry.envelope.signed_by(coordinator):
+            what = f"the {kind} is not signed by the coordinator"
+            run.report.add(what, place(entry), coordinator, entry.envelope.keyid)
 
     def _open(self, entry: Entry) -> None:
         record, report, where = entry.record, self.run.report, place(entry)
         if self.phase == "enrol":
-            self._end_of_enrolments(where)
-        numbers = {"round": self.rounds + 1, "attempt": self.attempt, "turn": len(self.turns)}
+            self.members.complete(where)
+        numbers = {"round": self.rounds + 1, "attempt": self.attempt, "turn": self.turns}
         for key, want in numbers.items():
             report.equal(f"the {key} of a round-open is wrong", where, want, record[key])
         if self.rounds >= self.run.settings.rounds:
@@ -243,14 +281,15 @@ class _Replay:
             )
         # What follows is judged by the numbers that are due, so that one wrong number is named once.
         self.turn = TurnState(entry.index, {**record, **numbers})
-        self.turns.append(self.turn)
+        self.turns += 1
         self.phase = entry.kind
         check_open(self.run, self.turn, entry, self.base)
 
     def _turn_record(self, turn: TurnState, entry: Entry) -> None:
         for key in ("round", "attempt"):
-            what = f"the {key} in the {entry.kind} is not that of its round-open"
-            self.run.report.equal(what, place(entry), turn.open[key], entry.record[key])
+            if turn.open[key] != entry.record[key]:
+                what = f"the {key} in the {entry.kind} is not that of its round-open"
+                self.run.report.add(what, place(entry), turn.open[key], entry.record[key])
         _CHECKS[entry.kind](self.run, turn, entry)
         if entry.kind == _FOLLOWS[self.phase][-1]:
             self.phase = entry.kind
@@ -262,6 +301,7 @@ class _Replay:
             self.rounds += 1
             self.base = {key: turn.close[key] for key in ("outer", "weights")}
             self.tokens += sum(line["tokens"] for line in turn.close["accepted"])
+        self._finished(turn.as_turn())
 
     def _close_run(self, entry: Entry) -> None:
         record = entry.record
@@ -272,59 +312,19 @@ class _Replay:
         self.run.report.equal(what, place(entry), self.run.settings.rounds, self.rounds)
         self.run_close = record
 
-    def story(self, *, whole: bool) -> Story:
-        """What was read so far."""
+    def end(self) -> Story:
+        """What was read. A turn that the log breaks off in is handed over as far as it goes."""
+        last = self.turn.as_turn() if self.turn is not None else None
+        if last is not None and last.close is None:
+            self._finished(last)
         return Story(
-            tuple(self.enrolments),
-            tuple(turn.as_turn() for turn in self.turns),
+            tuple(self.members.enrolments),
+            last,
             self.run_close,
             self.rounds,
             self.base["weights"],
-            whole,
+            whole=not self.broken,
         )
-
-
-def replay(
-    manifest: Record,
-    run_id: str,
-    log_key: VerifierKey,
-    envelopes: Sequence[Envelope | None],
-    *,
-    roots: tuple[bytes, ...],
-    report: Report,
-    progress: Progress | None,
-) -> Story:
-    """Check the records of a log against the rules; `manifest` has passed `check_manifest`."""
-    settings = Settings.of(manifest)
-    first = envelopes[0] if envelopes else None
-    if first is not None:
-        subject = ("dataset", manifest["dataset"]["root"].removeprefix("sha256:"))
-        where = "log entry 0, manifest"
-        report.equal("the manifest's subject is not its dataset", where, subject, first.subject)
-        if not first.signed_by(manifest["coordinator"]):
-            report.add(
-                "the manifest is not signed by the coordinator", where, manifest["coordinator"], first.keyid
-            )
-    chain = Chain(bytes.fromhex(manifest["draw_chain"]["end"][7:]), manifest["draw_chain"]["length"])
-    ledger = Ledger(settings, manifest["zero_state"], [])
-    steps = _Replay(Run(run_id, manifest, settings, roots, log_key, ledger, chain, report))
-    for index, envelope in enumerate(envelopes[1:], 1):
-        try:
-            if envelope is None:
-                raise ProtocolError(f"entry {index} could not be read")
-            steps.step(index, envelope)
-        except BarnraiseError as error:
-            kind = f", {envelope.kind}" if envelope is not None else ""
-            report.add(
-                f"{error.what} (the log's story is not followed from here on)",
-                f"log entry {index}{kind}",
-                error.expected or "",
-                error.got or "",
-            )
-            return steps.story(whole=False)
-        if progress is not None:
-            progress("records", index + 1, len(envelopes))
-    return steps.story(whole=bool(envelopes))
 
 
 def payload_length(manifest: Record) -> int:

@@ -13,9 +13,12 @@ from typing import Any
 
 from verification.errors import FormatError
 from verification.fsck_findings import shown
-from verification.fsck_formats import MAX_INTEGER, PROTOCOL, parse_hex_float
+from verification.fsck_formats import PROTOCOL, parse_hex_float
+from verification.fsck_json import MAX_INTEGER
 
-Shape = Callable[[Any, str], None]
+At = str | tuple[Any, str | int]
+"""A place in a record: its name, or the place it is in and a key or a number there."""
+Shape = Callable[[Any, At], None]
 """Takes a value and its place in the record; raises FormatError when the value does not fit."""
 
 REFUSALS = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
@@ -26,14 +29,21 @@ DIFFERENCES = ("trace", "payload", "next_state", "loss")
 MILLION = 1_000_000
 
 
-def _wrong(at: str, expected: str, value: object) -> FormatError:
-    return FormatError(f"{at} does not fit", expected=expected, got=shown(value))
+def _named(at: At) -> str:
+    if isinstance(at, str):
+        return at
+    inside, key = at
+    return f"{_named(inside)}[{key}]" if isinstance(key, int) else f"{_named(inside)}.{key}"
+
+
+def _wrong(at: At, expected: str, value: object) -> FormatError:
+    return FormatError(f"{_named(at)} does not fit", expected=expected, got=shown(value))
 
 
 def integer(low: int = 0, high: int = MAX_INTEGER) -> Shape:
     """An integer in [low, high]; true and false are none."""
 
-    def check(value: Any, at: str) -> None:
+    def check(value: Any, at: At) -> None:
         if type(value) is not int or not low <= value <= high:
             raise _wrong(at, f"an integer in [{low}, {high}]", value)
 
@@ -42,10 +52,10 @@ def integer(low: int = 0, high: int = MAX_INTEGER) -> Shape:
 
 def pattern(expression: str, named: str) -> Shape:
     """Text that matches as a whole."""
-    compiled = re.compile(expression)
+    fits = re.compile(expression).fullmatch
 
-    def check(value: Any, at: str) -> None:
-        if not isinstance(value, str) or not compiled.fullmatch(value):
+    def check(value: Any, at: At) -> None:
+        if not isinstance(value, str) or not fits(value):
             raise _wrong(at, named, value)
 
     return check
@@ -54,7 +64,7 @@ def pattern(expression: str, named: str) -> Shape:
 def choice(*options: object) -> Shape:
     """One of a few values, of the same type."""
 
-    def check(value: Any, at: str) -> None:
+    def check(value: Any, at: At) -> None:
         if not any(type(value) is type(option) and value == option for option in options):
             raise _wrong(at, " or ".join(map(repr, options)), value)
 
@@ -64,11 +74,11 @@ def choice(*options: object) -> Shape:
 def list_of(shape: Shape, least: int = 0) -> Shape:
     """A list whose every element fits."""
 
-    def check(value: Any, at: str) -> None:
+    def check(value: Any, at: At) -> None:
         if not isinstance(value, list) or len(value) < least:
             raise _wrong(at, f"a list of at least {least}", value)
         for i, element in enumerate(value):
-            shape(element, f"{at}[{i}]")
+            shape(element, (at, i))
 
     return check
 
@@ -76,11 +86,11 @@ def list_of(shape: Shape, least: int = 0) -> Shape:
 def pair(first: Shape, second: Shape) -> Shape:
     """A list of exactly two."""
 
-    def check(value: Any, at: str) -> None:
+    def check(value: Any, at: At) -> None:
         if not isinstance(value, list) or len(value) != 2:
             raise _wrong(at, "a list of two", value)
-        first(value[0], f"{at}[0]")
-        second(value[1], f"{at}[1]")
+        first(value[0], (at, 0))
+        second(value[1], (at, 1))
 
     return check
 
@@ -88,15 +98,19 @@ def pair(first: Shape, second: Shape) -> Shape:
 def members(table: Mapping[str, Shape], *, others: bool = False) -> Shape:
     """An object with exactly these keys (or, with `others`, at least these)."""
 
-    def check(value: Any, at: str) -> None:
+    keys = frozenset(table)
+    shapes = tuple(table.items())
+
+    def check(value: Any, at: At) -> None:
         if not isinstance(value, dict):
             raise _wrong(at, "an object", value)
-        missing = sorted(table.keys() - value.keys())
-        extra = [] if others else sorted(value.keys() - table.keys())
-        if missing or extra:
-            raise _wrong(at, f"keys {', '.join(sorted(table))}", f"missing {missing}, unknown {extra}")
-        for key, shape in table.items():
-            shape(value[key], f"{at}.{key}")
+        if keys != value.keys():
+            missing = sorted(keys - value.keys())
+            extra = [] if others else sorted(value.keys() - keys)
+            if missing or extra:
+                raise _wrong(at, f"keys {', '.join(sorted(table))}", f"missing {missing}, unknown {extra}")
+        for key, shape in shapes:
+            shape(value[key], (at, key))
 
     return check
 
@@ -104,53 +118,55 @@ def members(table: Mapping[str, Shape], *, others: bool = False) -> Shape:
 def nullable(shape: Shape) -> Shape:
     """null, or what fits."""
 
-    def check(value: Any, at: str) -> None:
+    def check(value: Any, at: At) -> None:
         if value is not None:
             shape(value, at)
 
     return check
 
 
-def text(value: Any, at: str) -> None:
+def text(value: Any, at: At) -> None:
     """Any text."""
     if not isinstance(value, str):
         raise _wrong(at, "text", value)
 
 
-def boolean(value: Any, at: str) -> None:
+def boolean(value: Any, at: At) -> None:
     """true or false."""
     if not isinstance(value, bool):
         raise _wrong(at, "true or false", value)
 
 
-def hex_float(value: Any, at: str) -> None:
+def hex_float(value: Any, at: At) -> None:
     """A HEXFLOAT."""
     if not isinstance(value, str):
         raise _wrong(at, "a hex float", value)
     parse_hex_float(value)
 
 
-def strings(value: Any, at: str) -> None:
+def strings(value: Any, at: At) -> None:
     """An object of strings."""
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise _wrong(at, "an object of strings", value)
 
 
-def span(value: Any, at: str) -> None:
+def span(value: Any, at: At) -> None:
     """A range `[start, stop]` of at least one position."""
     pair(integer(), integer())(value, at)
     if value[0] >= value[1]:
         raise _wrong(at, "start < stop", value)
 
 
-def _relative_file(value: Any, at: str) -> None:
-    text(value, at)
-    parts = value.split("/")
-    if any(part in {"", ".", ".."} or "\0" in part or "\\" in part for part in parts):
-        raise _wrong(at, "a relative file name without '..'", value)
+def keys_by_member(value: Any, at: At) -> None:
+    """An object from member to KEY."""
+    if not isinstance(value, dict):
+        raise _wrong(at, "an object from member to key", value)
+    for member, key in value.items():
+        NAME(member, at)
+        KEY(key, at)
 
 
-def _array(value: Any, at: str) -> None:
+def _array(value: Any, at: At) -> None:
     pair(text, list_of(integer(1)))(value, at)
 
 
@@ -166,7 +182,8 @@ CLASS = pattern("[ -~]{1,200}", "1 to 200 printable ASCII characters")
 
 _SLOTS = list_of(_NUMBER)
 _PAIR_OF_ARRAYS = members({"outer": BLAKE3, "weights": BLAKE3})
-_SHARD = members({"digest": BLAKE3, "file": _relative_file, "windows": integer(1)})
+_FILE = pattern(r"(?!tokenizer\.json\Z)[a-z0-9][a-z0-9._-]{0,99}", "a file name of a shard")
+_SHARD = members({"digest": BLAKE3, "file": _FILE, "windows": integer(1)})
 _DATASET = members(
     {
         "context": integer(1),
@@ -201,14 +218,17 @@ _CONFIG: dict[str, dict[str, Shape]] = {
     },
     "checkpoint": {"every": integer(1)},
     "eval": {"every": integer(1)},
+    "identity": {"allow": keys_by_member},
 }
+_CHAIN = members({"end": SHA256, "length": _NUMBER})
+_WITNESS = members({"chain": _CHAIN, "proof": text, "vkey": text})
 _MANIFEST: dict[str, Shape] = {
     "protocol": choice(PROTOCOL),
     "name": text,
     "origin": text,
     "log_vkey": text,
     "coordinator": KEY,
-    "draw_chain": members({"end": SHA256, "length": _NUMBER}),
+    "draw_chain": _CHAIN,
     "versions": strings,
     "source": DIGEST,
     "dataset": _DATASET,
@@ -216,6 +236,7 @@ _MANIFEST: dict[str, Shape] = {
     "initial": _PAIR_OF_ARRAYS,
     "zero_state": BLAKE3,
     "objective": choice("next-token-v1"),
+    "witnessing": members({"required": _NUMBER, "witnesses": list_of(_WITNESS)}),
     "codec": text,
     "aggregation": choice("median-clip-weighted-mean-v1"),
     "config": members({k: members(v, others=True) for k, v in _CONFIG.items()}, others=True),
@@ -267,9 +288,12 @@ _REJECTED = members(
 )
 _CREDIT = members({"earned": _NUMBER, "forfeited": _NUMBER, "member": NAME, "vested": _NUMBER})
 
+_LINKS = list_of(members({"link": nullable(HEX64), "proof": nullable(text), "witness": text}))
+
 _OF_RUN: dict[str, Shape] = {"protocol": choice(PROTOCOL), "run": SHA256}
 _OF_TURN: dict[str, Shape] = {**_OF_RUN, "round": integer(1), "attempt": _NUMBER}
 _BY_SLOT: dict[str, Shape] = {**_OF_TURN, "slot": _NUMBER, "member": NAME, "key": KEY}
+_DRAW: dict[str, Shape] = {"head": text, "link": HEX64, "links": _LINKS, "seed": SHA256}
 
 RECORDS: dict[str, Shape] = {
     "manifest": members(_MANIFEST),
@@ -283,6 +307,8 @@ RECORDS: dict[str, Shape] = {
             "class": CLASS,
         }
     ),
+    "key-rotation": members({**_OF_RUN, "member": NAME, "key": KEY, "new_key": KEY, "proof": text}),
+    "key-revocation": members({**_OF_RUN, "member": NAME, "key": KEY, "by": choice("coordinator", "member")}),
     "round-open": members(
         {
             **_OF_TURN,
@@ -294,6 +320,7 @@ RECORDS: dict[str, Shape] = {
             "outer_lr": hex_float,
             "deadline_ms": _NUMBER,
             "snapshot": boolean,
+            "witnesses": list_of(text),
         }
     ),
     "commitment": members({**_BY_SLOT, "commitment": SHA256}),
@@ -307,7 +334,7 @@ RECORDS: dict[str, Shape] = {
             "refused": list_of(members({"reason": choice(*REFUSALS), "slot": _NUMBER})),
         }
     ),
-    "draw": members({**_OF_TURN, "head": text, "link": HEX64, "seed": SHA256, "drawn": _CALLED}),
+    "draw": members({**_OF_TURN, **_DRAW, "drawn": _CALLED}),
     "served": members({**_OF_TURN, "served": _SLOTS, "unserved": _SLOTS}),
     "verdict": members(
         {
@@ -326,7 +353,7 @@ RECORDS: dict[str, Shape] = {
             "class": CLASS,
         }
     ),
-    "second-draw": members({**_OF_TURN, "head": text, "link": HEX64, "seed": SHA256, "looks": _CALLED}),
+    "second-draw": members({**_OF_TURN, **_DRAW, "looks": _CALLED}),
     "round-close": members(
         {
             **_OF_TURN,
@@ -391,6 +418,8 @@ class Settings:
     deadline_ms: int
     max_steps: int
     checkpoint_every: int
+    required: int
+    allow: Mapping[str, str]
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Settings:
@@ -423,4 +452,6 @@ class Settings:
             deadline_ms=timing["deadline_ms"],
             max_steps=timing["max_steps"],
             checkpoint_every=config["checkpoint"]["every"],
+            required=manifest["witnessing"]["required"],
+            allow=config["identity"]["allow"],
         )

@@ -6,22 +6,28 @@ The draws and the close are in `fsck_audit` and `fsck_close`; the order of recor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from verification.errors import FormatError, ProtocolError
-from verification.fsck_draws import Chain
+from verification.fsck_cosign import WitnessKey
+from verification.fsck_draws import Chain, Witness
 from verification.fsck_findings import Record, Report, Turn
-from verification.fsck_formats import Envelope, VerifierKey, hash_object, parse_checkpoint
+from verification.fsck_formats import Checkpoint, Envelope, VerifierKey, parse_checkpoint
+from verification.fsck_index import Index
+from verification.fsck_json import hash_object
 from verification.fsck_ledger import Ledger
+from verification.fsck_log import Tree
 from verification.fsck_shapes import Settings
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A log entry whose envelope could be read."""
+    """A log entry whose envelope could be read; `leaf` is its hash in the tree."""
 
     index: int
+    leaf: bytes
     envelope: Envelope
     record: Record
 
@@ -31,20 +37,39 @@ class Entry:
         return self.envelope.kind
 
 
+@dataclass(frozen=True)
+class Head:
+    """A head that the log's key has signed and that is the log's, with the witnesses that cosigned it."""
+
+    size: int
+    root: bytes
+    cosigners: tuple[WitnessKey, ...]
+
+
 @dataclass
 class Run:
-    """What holds for the whole run while its log is replayed."""
+    """What holds for the whole run while its log is replayed.
+
+    `tree` holds the entries before the one that is looked at. `on_head` takes every cosignable head.
+    """
 
     run_id: str
     manifest: Record
     settings: Settings
-    roots: tuple[bytes, ...]
+    tree: Tree
     log_key: VerifierKey
     ledger: Ledger
     chain: Chain
+    witnesses: dict[str, Witness]
+    """By name, in the order of the manifest."""
+    index: Index
+    """Among others, under `accepted`: payload digests of what was accepted in the turns before this one."""
+    on_head: Callable[[Head], None]
     report: Report
-    payloads: set[str] = field(default_factory=set)
-    """Payload digests of all accepted contributions of the turns before this one."""
+
+    def payload_was_accepted(self, digest: str) -> bool:
+        """Whether a contribution with this payload was accepted in an earlier turn."""
+        return self.index.has("accepted", bytes.fromhex(digest[7:]))
 
 
 @dataclass
@@ -59,6 +84,7 @@ class TurnState:
     commit_close: Record | None = None
     committed_size: int = 0
     """Entries up to the commit-close, with it: what head 1 signs."""
+    committed_root: bytes = b""
     ms: dict[int, int] = field(default_factory=dict)
     reveals: dict[int, Record] = field(default_factory=dict)
     reveal_close: Record | None = None
@@ -106,21 +132,31 @@ def place(entry: Entry) -> str:
     return f"log entry {entry.index}, {entry.kind}{turn}"
 
 
-def check_head(run: Run, number: int, entry: Entry, size: int) -> None:
-    """The head in a record is signed and is that of exactly the first `size` entries."""
+def check_head(run: Run, number: int, entry: Entry, head: Checkpoint, size: int, root: bytes) -> bool:
+    """Whether the head in a record is signed and is that of exactly the first `size` entries."""
     where = place(entry)
-    try:
-        head = parse_checkpoint(entry.record["head"])
-    except FormatError as error:
-        run.report.add(f"head {number} is no checkpoint: {error.what}", where, error.expected, error.got)
-        return
-    if not head.signed_by(run.log_key):
+    signed = head.signed_by(run.log_key)
+    if not signed:
         run.report.add(
             f"head {number} is not signed with the log's key", where, str(run.log_key), head.origin
         )
-    want = f"size {size}, root {run.roots[size].hex()}"
+    want = f"size {size}, root {root.hex()}"
     got = f"size {head.size}, root {head.root.hex()}"
-    run.report.equal(f"head {number} does not sign exactly the entries before it", where, want, got)
+    what = f"head {number} does not sign exactly the entries before it"
+    if signed and head.size == size:
+        what += ": two heads of one size are signed"
+    return run.report.equal(what, where, want, got) and signed
+
+
+def _check_plain_head(run: Run, number: int, entry: Entry, size: int, root: bytes) -> None:
+    """A head that nobody cosigns."""
+    try:
+        head = parse_checkpoint(entry.record["head"])
+    except FormatError as error:
+        what = f"head {number} is no checkpoint: {error.what}"
+        run.report.add(what, place(entry), error.expected, error.got)
+        return
+    check_head(run, number, entry, head, size, root)
 
 
 def check_ascending(run: Run, what: str, where: str, slots: list[int]) -> None:
@@ -162,6 +198,12 @@ def check_open(run: Run, turn: TurnState, entry: Entry, base: dict[str, str]) ->
     report.equal(f"the roster of {turn.name} has the wrong slots", where, run.ledger.present(), slots)
     for line in record["roster"]:
         _check_line(run, turn, line, where)
+    known = [name for name in run.witnesses if name in record["witnesses"]]
+    what = f"the witnesses of {turn.name} are not some of the manifest's, each once, in their order"
+    report.equal(what, where, known, record["witnesses"])
+    if len(record["witnesses"]) < s.required:
+        what = f"{turn.name} names fewer witnesses than are required"
+        report.add(what, where, f"at least {s.required}", len(record["witnesses"]))
     longest = max((line["steps"] for line in record["roster"]), default=0)
     count = 0 if s.gradient else longest
     report.equal(
@@ -249,6 +291,7 @@ def check_commit_close(run: Run, turn: TurnState, entry: Entry) -> None:
     turn.ms = dict(zip(record["committed"], record["ms"], strict=False))
     turn.commit_close = record
     turn.committed_size = entry.index + 1
+    turn.committed_root = run.tree.root_after(entry.leaf)
 
 
 # --- reveals ---
@@ -300,7 +343,7 @@ def _possible(run: Run, turn: TurnState, slot: int) -> tuple[set[str], str]:
     opening, line = turn.reveals[slot]["opening"], turn.roster[slot]
     # The envelope says nothing of whether its payload came, or what the codec made of it.
     possible = {"unrevealed", "malformed-payload"}
-    if opening["payload"] in run.payloads:
+    if run.payload_was_accepted(opening["payload"]):
         return possible | {"duplicate-payload"}, "its payload was accepted in an earlier turn"
     if turn.open["snapshot"] and line["start_state"] != run.manifest["zero_state"]:
         possible.add("unserved")
@@ -311,7 +354,7 @@ def check_reveal_close(run: Run, turn: TurnState, entry: Entry) -> None:
     """Which reveals are valid, and why the others are not."""
     record, where = entry.record, place(entry)
     # Head 1 is signed before the first reveal, so that no reveal can have shaped it.
-    check_head(run, 1, entry, turn.committed_size)
+    _check_plain_head(run, 1, entry, turn.committed_size, turn.committed_root)
     refused = {line["slot"]: line["reason"] for line in record["refused"]}
     check_ascending(run, f"the revealed slots of {turn.name}", where, record["revealed"])
     check_ascending(run, f"the refused slots of {turn.name}", where, [r["slot"] for r in record["refused"]])

@@ -17,6 +17,8 @@ from verification.keys import check_public_key
 from verification.records import (
     Commitment,
     Enrol,
+    KeyRevocation,
+    KeyRotation,
     Refusal,
     Reveal,
     RosterEntry,
@@ -49,6 +51,27 @@ def check_enrolment(state: RunState, data: bytes) -> Enrol:
         raise SignatureError("an enrolment names another key than it is signed with", got=record.member)
     if record.run != state.run:
         raise ProtocolError("an enrolment is for another run", expected=state.run, got=record.run)
+    return record
+
+
+def check_identity_change(state: RunState, member: str, data: bytes) -> KeyRotation | KeyRevocation | None:
+    """A member's rotation or revocation of its key, by its present one; None when the log has it already.
+
+    Whether it may come now is for the state machine.
+    """
+    sealed, key = open_envelope(as_bytes(data)), state.member(member).key
+    if sealed.peek().get("new_key") == key:
+        return None
+    kinds: dict[str, type[KeyRotation | KeyRevocation]] = {
+        f"barnraise:{kind.kind}:v1": kind for kind in (KeyRotation, KeyRevocation)
+    }
+    if sealed.predicate_type not in kinds:
+        raise FormatError("not a change of identity", expected=sorted(kinds), got=sealed.predicate_type)
+    record = verified_record(kinds[sealed.predicate_type], sealed, key)
+    if record.member != member or (isinstance(record, KeyRevocation) and record.by != "member"):
+        raise ProtocolError(
+            "a change of identity is not the member's own", expected=member, got=record.member
+        )
     return record
 
 

@@ -18,7 +18,14 @@ from verification.envelope import MAX_ENVELOPE_BYTES
 from verification.errors import BarnraiseError, FormatError, StorageError, UsageError
 from verification.keys import PrivateKey
 from verification.merkle import HASH_BYTES, Tree, leaf_hash
-from verification.notes import Checkpoint, parse_checkpoint, sign_checkpoint, vkey
+from verification.notes import (
+    MAX_LINE_BYTES,
+    Checkpoint,
+    parse_cosigned,
+    plain_note,
+    sign_checkpoint,
+    vkey,
+)
 
 _HEIGHT = 8
 _WIDTH = 1 << _HEIGHT
@@ -33,19 +40,27 @@ _LEFTOVER = re.compile(
 class Log:
     """A log that is open for reading, and for appending when it was given the key."""
 
-    def __init__(self, folder: Path, checkpoint: Checkpoint, text: str, key: PrivateKey | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint,
+        text: str,
+        key: PrivateKey | None,
+        witness_vkeys: Sequence[str] = (),
+    ) -> None:
         """Use `create` or `open`."""
         self._folder = folder
         self._head = checkpoint
-        self._text = text
+        self._text = text  # with the cosignatures, as it lies on disk
         self._key = key
+        self._witness_vkeys = tuple(witness_vkeys)
         self._tree = Tree()
         self._tail: list[bytes] = []
         self._broken = False
 
     @classmethod
-    def create(cls, folder: Path, origin: str, key: PrivateKey) -> Log:
-        """A new, empty log with a signed checkpoint of size 0.
+    def create(cls, folder: Path, origin: str, key: PrivateKey, witness_vkeys: Sequence[str] = ()) -> Log:
+        """A new, empty log with a signed checkpoint of size 0, which no witness cosigned yet.
 
         Raises UsageError when something lies in `folder`, StorageError when it cannot be written.
         """
@@ -58,11 +73,20 @@ class Log:
         checkpoint = Checkpoint(origin, 0, Tree().root())
         text = sign_checkpoint(checkpoint, key)
         write_atomic(folder / "checkpoint", text.encode())
-        return cls(folder, checkpoint, text, key)
+        return cls(folder, checkpoint, text, key, witness_vkeys)
 
     @classmethod
-    def open(cls, folder: Path, origin: str, key: PrivateKey | None, log_vkey: str) -> Log:
+    def open(
+        cls,
+        folder: Path,
+        origin: str,
+        key: PrivateKey | None,
+        log_vkey: str,
+        witness_vkeys: Sequence[str] = (),
+    ) -> Log:
         """Open a log and check every file of the signed size against the checkpoint.
+
+        The checkpoint may be cosigned by `witness_vkeys`, in that order, and by nobody else.
 
         With `key` (the writer) what a crash left beyond the checkpoint is removed; without it nothing is
         written, and a log that is appended to at the same time may be read.
@@ -71,18 +95,19 @@ class Log:
         """
         if key is not None and vkey(origin, key.public) != log_vkey:
             raise UsageError("the key is not this log's", expected=log_vkey, got=vkey(origin, key.public))
-        text = _read_checkpoint(folder)
+        limit = _checkpoint_bytes(witness_vkeys)
+        text = _read_checkpoint(folder, limit)
         while True:
-            checkpoint = parse_checkpoint(text, log_vkey)
+            checkpoint = parse_cosigned(text, log_vkey, witness_vkeys).checkpoint
             if checkpoint.origin != origin:
                 raise UsageError("the log has another origin", expected=origin, got=checkpoint.origin)
-            log = cls(folder, checkpoint, text, key)
+            log = cls(folder, checkpoint, text, key, witness_vkeys)
             try:
                 log._load()
                 break
             except BarnraiseError:
                 # A reader may lose a partial tile to the writer; then there is a newer checkpoint.
-                if key is not None or (newer := _read_checkpoint(folder)) == text:
+                if key is not None or (newer := _read_checkpoint(folder, limit)) == text:
                     raise
                 text = newer
         if key is not None:
@@ -106,8 +131,17 @@ class Log:
 
     @property
     def checkpoint(self) -> str:
-        """The checkpoint, as the text of its signed note."""
+        """The checkpoint, as the text of its note with the log's signature alone."""
+        return plain_note(self._text)
+
+    @property
+    def cosigned(self) -> str:
+        """The checkpoint with the cosignatures that were put to it: the file as it lies there."""
         return self._text
+
+    def root_at(self, size: int) -> bytes:
+        """The root hash over the first `size` entries. Raises FormatError when there are fewer."""
+        return self._tree.root(size)
 
     def entry(self, index: int) -> bytes:
         """Entry number `index`. Raises FormatError when there is none, StorageError when its file changed."""
@@ -145,13 +179,9 @@ class Log:
                 raise FormatError(
                     "a log entry is too long", expected=f"at most {MAX_ENVELOPE_BYTES}", got=len(entry)
                 )
-        if self._broken or _read_checkpoint(self._folder) != self._text:
-            raise StorageError(
-                "the log on disk is not what this writer last wrote",
-                hint="Stop any other writer, then open the log again.",
-            )
+        self._check_undisturbed()
         if not entries:
-            return self._text
+            return self.checkpoint
         self._broken = True
         old = self.size
         try:
@@ -173,6 +203,38 @@ class Log:
         self._broken = False
         return text
 
+    def put_cosigned(self, text: str) -> None:
+        """Replace the checkpoint on disk by the same one with cosignatures, atomically.
+
+        Raises FormatError or SignatureError unless `text` is this very note and lines of the log's witnesses,
+        UsageError without the key, StorageError as `append` does.
+        """
+        if self._key is None:
+            raise UsageError("the log is open for reading only", hint="Open it with the coordinator's key.")
+        log_vkey = vkey(self._head.origin, self._key.public)
+        found = parse_cosigned(text, log_vkey, self._witness_vkeys)
+        if found.checkpoint != self._head:
+            raise FormatError(
+                "a cosigned checkpoint is not the log's head",
+                expected=f"size {self.size}, root {self.root.hex()}",
+                got=f"size {found.checkpoint.size}, root {found.checkpoint.root.hex()}",
+            )
+        self._check_undisturbed()
+        self._broken = True
+        write_atomic(self._folder / "checkpoint", text.encode())
+        self._text = text
+        self._broken = False
+
+    def _check_undisturbed(self) -> None:
+        if self._broken or self._on_disk() != self._text:
+            raise StorageError(
+                "the log on disk is not what this writer last wrote",
+                hint="Stop any other writer, then open the log again.",
+            )
+
+    def _on_disk(self) -> str:
+        return _read_checkpoint(self._folder, _checkpoint_bytes(self._witness_vkeys))
+
     def _write_tiles(self, entries: Sequence[bytes]) -> list[bytes]:
         """Grow the tree and write every bundle and tile that changes. Returns the new partial bundle."""
         old = self.size
@@ -192,7 +254,7 @@ class Log:
     def _take_back(self, old: int, grown: int) -> None:
         """After a full disk: remove what was written beyond the checkpoint, so that readers find no more."""
         with contextlib.suppress(OSError, BarnraiseError):
-            if _read_checkpoint(self._folder) == self._text:
+            if self._on_disk() == self._text:
                 written = {path for path, *_ in _changed(old, grown)}
                 self._remove(sorted(path for path in written if (self._folder / path).exists()))
                 for path in written:  # an empty folder of a partial tile that could not be made
@@ -324,10 +386,15 @@ def _read(path: Path, max_bytes: int) -> bytes:
         raise StorageError(f"{path} cannot be read", got=error.strerror or str(error)) from error
 
 
-def _read_checkpoint(folder: Path) -> str:
+def _checkpoint_bytes(witness_vkeys: Sequence[str]) -> int:
+    """How long a checkpoint with all its cosignatures can be."""
+    return _MAX_CHECKPOINT_BYTES + MAX_LINE_BYTES * len(witness_vkeys)
+
+
+def _read_checkpoint(folder: Path, max_bytes: int) -> str:
     path = folder / "checkpoint"
     try:
-        return _read(path, _MAX_CHECKPOINT_BYTES).decode()
+        return _read(path, max_bytes).decode()
     except UnicodeDecodeError:
         raise FormatError(f"{path} is not text") from None
 

@@ -147,14 +147,17 @@ def draw_seed(
     look: Literal[1, 2],
     head: Checkpoint,
     link: str,
+    witnesses: Sequence[tuple[str, str | None]] = (),
 ) -> str:
     """The seed of a draw, as digest text. `head` is the head before the draw, `run` the run id as in records.
 
-    Raises FormatError when `run` or `link` is not of its form.
+    `witnesses` are the names and links of the turn's witnesses, None where one gave none. Raises FormatError
+    when `run` or a link is not of its form.
     """
     digest_hex(run)
-    if not _LINK.match(link):
-        raise FormatError("not a link of a hash chain", expected="64 hex digits", got=repr(link)[:80])
+    for text in (link, *(shown for _, shown in witnesses if shown is not None)):
+        if not _LINK.match(text):
+            raise FormatError("not a link of a hash chain", expected="64 hex digits", got=repr(text)[:80])
     return hash_object(
         "barnraise/draw/v1",
         {
@@ -167,7 +170,7 @@ def draw_seed(
             "round": round_number,
             "run": run,
             "turn": turn,
-            "witnesses": [],
+            "witnesses": [[name, shown] for name, shown in witnesses],
         },
     )
 

@@ -6,7 +6,7 @@ state machine recomputes them, so a coordinator cannot write anything else by mi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from verification.credits import Standing, TurnResult, after_turn
@@ -20,7 +20,7 @@ from verification.lottery import (
     draw_second_looks,
     draw_seed,
 )
-from verification.notes import Checkpoint
+from verification.notes import Cosigned
 from verification.records import (
     PROTOCOL,
     Accepted,
@@ -36,14 +36,20 @@ from verification.records import (
     RunClose,
     SecondDraw,
     SlotAuditors,
+    WitnessLink,
 )
 from verification.state import RunState, Turn
+from verification.witnessing import check_named, checked_links, is_short, parse_head
 
 EVERY_TIME = 1_000_000
 
 
-def plan_open(state: RunState) -> RoundOpen:
-    """The next round-open: roster, windows, steps, learning rates, all from the log."""
+def plan_open(state: RunState, witnesses: Sequence[str] = ()) -> RoundOpen:
+    """The next round-open: roster, windows, steps, learning rates, all from the log.
+
+    `witnesses` are those that are to take part, in the manifest's order. ProtocolError when they are too few.
+    """
+    check_named(state.manifest, witnesses)
     config, auditing = state.config, state.config["audit"]
     contributors = [
         (slot, member)
@@ -83,32 +89,52 @@ def plan_open(state: RunState) -> RoundOpen:
         state.turns,
         state.base,
         tuple(roster),
-        tuple(AuditorEntry(m.member, m.key, m.operator, m.numerics_class) for m in state.by_role("auditor")),
+        tuple(
+            AuditorEntry(m.member, m.key, m.operator, m.numerics_class)
+            for m in state.by_role("auditor")
+            if not state.standings[m.member].quarantined
+        ),
         inner_lr,
         outer_lr,
         0 if fixed else config["timing"]["deadline_ms"],
         boundary and config["state"]["policy"] == "snapshot",
+        tuple(witnesses),
     )
 
 
-def plan_draw(state: RunState, head: Checkpoint, note: str, link: str) -> Draw:
-    """The audit draw over the roster of the open, seeded by head 2 (`note` is its text) and a link."""
+Links = Mapping[str, tuple[str, str]]  # of witnesses, by name: link and proof
+Shown = tuple[WitnessLink, ...]
+
+
+def link_number(turn: Turn, kind: str) -> int:
+    """The number of the links that a draw or second-draw of the turn shows (section 6)."""
+    return 2 * turn.open.turn + (1 if kind == Draw.kind else 2)
+
+
+def plan_draw(state: RunState, head: str, link: str, links: Links) -> Draw:
+    """The audit draw over the roster of the open, seeded by head 2, the coordinator's link and witnesses'.
+
+    `head` is the note of head 2 with its cosignatures. Raises one of the family when those or the links do
+    not hold, or when they are too few.
+    """
     turn = state.open_turn
-    seed = _seed(state, 1, head, link)
-    twins = _twins(turn)
+    cosigned, shown = _attested(state, Draw.kind, head, links)
+    seed = _seed(state, 1, cosigned, link, shown)
+    certain = _twins(turn) if not is_short(shown) else {entry.slot for entry in turn.open.roster}
     roster = [
-        Candidate(e.slot, e.operator, e.numerics_class, EVERY_TIME if e.slot in twins else e.audit_ppm)
+        Candidate(e.slot, e.operator, e.numerics_class, EVERY_TIME if e.slot in certain else e.audit_ppm)
         for e in turn.open.roster
     ]
     drawn = draw_audits(seed, roster, _auditors(turn))
     slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
-    return Draw(PROTOCOL, state.run, state.round, state.attempt, note, link, seed, slots)
+    return Draw(PROTOCOL, state.run, state.round, state.attempt, head, link, shown, seed, slots)
 
 
-def plan_second_draw(state: RunState, head: Checkpoint, note: str, link: str) -> SecondDraw:
-    """Who is looked at twice, seeded by head 3, which covers the first verdicts."""
+def plan_second_draw(state: RunState, head: str, link: str, links: Links) -> SecondDraw:
+    """Who is looked at twice, seeded by head 3, which covers the first verdicts; raises as `plan_draw`."""
     turn = state.open_turn
-    seed = _seed(state, 2, head, link)
+    cosigned, shown = _attested(state, SecondDraw.kind, head, links)
+    seed = _seed(state, 2, cosigned, link, shown)
     auditors = {auditor.member: auditor for auditor in _auditors(turn)}
     looks = []
     for item in turn.draw.drawn if turn.draw else ():
@@ -117,9 +143,19 @@ def plan_second_draw(state: RunState, head: Checkpoint, note: str, link: str) ->
             missed = item.auditors[: item.auditors.index(verdict.auditor)]
             order = tuple(auditors[name] for name in item.auditors)
             looks.append(FirstLook(item.slot, verdict.outcome, auditors[verdict.auditor], order, missed))
-    drawn = draw_second_looks(seed, looks, state.config["audit"]["second_look_ppm"])
+    rate = EVERY_TIME if is_short(shown) else state.config["audit"]["second_look_ppm"]
+    drawn = draw_second_looks(seed, looks, rate)
     slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
-    return SecondDraw(PROTOCOL, state.run, state.round, state.attempt, note, link, seed, slots)
+    return SecondDraw(PROTOCOL, state.run, state.round, state.attempt, head, link, shown, seed, slots)
+
+
+def _attested(state: RunState, kind: str, head: str, links: Links) -> tuple[Cosigned, Shown]:
+    """The head of a draw, and the links as its record has them, both checked."""
+    manifest, turn = state.manifest, state.open_turn
+    names = turn.open.witnesses
+    cosigned = parse_head(manifest, head, names)
+    number = link_number(turn, kind)
+    return cosigned, checked_links(manifest, state.links, number, names, cosigned, links)
 
 
 def _twins(turn: Turn) -> set[int]:
@@ -129,15 +165,16 @@ def _twins(turn: Turn) -> set[int]:
     return {slot for slot, payload in zip(slots, payloads, strict=True) if payloads.count(payload) > 1}
 
 
-def _seed(state: RunState, look: Literal[1, 2], head: Checkpoint, link: str) -> str:
+def _seed(state: RunState, look: Literal[1, 2], head: Cosigned, link: str, shown: Shown) -> str:
     return draw_seed(
         run=state.run,
         round_number=state.round,
         attempt=state.attempt,
         turn=state.open_turn.open.turn,
         look=look,
-        head=head,
+        head=head.checkpoint,
         link=link,
+        witnesses=[(item.witness, item.link) for item in shown],
     )
 
 

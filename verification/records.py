@@ -1,18 +1,16 @@
 """The frozen records of a run, one dataclass for each predicate of docs/protocol.md, section 4.
 
-Owns their fields, types and simple ranges. Does not own their envelopes (sealing.py), which record may
-follow which (rounds.py) or how it travels.
+Owns their fields, types and simple ranges; those that bind keys to names are in identity.py and named here
+too. Does not own their envelopes (sealing.py), which record may follow which (rounds.py) or how it travels.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from verification.encoding import (
-    Json,
     canonical_json,
     digest_hex,
     hash_object,
@@ -21,44 +19,14 @@ from verification.encoding import (
     to_json,
 )
 from verification.errors import FormatError
-
-PROTOCOL = 1
-NAME = re.compile(r"[a-z0-9._-]{1,64}\Z")
-CLASS = re.compile(r"[\x20-\x7e]{1,200}\Z")
-HEX32 = re.compile(r"[0-9a-f]{64}\Z")
+from verification.fields import HEX32, renamed, require, require_counts, require_digests
+from verification.fields import PROTOCOL as PROTOCOL  # noqa: PLC0414 - named here too
+from verification.identity import Enrol as Enrol  # noqa: PLC0414 - named here too
+from verification.identity import KeyRevocation as KeyRevocation  # noqa: PLC0414 - named here too
+from verification.identity import KeyRotation as KeyRotation  # noqa: PLC0414 - named here too
 
 Range = tuple[int, int]
 Claim = Literal["trace", "payload", "next_state", "loss"]
-
-
-def _require(condition: bool, what: str, got: object) -> None:
-    if not condition:
-        raise FormatError(what, got=got)
-
-
-def _digests(kind: Literal["sha256", "blake3"], *texts: str) -> None:
-    # What members say must be of the very form that any checker asks for: a record that is in the log
-    # cannot be taken back, and one that is malformed there spoils the run for everybody.
-    for text in texts:
-        digest_hex(text)
-        if not text.startswith(f"{kind}:"):
-            raise FormatError("a digest is of the wrong kind", expected=f"{kind}:", got=text)
-
-
-def _counts(*numbers: int) -> None:
-    for number in numbers:
-        _require(number >= 0, "a number is negative", number)
-
-
-def renamed(value: Json, old: str, new: str) -> Json:
-    """`class` is a keyword of Python: the field is called numerics_class here and `class` on the wire."""
-    if isinstance(value, dict):
-        if new in value:
-            raise FormatError("a record has an unknown key", expected=old, got=new)
-        return {new if k == old else k: renamed(v, old, new) for k, v in value.items()}
-    if isinstance(value, list):
-        return [renamed(item, old, new) for item in value]
-    return value
 
 
 @dataclass(frozen=True)
@@ -75,10 +43,30 @@ class Base:
 
 @dataclass(frozen=True)
 class DrawChain:
-    """The end and the length of the coordinator's hash chain."""
+    """The end and the length of a hash chain: the coordinator's, or a witness's."""
 
     end: str
     length: int
+
+    def __post_init__(self) -> None:
+        require_digests("sha256", self.end)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A witness of the run: its verifier key, and its hash chain, which `proof` binds to this log."""
+
+    chain: DrawChain
+    proof: str
+    vkey: str
+
+
+@dataclass(frozen=True)
+class Witnessing:
+    """Who watches the log, and how many of them must cosign the head of a draw."""
+
+    required: int
+    witnesses: tuple[Witness, ...]
 
 
 @dataclass(frozen=True)
@@ -99,41 +87,23 @@ class Manifest:
     initial: Base
     zero_state: str
     objective: Literal["next-token-v1"]
+    witnessing: Witnessing
     codec: str
     aggregation: Literal["median-clip-weighted-mean-v1"]
     config: dict  # type: ignore[type-arg]  # raw JSON of the resolved configuration
 
     def __post_init__(self) -> None:
-        digest_hex(self.draw_chain.end)
         digest_hex(self.zero_state)
+
+    @property
+    def witness_vkeys(self) -> tuple[str, ...]:
+        """The witnesses' verifier keys, in their order."""
+        return tuple(witness.vkey for witness in self.witnessing.witnesses)
 
     @property
     def run_id(self) -> str:
         """`sha256:` of manifest.json."""
         return sha256_digest(canonical_json(to_json(self)))
-
-
-@dataclass(frozen=True)
-class Enrol:
-    """A member's own statement that it takes part; signing it proves that it holds the key."""
-
-    kind: ClassVar[str] = "enrol"
-    protocol: int
-    run: str
-    member: str
-    role: Literal["contributor", "auditor"]
-    operator: str
-    key: str
-    numerics_class: str
-
-    def __post_init__(self) -> None:
-        _require(bool(NAME.match(self.member)), "a member's name must be 1 to 64 of [a-z0-9._-]", self.member)
-        _require(bool(NAME.match(self.operator)), "an operator must be 1 to 64 of [a-z0-9._-]", self.operator)
-        _require(
-            bool(CLASS.match(self.numerics_class)),
-            "a numerics class must be 1 to 200 printable ASCII characters",
-            self.numerics_class[:80],
-        )
 
 
 @dataclass(frozen=True)
@@ -178,6 +148,7 @@ class RoundOpen:
     outer_lr: str
     deadline_ms: int
     snapshot: bool
+    witnesses: tuple[str, ...]
 
     def __post_init__(self) -> None:
         for text in (*self.inner_lr, self.outer_lr):
@@ -206,7 +177,7 @@ class Commitment:
     commitment: str
 
     def __post_init__(self) -> None:
-        _digests("sha256", self.commitment)
+        require_digests("sha256", self.commitment)
 
 
 @dataclass(frozen=True)
@@ -241,11 +212,11 @@ class Opening:
 
     def __post_init__(self) -> None:
         states = (self.start_state, self.next_state)
-        _digests("blake3", *states, self.payload, self.base.weights, self.base.outer)
-        _digests("sha256", self.trace_root)
-        _counts(self.tokens, self.trace_leaves, self.loss_first, self.loss_last)
+        require_digests("blake3", *states, self.payload, self.base.weights, self.base.outer)
+        require_digests("sha256", self.trace_root)
+        require_counts(self.tokens, self.trace_leaves, self.loss_first, self.loss_last)
         for start, stop in self.positions:
-            _require(0 <= start < stop, "a range is empty or reversed", (start, stop))
+            require(0 <= start < stop, "a range is empty or reversed", (start, stop))
 
 
 @dataclass(frozen=True)
@@ -264,7 +235,7 @@ class Reveal:
     opening: Opening
 
     def __post_init__(self) -> None:
-        _require(bool(HEX32.match(self.salt)), "a salt is 64 hex digits", self.salt)
+        require(bool(HEX32.match(self.salt)), "a salt is 64 hex digits", self.salt)
 
     @property
     def commitment(self) -> str:
@@ -312,8 +283,17 @@ class SlotAuditors:
 
 
 @dataclass(frozen=True)
+class WitnessLink:
+    """A witness's link for a draw, with its proof that it is for this head; null for both when none came."""
+
+    link: str | None
+    proof: str | None
+    witness: str
+
+
+@dataclass(frozen=True)
 class Draw:
-    """The audit lottery; `head` is checkpoint 2."""
+    """The audit lottery; `head` is checkpoint 2, with its cosignatures."""
 
     kind: ClassVar[str] = "draw"
     protocol: int
@@ -322,6 +302,7 @@ class Draw:
     attempt: int
     head: str
     link: str
+    links: tuple[WitnessLink, ...]
     seed: str
     drawn: tuple[SlotAuditors, ...]
 
@@ -362,14 +343,14 @@ class Verdict:
     numerics_class: str
 
     def __post_init__(self) -> None:
-        _digests("blake3", self.payload, self.next_state)
-        _digests("sha256", *self.trace)
-        _counts(self.loss_first, self.loss_last)
+        require_digests("blake3", self.payload, self.next_state)
+        require_digests("sha256", *self.trace)
+        require_counts(self.loss_first, self.loss_last)
 
 
 @dataclass(frozen=True)
 class SecondDraw:
-    """Which verdicts get a second look; `head` is checkpoint 3."""
+    """Which verdicts get a second look; `head` is checkpoint 3, with its cosignatures."""
 
     kind: ClassVar[str] = "second-draw"
     protocol: int
@@ -378,6 +359,7 @@ class SecondDraw:
     attempt: int
     head: str
     link: str
+    links: tuple[WitnessLink, ...]
     seed: str
     looks: tuple[SlotAuditors, ...]
 
@@ -470,6 +452,8 @@ class RunClose:
 Record = (
     Manifest
     | Enrol
+    | KeyRotation
+    | KeyRevocation
     | RoundOpen
     | Commitment
     | CommitClose

@@ -10,12 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from verification.credits import Standing
 from verification.errors import ProtocolError
 from verification.judge import settle
 from verification.lottery import verify_link
+from verification.membership import (
+    apply_enrol,
+    apply_revocation,
+    apply_rotation,
+    check_complete,
+)
 from verification.notes import parse_checkpoint
 from verification.plans import (
+    link_number,
     pace_after,
     plan_close,
     plan_draw,
@@ -30,6 +36,8 @@ from verification.records import (
     Commitment,
     Draw,
     Enrol,
+    KeyRevocation,
+    KeyRotation,
     Manifest,
     Record,
     Refusal,
@@ -43,16 +51,19 @@ from verification.records import (
     Verdict,
 )
 from verification.state import RunState, Turn
+from verification.witnessing import check_witnessing, first_links, given_links, links_after
 
 
 def begin(manifest: Manifest) -> RunState:
-    """The state after entry 0."""
+    """The state after entry 0. Raises one of the family when its witnesses are not as they must be."""
+    check_witnessing(manifest)
     steps = manifest.config["train"]["steps"]
     return RunState(
         manifest,
         manifest.run_id,
         base=manifest.initial,
         link=manifest.draw_chain.end,
+        links=first_links(manifest),
         pace=dict(enumerate(steps)),
     )
 
@@ -74,7 +85,11 @@ def apply(state: RunState, record: Record) -> RunState:
     if record.run != state.run:
         raise ProtocolError("a record belongs to another run", expected=state.run, got=record.run)
     if isinstance(record, Enrol):
-        return _enrol(state, record)
+        return apply_enrol(state, record)
+    if isinstance(record, KeyRotation):
+        return apply_rotation(state, record)
+    if isinstance(record, KeyRevocation):
+        return apply_revocation(state, record)
     if isinstance(record, RoundOpen):
         return _open(state, record)
     if isinstance(record, RunClose):
@@ -96,27 +111,10 @@ def _expect(condition: bool, record: Record) -> None:
         raise ProtocolError(f"{record.kind} may not come at this point of the turn")
 
 
-def _enrol(state: RunState, record: Enrol) -> RunState:
-    _expect(state.turns == 0, record)
-    for member in state.members:
-        if record.member == member.member or record.key == member.key:
-            raise ProtocolError("a member or key is enrolled twice", got=record.member)
-    if record.role == "contributor" and len(state.by_role("contributor")) >= len(state.pace):
-        raise ProtocolError(
-            "more contributors enrol than train.steps has", expected=len(state.pace), got=record.member
-        )
-    return replace(
-        state,
-        members=(*state.members, record),
-        standings={**state.standings, record.member: Standing()},
-    )
-
-
 def _open(state: RunState, record: RoundOpen) -> RunState:
     _expect(state.turn is None, record)
-    enrolled, settings = len(state.by_role("contributor")), state.config["run"]
-    if enrolled != len(state.pace):
-        raise ProtocolError("train.steps has another length", expected=len(state.pace), got=enrolled)
+    check_complete(state)
+    settings = state.config["run"]
     if state.rounds_done >= settings["rounds"]:
         raise ProtocolError("the last round is closed already", expected="run-close", got=record.kind)
     if state.attempt >= settings["max_void"]:
@@ -124,7 +122,7 @@ def _open(state: RunState, record: RoundOpen) -> RunState:
             f"round {state.round} was void {state.attempt} times in a row",
             hint="Nobody's work was accepted: the rejections say why.",
         )
-    if record != plan_open(state):
+    if record != plan_open(state, record.witnesses):
         raise ProtocolError("a round-open does not follow from the log", got=f"turn {record.turn}")
     return replace(state, turn=Turn(record), turns=state.turns + 1)
 
@@ -198,9 +196,9 @@ def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
             state = replace(state, payloads=state.payloads | fresh)
         case Draw():
             _expect(turn.reveal_close is not None and turn.draw is None, record)
-            head = parse_checkpoint(record.head, state.manifest.log_vkey)
-            _expect(record == plan_draw(state, head, record.head, record.link), record)
-            turn, state = replace(turn, draw=record), _link(state, record.link)
+            planned = plan_draw(state, record.head, record.link, given_links(record.links))
+            _expect(record == planned, record)
+            turn, state = replace(turn, draw=record), _link(state, turn, record)
         case Served():
             _expect(turn.served is None and _settles_who_served(turn, record), record)
             turn = replace(turn, served=record)
@@ -210,18 +208,19 @@ def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
             turn = replace(turn, verdicts={**turn.verdicts, look: record})
         case SecondDraw():
             _expect(turn.served is not None and turn.second is None, record)
-            head = parse_checkpoint(record.head, state.manifest.log_vkey)
-            _expect(record == plan_second_draw(state, head, record.head, record.link), record)
-            turn, state = replace(turn, second=record), _link(state, record.link)
+            planned_second = plan_second_draw(state, record.head, record.link, given_links(record.links))
+            _expect(record == planned_second, record)
+            turn, state = replace(turn, second=record), _link(state, turn, record)
         case _:
             _expect(False, record)
     return replace(state, turn=turn)
 
 
-def _link(state: RunState, link: str) -> RunState:
-    if not verify_link(link, state.link):
-        raise ProtocolError("a link is not the next of the hash chain", got=link)
-    return replace(state, link="sha256:" + link)
+def _link(state: RunState, turn: Turn, record: Draw | SecondDraw) -> RunState:
+    if not verify_link(record.link, state.link):
+        raise ProtocolError("a link is not the next of the hash chain", got=record.link)
+    shown = links_after(state.links, link_number(turn, record.kind), record.links)
+    return replace(state, link="sha256:" + record.link, links=shown)
 
 
 def _close(state: RunState, turn: Turn, record: RoundClose) -> RunState:

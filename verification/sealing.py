@@ -11,13 +11,15 @@ from typing import TypeVar
 from verification.encoding import Json, digest_hex, from_json, to_json
 from verification.envelope import Sealed, open_envelope, seal
 from verification.errors import FormatError
+from verification.fields import PROTOCOL, renamed
 from verification.keys import PrivateKey
 from verification.records import (
-    PROTOCOL,
     CommitClose,
     Commitment,
     Draw,
     Enrol,
+    KeyRevocation,
+    KeyRotation,
     Manifest,
     Record,
     Reveal,
@@ -28,7 +30,6 @@ from verification.records import (
     SecondDraw,
     Served,
     Verdict,
-    renamed,
 )
 
 KINDS: dict[str, type[Record]] = {
@@ -36,6 +37,8 @@ KINDS: dict[str, type[Record]] = {
     for kind in (
         Manifest,
         Enrol,
+        KeyRotation,
+        KeyRevocation,
         RoundOpen,
         Commitment,
         CommitClose,

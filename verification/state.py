@@ -29,6 +29,7 @@ from verification.records import (
     Served,
     Verdict,
 )
+from verification.witnessing import ShownLink
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,24 @@ class Turn:
 
 @dataclass(frozen=True)
 class RunState:
-    """Everything that follows from the log. `lineage`: member to the digest it must start from;
-    `payloads`: digests of all valid reveals, `used`: those of accepted ones."""
+    """Everything that follows from the log.
+
+    `members`: enrolments, each with the member's present key; `keys`: all keys that any member ever had.
+    `lineage`: member to the digest it must start from; `links`: the last link of each witness;
+    `payloads`: digests of all valid reveals, `used`: those of accepted ones.
+    """
 
     manifest: Manifest
     run: str
     members: tuple[Enrol, ...] = ()
+    keys: frozenset[str] = frozenset()
     turn: Turn | None = None
     turns: int = 0
     round: int = 1
     attempt: int = 0
     base: Base = field(default_factory=lambda: Base("sha256:" + "0" * 64, "sha256:" + "0" * 64))
     link: str = ""
+    links: Mapping[str, ShownLink] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
     standings: Mapping[str, Standing] = field(default_factory=dict)
     pace: Mapping[int, int] = field(default_factory=dict)
@@ -96,7 +103,7 @@ class RunState:
         return tuple(member for member in self.members if member.role == role)
 
     def member(self, name: str) -> Enrol:
-        """An enrolled member; ProtocolError when there is none of that name."""
+        """An enrolled member with its present key; ProtocolError when there is none of that name."""
         for member in self.members:
             if member.member == name:
                 return member

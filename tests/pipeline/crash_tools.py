@@ -31,7 +31,7 @@ from pipeline.verify import Answer, VerifyOptions, verify
 from tests.tiny import quiet, run_to_end, tiny_config
 from verification.envelope import open_envelope
 from verification.log import Log
-from verification.notes import parse_checkpoint
+from verification.notes import parse_checkpoint, plain_note
 
 STEPS = ("write", "replace", "rename", "link", "unlink", "rmdir", "mkdir")
 _REAL = {name: getattr(os, name) for name in STEPS}
@@ -286,7 +286,7 @@ def records(site: Site) -> list[Any]:
     """Every record of the log, verified."""
     folder = RunFolder(site.folder)
     manifest = folder.parsed_manifest()
-    log = Log.open(folder.log, manifest.origin, None, manifest.log_vkey)
+    log = Log.open(folder.log, manifest.origin, None, manifest.log_vkey, manifest.witness_vkeys)
     return [record for record, _ in read_entries(log, manifest)]
 
 
@@ -298,7 +298,7 @@ def signed_twice(site: Site) -> list[str]:
     said: dict[tuple[str, ...], set[bytes]] = {}
     for path, data in _written(site):
         if "checkpoint.tmp" in path:
-            head = parse_checkpoint(data.decode(), manifest.log_vkey)
+            head = parse_checkpoint(plain_note(data.decode()), manifest.log_vkey)
             roots.setdefault(head.size, set()).add(head.root)
         elif "/log/tile/entries/" in path:
             for envelope in _entries(data):

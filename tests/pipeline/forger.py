@@ -111,7 +111,8 @@ class Forger:
         shutil.rmtree(self.folder.log)
         self.key, self.chain = key, chain
         self.manifest = self.source.parsed_manifest()
-        log = Log.open(self.source.log, self.manifest.origin, None, self.manifest.log_vkey)
+        self.keys = (self.manifest.log_vkey, self.manifest.witness_vkeys)
+        log = Log.open(self.source.log, self.manifest.origin, None, *self.keys)
         self.old = list(read_entries(log, self.manifest))
         self.turns: list[Taken] = []
         for record, data in self.old:
@@ -152,7 +153,7 @@ class Forger:
         return self.folder.path
 
     def _tell(self, turns: int | None, *, end: bool) -> None:
-        self.log = Log.create(self.folder.log, self.manifest.origin, self.key)
+        self.log = Log.create(self.folder.log, self.manifest.origin, self.key, self.manifest.witness_vkeys)
         self.log.append([seal_record(self.manifest, self.key)])
         enrolments: list[Entry] = [(r, d) for r, d in self.old if isinstance(r, Enrol)]
         self.add(self._changed("enrol", -1, enrolments))
@@ -184,7 +185,7 @@ class Forger:
         self.add(self._changed(kind, turn, [(record, None)]))
 
     def _turn(self, number: int, taken: Taken) -> None:
-        self._one("round-open", number, plan_open(self.state))
+        self._one("round-open", number, plan_open(self.state, ()))
         slots = {entry.slot for entry in self.state.open_turn.open.roster}
         commitments = [(r, d) for r, d in taken.of(Commitment) if getattr(r, "slot", None) in slots]
         self.add(self._changed("commitment", number, commitments))
@@ -193,13 +194,11 @@ class Forger:
         self.add(self._changed("reveal", number, taken.of(Reveal)))
         self._one("reveal-close", number, replace(taken.one(RevealClose), head=head))
         link = self.chain.link(2 * number + 1)
-        self._one("draw", number, plan_draw(self.state, self.log.head, self.log.checkpoint, link))
+        self._one("draw", number, plan_draw(self.state, self.log.checkpoint, link, {}))
         self._one("served", number, self._served(taken.one(Served)))
         self.add(self._changed("verdict", number, self._verdicts(taken, 1)))
         link = self.chain.link(2 * number + 2)
-        self._one(
-            "second-draw", number, plan_second_draw(self.state, self.log.head, self.log.checkpoint, link)
-        )
+        self._one("second-draw", number, plan_second_draw(self.state, self.log.checkpoint, link, {}))
         self.add(self._changed("verdict2", number, self._verdicts(taken, 2)))
         self._close(number, taken)
 
@@ -294,7 +293,7 @@ class Forger:
         """Remove what a run that went as it is told would not hold, and write the table again."""
         self.folder.keep_checkpoints(self.state.rounds_done, self.state.config["checkpoint"]["every"])
         self.folder.keep_only("payloads", self.state.payloads)
-        log = Log.open(self.folder.log, self.manifest.origin, None, self.manifest.log_vkey)
+        log = Log.open(self.folder.log, self.manifest.origin, None, *self.keys)
         try:
             records = [record for record, _ in read_entries(log, self.manifest)]
             self._keep_states(records)

@@ -10,7 +10,6 @@ import numpy as np
 
 from pipeline.checkpoint import Checkpoint
 from tests.pipeline.forger import Entry, Forger
-from verification.notes import parse_checkpoint
 from verification.plans import plan_draw
 from verification.records import (
     Commitment,
@@ -134,7 +133,7 @@ def redrawn(link: Callable[[Forger], str]) -> Callable[[Forger], None]:
     """The draw of the last turn by another link, its seed and its audits computed from that."""
 
     def change(found: list[Entry], forger: Forger) -> list[Entry]:
-        return [(plan_draw(forger.state, forger.log.head, forger.log.checkpoint, link(forger)), None)]
+        return [(plan_draw(forger.state, forger.log.checkpoint, link(forger), {}), None)]
 
     return lambda forger: forger.lie("draw", LAST, change)
 
@@ -151,8 +150,7 @@ def old_head(found: list[Entry], forger: Forger) -> list[Entry]:
     draw = found[0][0]
     assert isinstance(draw, Draw)
     note = forger.turns[LAST - 1].one(SecondDraw).head
-    head = parse_checkpoint(note, forger.manifest.log_vkey)
-    return [(plan_draw(forger.state, head, note, draw.link), None)]
+    return [(plan_draw(forger.state, note, draw.link, {}), None)]
 
 
 def as_it_was(kind: type, name: str) -> Callable[[Forger], None]:

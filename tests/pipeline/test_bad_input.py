@@ -223,8 +223,10 @@ def test_an_unknown_option_of_a_command(capsys: pytest.CaptureFixture[str], comm
         "generate": ("x", "y"),
         "data": ("x", "--out", "y"),
         "keys": ("new", "x"),
+        "receipt": ("x", "--member", "y"),
     }
-    given = needs.get(command, ("x",) if command in ("resume", "verify", "report") else ())
+    plain = ("resume", "verify", "report", "verify-receipt")
+    given = needs.get(command, ("x",) if command in plain else ())
     sentence = refused(capsys, command, *given, "--frobnicate")
     assert "--frobnicate" in sentence
     assert "---" not in sentence.replace("--frobnicate", "")

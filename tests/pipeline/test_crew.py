@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.pool import Answer, LocalPool, MemberDiedError
-from pipeline.crew import PATIENCE_MS, AuditCase, Crew
+from pipeline.crew import BRIEF_MS, PATIENCE_MS, AuditCase, Crew
 from tests.verification.fake_run import (
     AUDITORS,
     CONTRIBUTORS,
@@ -21,6 +21,7 @@ from tests.verification.fake_run import (
     commitment,
     enrolments,
     key,
+    rotation,
     started,
     verdict,
 )
@@ -345,3 +346,54 @@ def test_a_member_that_dies_is_asked_again_and_one_that_fails_is_late() -> None:
     done = team.commitments(OPENED.open_turn, b"open", b"checkpoint")
     assert sorted(done.entries) == [0, 1, 3]
     assert said == ["c2: commit: RuntimeError: a bug of its own"]
+
+
+# Changes of keys, and receipts
+
+SHORT = st.binary(max_size=30)
+ODD_ANSWERS = st.one_of(st.none(), st.integers(), SHORT, st.lists(SHORT, min_size=1))
+
+
+@given(ODD_ANSWERS)
+def test_whatever_a_member_says_of_its_key_is_checked_or_told(answer: Any) -> None:
+    play = Play(started())
+    play.turn({})
+    good = seal_record(rotation(play.state.run, "c1", "c1", "c1 b"), key("c1"))
+    replies = {"c0": answer, "c1": [good, good], "c2": []}
+    fakes = Fakes({"identity_changes": lambda name: replies.get(name, [])})
+    notices: list[str] = []
+    found = Crew(fakes, notices.append).identity_changes(play.state)
+    assert [envelope for _, envelope in found] == [good]
+    assert len(notices) == 1
+    assert notices[0].startswith("c0: ")
+
+
+def test_two_members_cannot_take_the_same_new_key_and_the_gone_are_not_asked() -> None:
+    play = Play(started())
+    play.turn({0: replace(GOOD, first="fail", second="fail")})
+    assert play.state.standings["c0"].quarantined
+    envelopes = {
+        name: seal_record(rotation(play.state.run, name, name, "same"), key(name)) for name in CONTRIBUTORS
+    }
+    fakes = Fakes({"identity_changes": lambda name: [envelopes[name]] if name in envelopes else []})
+    notices: list[str] = []
+    found = Crew(fakes, notices.append).identity_changes(play.state)
+    assert [record.member for record, _ in found] == ["c1"]  # type: ignore[union-attr]
+    assert [line.split(":")[0] for line in notices] == ["c2", "c3"]
+    assert ("identity_changes", "c0") not in fakes.asked
+
+
+def test_nobody_is_waited_for_long_without_work_and_a_failure_is_told() -> None:
+    def late(name: str, *args: Any) -> Any:
+        raise TimeoutError
+
+    for timing, patience in (({}, BRIEF_MS), ({"mode": "measured", "deadline_ms": 4000}, 4000)):
+        play = Play(started(timing=timing))
+        play.turn({})
+        fakes, notices = Fakes({"identity_changes": late, "take_receipt": late}), list[str]()
+        crew = Crew(fakes, notices.append)
+        assert crew.identity_changes(play.state) == []
+        crew.give_receipts(play.state, 0, {"c1": "a receipt"})
+        assert fakes.deadlines == {"identity_changes": patience, "take_receipt": patience}
+        assert len(notices) == len(CONTRIBUTORS) + len(AUDITORS) + 1
+        assert notices[-1] == "c1: receipt not taken: too late"

@@ -26,7 +26,7 @@ from verification.records import (
     Verdict,
 )
 
-RECORDS: list[Record] = [started(audit={"probation_rounds": 9}).manifest, *rich_run()]
+RECORDS: list[Record] = [started(witnesses=3, audit={"probation_rounds": 9}).manifest, *rich_run()]
 ROWS = contribution_rows(RECORDS, 100)
 DOCUMENTED = (
     "round", "contributor", "role", "tokens", "audited", "verdict", "reason", "payload_digest",

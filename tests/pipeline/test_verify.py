@@ -22,7 +22,8 @@ from pipeline.folder import RunFolder
 from pipeline.run import View, continue_run
 from pipeline.verify import Answer, VerifyOptions, verify
 from tests.pipeline.forger import keys_of
-from tests.tiny import copy_run, make_run, quiet, tiny_config, tiny_run
+from tests.tiny import TinyWitnesses, copy_run, make_run, quiet, run_to_end, tiny_config, tiny_run
+from tests.verification.test_fsck_bytes import witness_vkey
 from verification.encoding import blake3_digest, canonical_json, hash_object, sha256_digest
 from verification.envelope import seal
 from verification.errors import UsageError
@@ -46,6 +47,9 @@ FIELDS = {
     "recomputed",
     "failures",
 }
+
+
+STRANGER = witness_vkey("stranger.example")
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +175,44 @@ def test_a_malformed_head_is_wrong_use(run: Path, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().err
     assert "not a log head" in said
     assert "SIZE:HEX" in said
+
+
+def test_a_witness_policy_and_a_receipt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, witnesses = tmp_path / "run", TinyWitnesses(tmp_path / "witnesses")
+    make_run(run, tmp_path / "home", tiny_config(run={"rounds": 2}), witnesses=witnesses)
+    run_to_end(run, tmp_path / "home", witnesses=witnesses)
+    keys = [
+        item["vkey"] for item in json.loads((run / "manifest.json").read_text())["witnessing"]["witnesses"]
+    ]
+    lines = "".join(f"witness w{i} {key}\n" for i, key in enumerate(keys))
+    policy, receipt = tmp_path / "policy", tmp_path / "receipt"
+    policy.write_text(f"{lines}group g 2 w0 w1 w2\nquorum g\n")
+    assert cli.run(["receipt", str(run), "--member", "c00", "--round", "1", "--out", str(receipt)]) == 0
+    capsys.readouterr()
+    given = ("--witness-policy", str(policy), "--receipt", str(receipt))
+    for level in (1, 2):
+        code, answer = asked(capsys, str(run), "--level", str(level), *given)
+        assert (code, answer["anchored"], answer["failures"]) == (0, "witness-policy+receipt", [])
+    policy.write_text(f"{lines}witness w3 {STRANGER}\nquorum w3\n")
+    code, answer = asked(capsys, str(run), *given[:2])
+    assert (code, answer["anchored"]) == (1, None)
+    assert answer["failures"][0]["what"] == "no head of the log satisfies the witness policy"
+    policy.write_text("quorum none\n")
+    assert cli.run(["verify", str(run), *given[:2]]) == 2
+
+
+def test_level_1_keeps_no_turns(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def checked(*arguments: Any, **options: Any) -> Any:
+        findings = check_run(*arguments, **options)
+        found.append(len(findings.turns))
+        return findings
+
+    monkeypatch.setattr("pipeline.verify.check_run", checked)
+    assert check(run, 1).ok
+    assert check(run, 2).ok
+    assert found == [0, 3]
 
 
 # --- wrong use ---

@@ -52,7 +52,7 @@ class World:
         return self.folder.checkpoint(0)
 
     def open(self, **changes: Any) -> RoundOpen:
-        return replace(plan_open(self.state), **changes)
+        return replace(plan_open(self.state, ()), **changes)
 
     def sealed(self, open_: RoundOpen, key: PrivateKey | None = None) -> bytes:
         return seal_record(open_, key or self.key)

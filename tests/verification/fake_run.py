@@ -1,22 +1,24 @@
 """A made-up run in memory: records of whole turns from keys made of seeds, no files, no training.
 
-A `Fate` says what becomes of a slot in a turn. `play_turn` writes the records that follow from it.
+A `Fate` says what becomes of a slot in a turn. `Play.turn` writes the records that follow from it. There may
+be witnesses, made of seeds too; `Play.absent` and `Play.mute` say which of them fail.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 from hypothesis import strategies as st
 
-from verification.encoding import blake3_digest, hex_float, sha256_digest
+from verification.encoding import Json, blake3_digest, hex_float, sha256_digest
 from verification.judge import Recomputed, differences, settle, trace_root
 from verification.keys import PrivateKey
 from verification.lottery import HashChain
-from verification.notes import Checkpoint, sign_checkpoint, vkey
+from verification.notes import Checkpoint, cosign, sign_checkpoint, vkey, witness_vkey
 from verification.plans import plan_close, plan_draw, plan_open, plan_run_close, plan_second_draw
 from verification.records import (
     Base,
@@ -24,6 +26,8 @@ from verification.records import (
     Commitment,
     DrawChain,
     Enrol,
+    KeyRevocation,
+    KeyRotation,
     Manifest,
     Opening,
     Record,
@@ -34,9 +38,12 @@ from verification.records import (
     RoundOpen,
     Served,
     Verdict,
+    Witness,
+    Witnessing,
 )
 from verification.rounds import apply, begin
 from verification.state import RunState
+from verification.statements import sign_object
 
 ORIGIN = "example/fake"
 CHAIN = HashChain(b"\x07" * 32, 400)
@@ -71,6 +78,7 @@ def config(**sections: Mapping[str, Any]) -> dict[str, Any]:
         "audit": {"rate_ppm": 400_000, "second_look_ppm": 300_000, "probation_rounds": 1},
         "credit": {"vest_rounds": 2, "strikes": 2, "operator_cap_ppm": 500_000},
         "state": {"policy": "snapshot", "every": 2},
+        "identity": {"allow": {}},
         "timing": {"mode": "fixed", "round_ms": 1000, "deadline_ms": 4000, "max_steps": 16},
     }
     for name, fields in sections.items():
@@ -78,7 +86,59 @@ def config(**sections: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def manifest(**sections: Mapping[str, Any]) -> Manifest:
+@dataclass(frozen=True)
+class FakeWitness:
+    """A witness that keeps nothing: it cosigns any head and shows any link it is asked for."""
+
+    name: str
+
+    @property
+    def key(self) -> PrivateKey:
+        return key(f"witness {self.name}")
+
+    @property
+    def vkey(self) -> str:
+        return witness_vkey(self.name, self.key.public)
+
+    @property
+    def chain(self) -> HashChain:
+        return HashChain(hashlib.sha256(f"chain {self.name}".encode()).digest(), CHAIN.length)
+
+    def entry(self, log_vkey: str) -> Witness:
+        chain = DrawChain(self.chain.end, self.chain.length)
+        claim: Json = {"end": chain.end, "length": chain.length, "log_vkey": log_vkey, "witness": self.vkey}
+        return Witness(chain, sign_object("barnraise/witness-chain/v1", claim, self.key), self.vkey)
+
+    def line(self, head_: Checkpoint) -> str:
+        return cosign(head_, self.name, self.key, 1_800_000_000 + head_.size)
+
+    def link(self, head_: Checkpoint, number: int, /, **changes: Json) -> tuple[str, str]:
+        link = self.chain.link(number)
+        claim: dict[str, Json] = {
+            "link": link,
+            "log_vkey": vkey(ORIGIN, key("coordinator").public),
+            "number": number,
+            "root": head_.root.hex(),
+            "size": head_.size,
+            "witness": self.vkey,
+        }
+        return link, sign_object("barnraise/witness-link/v1", {**claim, **changes}, self.key)
+
+
+WITNESSES = ("w.example/one", "w.example/two", "w.example/three")
+
+
+def witnessing(count: int, log_vkey: str) -> Witnessing:
+    """The first `count` witnesses, of which two thirds are required."""
+    return Witnessing(-(-2 * count // 3), tuple(FakeWitness(n).entry(log_vkey) for n in WITNESSES[:count]))
+
+
+@cache
+def _witnessing(count: int) -> Witnessing:
+    return witnessing(count, vkey(ORIGIN, key("coordinator").public))
+
+
+def manifest(witnesses: int = 0, **sections: Mapping[str, Any]) -> Manifest:
     public = key("coordinator").public
     return Manifest(
         protocol=1,
@@ -94,6 +154,7 @@ def manifest(**sections: Mapping[str, Any]) -> Manifest:
         initial=Base(b3("weights 0"), b3("outer 0")),
         zero_state=b3("zero"),
         objective="next-token-v1",
+        witnessing=_witnessing(witnesses),
         codec="topk8of32-eliasfano-2bit-e5m3-v1",
         aggregation="median-clip-weighted-mean-v1",
         config=config(**sections),
@@ -106,9 +167,11 @@ def enrolments(run: str, auditors: Mapping[str, str] = AUDITORS) -> list[Enrol]:
     return [Enrol(1, run, n, r, o, key(n).public, "class") for n, r, o in roles]  # type: ignore[arg-type]
 
 
-def started(auditors: Mapping[str, str] = AUDITORS, **sections: Mapping[str, Any]) -> RunState:
+def started(
+    auditors: Mapping[str, str] = AUDITORS, witnesses: int = 0, **sections: Mapping[str, Any]
+) -> RunState:
     """The state after all enrolments."""
-    state = begin(manifest(**sections))
+    state = begin(manifest(witnesses, **sections))
     for record in enrolments(state.run, auditors):
         state = apply(state, record)
     return state
@@ -159,6 +222,25 @@ def head(size: int) -> tuple[Checkpoint, str]:
     """A signed checkpoint of a made-up tree."""
     checkpoint = Checkpoint(ORIGIN, size, hashlib.sha256(str(size).encode()).digest())
     return checkpoint, sign_checkpoint(checkpoint, key("coordinator"))
+
+
+def cosigned(head_: Checkpoint, names: Iterable[str]) -> str:
+    """The note of a head with cosignatures."""
+    return sign_checkpoint(head_, key("coordinator")) + "".join(FakeWitness(n).line(head_) for n in names)
+
+
+def links(head_: Checkpoint, number: int, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """What witnesses show for a draw."""
+    return {name: FakeWitness(name).link(head_, number) for name in names}
+
+
+def rotation(run: str, member: str, old: str, new: str) -> KeyRotation:
+    """From the key of the name `old` to that of `new`."""
+    return KeyRotation.of(run, member, key(old), key(new))
+
+
+def revocation(run: str, member: str, by: Literal["coordinator", "member"] = "member") -> KeyRevocation:
+    return KeyRevocation(1, run, member, key(member).public, by)
 
 
 def done(open_: RoundOpen, entry: RosterEntry, flavour: str = "true") -> Recomputed:
@@ -212,7 +294,7 @@ def verdict(state: RunState, slot: int, look: int, auditor: str, outcome: str) -
         slot,
         look,  # type: ignore[arg-type]
         auditor,
-        key(auditor).public,
+        state.member(auditor).key,
         "fail" if differs else "pass",
         differs,
         work.payload,
@@ -230,13 +312,16 @@ class Play:
     def __init__(self, state: RunState) -> None:
         self.state = state
         self.records: list[Record] = []
+        self.absent: set[str] = set()
+        self.mute: set[str] = set()
 
     def add(self, record: Record) -> None:
         self.state = apply(self.state, record)
         self.records.append(record)
 
     def turn(self, script: Mapping[int, Fate], good: Fate = GOOD) -> None:
-        self.add(plan_open(self.state))
+        names = [n for n in WITNESSES[: len(self.state.links)] if n not in self.absent]
+        self.add(plan_open(self.state, names))
         roster = self.state.open_turn.open.roster
         self._commit({entry.slot: script.get(entry.slot, good) for entry in roster})
         self._reveal({entry.slot: script.get(entry.slot, good) for entry in roster})
@@ -275,7 +360,7 @@ class Play:
 
     def _audit(self, script: Mapping[int, Fate]) -> None:
         number = self.state.open_turn.open.turn
-        self.add(plan_draw(self.state, *self._head(2), CHAIN.link(2 * number + 1)))
+        self.add(plan_draw(self.state, *self._attested(2, 2 * number + 1)))
         turn = self.state.open_turn
         assert turn.draw
         assert turn.reveal_close
@@ -283,7 +368,7 @@ class Play:
         served = tuple(slot for slot in owed if script[slot].serves)
         self.add(Served(*self.place, served, tuple(slot for slot in owed if not script[slot].serves)))
         self._look(1, {d.slot: d.auditors for d in turn.draw.drawn if d.slot in served}, script)
-        self.add(plan_second_draw(self.state, *self._head(3), CHAIN.link(2 * number + 2)))
+        self.add(plan_second_draw(self.state, *self._attested(3, 2 * number + 2)))
         second = self.state.open_turn.second
         assert second
         self._look(2, {d.slot: d.auditors for d in second.looks}, script)
@@ -297,6 +382,11 @@ class Play:
 
     def _head(self, number: int) -> tuple[Checkpoint, str]:
         return head(10 * self.state.open_turn.open.turn + number)
+
+    def _attested(self, head_: int, number: int) -> tuple[str, str, dict[str, tuple[str, str]]]:
+        checkpoint, _ = self._head(head_)
+        names = [name for name in self.state.open_turn.open.witnesses if name not in self.mute]
+        return cosigned(checkpoint, names), CHAIN.link(number), links(checkpoint, number, names)
 
     def finish(self) -> None:
         self.add(plan_run_close(self.state))
@@ -321,7 +411,7 @@ def played(script: list[dict[int, Fate]], state: RunState | None = None, good: F
 
 def rich_run() -> list[Record]:
     """A whole run, enrolments included, in which most things happen; its third turn is void."""
-    state = started(audit={"probation_rounds": 9})
+    state = started(witnesses=3, audit={"probation_rounds": 9})
     play = Play(begin(state.manifest))
     for record in enrolments(state.run):
         play.add(record)
@@ -330,9 +420,16 @@ def rich_run() -> list[Record]:
         {0: replace(GOOD, first="fail", second="pass"), 2: CHEAT},
         {0: LATE, 1: replace(GOOD, refused="unrevealed"), 3: LATE},
         {3: replace(GOOD, refused="malformed-payload")},
-        {0: replace(GOOD, serves=False), 1: replace(GOOD, silent=1)},
+        {3: replace(GOOD, serves=False), 1: replace(GOOD, silent=1)},
     ]
-    for turn in script:
+    for number, turn in enumerate(script):
+        play.absent, play.mute = ({WITNESSES[2]}, set()) if number == 1 else (set(), set())
+        play.mute = {WITNESSES[0]} if number == 3 else set()
+        if number == 4:
+            play.add(rotation(state.run, "c1", "c1", "c1 again"))
+            play.add(rotation(state.run, "a0", "a0", "a0 again"))
+            play.add(revocation(state.run, "c0"))
         play.turn(turn)
+    play.add(revocation(state.run, "a2", "coordinator"))
     play.finish()
     return play.records

@@ -56,6 +56,28 @@ def tree_root(leaves: list[bytes]) -> bytes:
     return hashlib.sha256(b"\x01" + tree_root(leaves[:k]) + tree_root(leaves[k:])).digest()
 
 
+def sign_object(name: str, domain: str, value: Any) -> str:
+    return base64.b64encode(key_of(name).sign(domain.encode() + b"\x00" + canon(value))).decode()
+
+
+def witness_vkey(name: str, signer: str = "") -> str:
+    """A witness's verifier key; its key is made of its name, or of `signer`."""
+    key_id = hashlib.sha256(name.encode() + b"\n\x04" + public(signer or name)).digest()[:4]
+    return f"{name}+{key_id.hex()}+{base64.b64encode(bytes([4]) + public(signer or name)).decode()}"
+
+
+def cosignature(note: str, name: str, time: int = 1_700_000_000, signer: str = "") -> str:
+    """The line that a witness adds to a note."""
+    body = note[: note.index("\n\n") + 1]
+    signature = key_of(signer or name).sign(f"cosignature/v1\ntime {time}\n{body}".encode())
+    key_id = bytes.fromhex(witness_vkey(name, signer).split("+")[1])
+    return f"— {name} {base64.b64encode(key_id + time.to_bytes(8, 'big') + signature).decode()}\n"
+
+
+def cosigned(note: str, *names: str) -> str:
+    return note + "".join(cosignature(note, name) for name in names)
+
+
 def note_of(entries: list[bytes], signer: str = "coordinator", origin: str = ORIGIN) -> str:
     text = f"{origin}\n{len(entries)}\n{base64.b64encode(tree_root(entries)).decode()}\n"
     key_id = hashlib.sha256(origin.encode() + b"\n\x01" + public(signer)).digest()[:4]
@@ -99,8 +121,8 @@ def vkey(name: str = "coordinator", origin: str = ORIGIN) -> str:
     return f"{origin}+{key_id.hex()}+{base64.b64encode(b'' + bytes([1]) + public(name)).decode()}"
 
 
-def log_files(entries: list[bytes]) -> dict[str, bytes]:
-    files = {"log/checkpoint": note_of(entries).encode()}
+def log_files(entries: list[bytes], note: str = "") -> dict[str, bytes]:
+    files = {"log/checkpoint": (note or note_of(entries)).encode()}
     level, hashes = 0, [hashlib.sha256(b"\x00" + e).digest() for e in entries]
     while hashes:
         for at in range(0, len(hashes), 256):

@@ -14,15 +14,13 @@ from tests.verification.test_fsck_bytes import draw_number, key_text, note_of, t
 from verification.errors import FormatError, SignatureError
 from verification.fsck_draws import Chain, uniform
 from verification.fsck_formats import (
-    hash_object,
     make_verifier_key,
     parse_base64,
-    parse_canonical,
     parse_checkpoint,
     parse_hex_float,
     parse_key,
-    write_canonical,
 )
+from verification.fsck_json import hash_object, parse_canonical, write_canonical
 from verification.fsck_ledger import Ledger, weights_of
 from verification.fsck_log import merkle_root
 
@@ -139,6 +137,7 @@ def test_notes() -> None:
     lines = note.split("\n")
     extended = "\n".join([*lines[:3], "extension", *lines[3:]])
     for bad in (note[:-1], note + "\n", note + lines[4] + "\n", note.replace("\n2\n", "\n02\n"), extended,
+                note.replace("\n2\n", "\n9007199254740992\n"),
                 note.replace("—", "-"), note.replace("\n", "\r\n"), note.replace("— ex", "— x")):  # fmt: skip
         with pytest.raises(FormatError):
             parse_checkpoint(bad)

@@ -226,8 +226,14 @@ LIES: dict[str, tuple[str, Any]] = {
     "round": ("the round of a round-open is wrong", lying("round-open", setter("round", 3), turn=1)),
     "attempt": ("the attempt of a round-open is wrong", lying("round-open", setter("attempt", 1), turn=1)),
     "turn": ("the turn of a round-open is wrong", lying("round-open", setter("turn", 0), turn=1)),
-    "phase twice": ("a record is out of order", lying("commit-close", twice("commit-close"), turn=0)),
-    "opened twice": ("a record is out of order", lying("round-open", twice("round-open"), turn=0)),
+    "phase twice": (
+        "out of order: the commit-close of one turn is signed twice",
+        lying("commit-close", twice("commit-close"), turn=0),
+    ),
+    "opened twice": (
+        "out of order: the round-open of one turn is signed twice",
+        lying("round-open", twice("round-open"), turn=0),
+    ),
     "no draw": ("a record is out of order", lying("draw", dropper, turn=1)),
     "late told": ("the late slots of round 2 are wrong", lying("commit-close", setter("late", []), turn=1)),
     "times": ("the times of round 2 do not match", lying("commit-close", popper("ms"), turn=1)),
@@ -441,7 +447,8 @@ def test_a_roster_changed_after_the_draw(tmp_path: Path) -> None:
     record["roster"][3]["audit_ppm"] = 400_000
     writer.entries[at] = envelope("round-open", record, "coordinator", writer.run_subject)
     what = {f.what for f in check_run(writer.write()).failures}
-    assert {f"head {n} does not sign exactly the entries before it" for n in (1, 2, 3)} <= what
+    signed_twice = "does not sign exactly the entries before it: two heads of one size are signed"
+    assert {f"head {n} {signed_twice}" for n in (1, 2, 3)} <= what
 
 
 def test_too_many_void_turns(tmp_path: Path) -> None:

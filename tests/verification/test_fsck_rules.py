@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.verification.test_fsck_bytes import b3, canon, sha
+from tests.verification.test_fsck_bytes import b3, canon, key_text, sha
 from tests.verification.test_fsck_lies import lying, popper, setter
 from tests.verification.test_fsck_state import State, config
 from tests.verification.test_fsck_writer import Writer
@@ -80,7 +80,9 @@ def test_a_class_of_200_characters(tmp_path: Path) -> None:
 
 def next_steps(tmp_path: Path, reason: str | None, steps: int, ms: int, **over: Any) -> int:
     state = State(tmp_path, script={}, silent={}, timing__max_steps=20, **over)
-    enrolments = [{"member": "ann", "role": "contributor", "operator": "north"}]
+    enrolments = [
+        {"member": "ann", "role": "contributor", "operator": "north", "key": key_text("ann"), "class": "c1"}
+    ]
     ledger = Ledger(Settings.of(state.manifest), "", enrolments)
     ledger.steps[0] = steps
     fields: Any = {
@@ -319,3 +321,32 @@ def test_shapes_take_any_class_in_an_opening(tmp_path: Path) -> None:
     RECORDS["reveal"]({**reveal, "opening": {**reveal["opening"], "class": "é"}}, "reveal")
     with pytest.raises(FormatError):
         RECORDS["reveal"]({**reveal, "opening": {**reveal["opening"], "class": 1}}, "reveal")
+
+
+# --- the data set ---
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("t0.arrow", True),
+        ("a" * 100, True),
+        ("tokenizer.json.arrow", True),
+        ("tokenizer.json", False),
+        ("a" * 101, False),
+        ("", False),
+        ("../t0.arrow", False),
+        ("a/t0.arrow", False),
+        ("T0.arrow", False),
+        (".arrow", False),
+        ("t0.arrow\n", False),
+    ],
+)
+def test_names_of_shards(tmp_path: Path, name: str, fits: bool) -> None:
+    manifest = State(tmp_path, script={}, silent={}).manifest
+    manifest["dataset"]["train"][0]["file"] = name
+    if fits:
+        RECORDS["manifest"](manifest, "manifest")
+        return
+    with pytest.raises(FormatError, match=r"manifest\.dataset\.train\[0\]\.file does not fit"):
+        RECORDS["manifest"](manifest, "manifest")

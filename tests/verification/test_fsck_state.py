@@ -13,14 +13,17 @@ from tests.verification.test_fsck_bytes import (
     ORIGIN,
     b3,
     canon,
+    cosigned,
     dom,
     envelope,
     key_text,
     log_files,
     note_of,
     sha,
+    sign_object,
     tree_root,
     vkey,
+    witness_vkey,
 )
 
 MEMBERS = [
@@ -35,6 +38,14 @@ MEMBERS = [
     ("wim", "auditor", "wind", "c2"),
     ("vic", "auditor", "vale", "c2"),
 ]
+
+
+def links_of(name: str) -> list[bytes]:
+    """A chain of a witness: the secret first, the end last."""
+    links = [hashlib.sha256(b"secret of " + name.encode()).digest()]
+    for _ in range(70):
+        links.append(hashlib.sha256(links[-1]).digest())
+    return links
 
 
 def config(**over: Any) -> dict[str, Any]:
@@ -56,6 +67,7 @@ def config(**over: Any) -> dict[str, Any]:
         "checkpoint": {"every": 2},
         "eval": {"every": 2},
         "model": {"n_layers": 1},
+        "identity": {"allow": {}},
     }
     for path, value in over.items():
         part, name = path.split("__")
@@ -69,6 +81,16 @@ class State:
     def __init__(self, folder: Path, *, script: Any, silent: Any, lie: Any = None, **over: Any):
         self.folder, self.script, self.silent, self.lie = folder, script, silent, lie
         self.members = [*MEMBERS, *(over.pop("more", None) or [])]
+        self.witnesses: list[str] = over.pop("witnesses", [])
+        self.required: int = over.pop("required", min(1, len(self.witnesses)))
+        # turn -> witnesses that the open names; all, where a turn is not there
+        self.named: dict[int, list[str]] = over.pop("named", {})
+        # (turn, look) -> witnesses that do not cosign, and that cosign and give no link
+        self.away: dict[tuple[int, int], list[str]] = over.pop("away", {})
+        self.mute: dict[tuple[int, int], list[str]] = over.pop("mute", {})
+        # turn -> what stands before its open: ("rotate", member) or ("revoke", member, by whom)
+        self.between: dict[int, list[Any]] = over.pop("between", {})
+        self.key_names: dict[str, str] = {}
         self.entries: list[bytes] = []
         self.records: list[tuple[str, dict[str, Any], str]] = []
         self.heads: list[int] = []
@@ -78,6 +100,7 @@ class State:
         for _ in range(60):
             chain.append(hashlib.sha256(chain[-1]).digest())
         self.chain = chain
+        self.witness_chains = {name: links_of(name) for name in self.witnesses}
         self.data = {
             "tokenizer.json": b"{}",
             "t0.arrow": b"shard 0",
@@ -134,10 +157,28 @@ class State:
             "initial": {"outer": b3(b"outer 0"), "weights": b3(b"weights 0")},
             "zero_state": b3(b"zero"),
             "objective": "next-token-v1",
+            "witnessing": {
+                "required": self.required,
+                "witnesses": [self.witness_entry(name) for name in self.witnesses],
+            },
             "codec": "topk8of32-eliasfano-2bit-e5m3-v1",
             "aggregation": "median-clip-weighted-mean-v1",
             "config": self.config,
         }
+
+    def witness_entry(self, name: str, signer: str = "") -> dict[str, Any]:
+        links = self.witness_chains.get(name) or links_of(name)
+        chain = {"end": "sha256:" + links[-1].hex(), "length": len(links) - 1}
+        signed = {**chain, "log_vkey": vkey(), "witness": witness_vkey(name, signer)}
+        proof = sign_object(signer or name, "barnraise/witness-chain/v1", signed)
+        return {"chain": chain, "proof": proof, "vkey": witness_vkey(name, signer)}
+
+    def signer(self, name: str) -> str:
+        """Of what a member's present key is made."""
+        return self.key_names.get(name, name)
+
+    def key(self, name: str) -> str:
+        return key_text(self.signer(name))
 
     # --- logging ---
 
@@ -153,12 +194,36 @@ class State:
     def in_turn(self, **fields: Any) -> dict[str, Any]:
         return {"protocol": 1, "run": self.run_id, "round": self.round, "attempt": self.attempt, **fields}
 
-    def head(self) -> str:
+    def head(self, *cosigners: str) -> str:
         self.heads.append(len(self.entries))
-        return note_of(self.entries)
+        return cosigned(note_of(self.entries), *cosigners)
+
+    def open_witnesses(self) -> list[str]:
+        return self.named.get(self.turn, self.witnesses)
+
+    def links(self, look: int) -> list[dict[str, Any]]:
+        """What the witnesses named in the open show at a draw."""
+        number, lines = 2 * self.turn + look, []
+        silent = {*self.away.get((self.turn, look), []), *self.mute.get((self.turn, look), [])}
+        for name in self.open_witnesses():
+            link = self.witness_chains[name][-1 - number].hex()
+            signed = {
+                "link": link,
+                "log_vkey": vkey(),
+                "number": number,
+                "root": tree_root(self.entries).hex(),
+                "size": len(self.entries),
+                "witness": witness_vkey(name),
+            }
+            proof = sign_object(name, "barnraise/witness-link/v1", signed)
+            gone = name in silent
+            lines.append({"link": None if gone else link, "proof": None if gone else proof, "witness": name})
+        return lines
 
     def link_and_seed(self, look: int) -> dict[str, Any]:
-        head = self.head()
+        away = self.away.get((self.turn, look), [])
+        head = self.head(*(name for name in self.open_witnesses() if name not in away))
+        links = self.links(look)
         link = self.chain[-1 - (2 * self.turn + look)].hex()
         seed = dom(
             "barnraise/draw/v1",
@@ -172,10 +237,34 @@ class State:
                 "head_root": tree_root(self.entries).hex(),
                 "link": link,
                 "beacon": None,
-                "witnesses": [],
+                "witnesses": [[line["witness"], line["link"]] for line in links],
             },
         )
-        return {"head": head, "link": link, "seed": seed}
+        return {"head": head, "link": link, "links": links, "seed": seed}
+
+    def is_short(self, chance: dict[str, Any]) -> bool:
+        return any(line["link"] is None for line in chance["links"])
+
+    def change_keys(self) -> None:
+        """What stands in the log before the next open."""
+        for what, name, *rest in self.between.get(self.turn, []):
+            record = {"protocol": 1, "run": self.run_id, "member": name, "key": self.key(name)}
+            if what == "rotate":
+                new = f"{self.signer(name)}'"
+                signed = {"key": self.key(name), "member": name, "new_key": key_text(new), "run": self.run_id}
+                proof = sign_object(new, "barnraise/key-rotation/v1", signed)
+                record |= {"new_key": key_text(new), "proof": proof}
+                self.add("key-rotation", record, self.signer(name))
+                self.key_names[name] = new
+                self.accepted[name] = 0
+                self.state[name] = b"zero"
+            else:
+                signer = self.signer(name) if rest == ["member"] else "coordinator"
+                self.add("key-revocation", {**record, "by": rest[0]}, signer)
+                self.quarantined = sorted({*self.quarantined, name})
+                for entry in [entry for entry in self.unvested if entry[1] == name]:
+                    self.credit[name]["forfeited"] += entry[2]
+                    self.unvested.remove(entry)
 
     def roster(self) -> list[dict[str, Any]]:
         lines = []
@@ -207,7 +296,7 @@ class State:
                 {
                     "slot": slot,
                     "member": name,
-                    "key": key_text(name),
+                    "key": self.key(name),
                     "operator": operator,
                     "class": numerics,
                     "steps": self.steps[slot],

@@ -64,6 +64,7 @@ class Writer(State):
         return self
 
     def one_turn(self) -> None:
+        self.change_keys()
         todo = {slot: what for (turn, slot), what in self.script.items() if turn == self.turn}
         roster = self.roster()
         inner, outer = self.rates(roster)
@@ -71,7 +72,9 @@ class Writer(State):
         snapshot = state["policy"] == "snapshot" and (self.round - 1) % state["every"] == 0
         measured = self.config["timing"]["mode"] == "measured"
         auditors = [
-            {"member": n, "key": key_text(n), "operator": o, "class": c} for n, _, o, c in self.auditors
+            {"member": n, "key": self.key(n), "operator": o, "class": c}
+            for n, _, o, c in self.auditors
+            if n not in self.quarantined
         ]
         self.add(
             "round-open",
@@ -84,6 +87,7 @@ class Writer(State):
                 outer_lr=outer,
                 deadline_ms=self.config["timing"]["deadline_ms"] if measured else 0,
                 snapshot=snapshot,
+                witnesses=self.open_witnesses(),
             ),
         )
         fate: dict[int, str | None] = {line["slot"]: None for line in roster}
@@ -123,7 +127,7 @@ class Writer(State):
             if todo.get(slot) == "leaves":
                 opening["trace_leaves"] += 1
             salt = hashlib.sha256(f"salt {self.turn} {slot}".encode()).hexdigest()
-            reveal = self.in_turn(slot=slot, member=name, key=key_text(name), salt=salt, opening=opening)
+            reveal = self.in_turn(slot=slot, member=name, key=self.key(name), salt=salt, opening=opening)
             hashed = {k: reveal[k] for k in ("attempt", "key", "opening", "round", "run", "salt", "slot")}
             commitment = dom("barnraise/commitment/v1", hashed)
             if todo.get(slot) == "mismatch":
@@ -131,8 +135,8 @@ class Writer(State):
             reveals[slot] = (reveal, work)
             self.add(
                 "commitment",
-                self.in_turn(slot=slot, member=name, key=key_text(name), commitment=commitment),
-                name,
+                self.in_turn(slot=slot, member=name, key=self.key(name), commitment=commitment),
+                self.signer(name),
             )
         committed = list(reveals)
         late = [line["slot"] for line in roster if line["slot"] not in reveals]
@@ -158,7 +162,7 @@ class Writer(State):
             ):
                 what = None
             if what != "unrevealed":
-                self.add("reveal", reveals[slot][0], reveals[slot][0]["member"])
+                self.add("reveal", reveals[slot][0], self.signer(reveals[slot][0]["member"]))
             if what in reasons:
                 fate[slot] = reasons[what]
             else:
@@ -175,6 +179,7 @@ class Writer(State):
 
     def audit(self, roster: Any, auditors: Any, todo: Any, fate: Any, reveals: Any) -> Any:
         chance = self.link_and_seed(1)
+        short = self.is_short(chance)
         drawn: dict[int, list[str]] = {}
         nobody = set()
         payloads = {slot: work["payload"] for slot, (_, work) in reveals.items()}
@@ -188,7 +193,7 @@ class Writer(State):
             if not names and line["audit_ppm"]:
                 nobody.add(slot)
             twin = any(other != slot and payloads.get(slot) == payloads[other] for other in payloads)
-            if twin or draw_number(chance["seed"], f"audit/{slot}", 10**6) < line["audit_ppm"]:
+            if short or twin or draw_number(chance["seed"], f"audit/{slot}", 10**6) < line["audit_ppm"]:
                 for i in reversed(range(1, len(names))):
                     j = draw_number(chance["seed"], f"auditors/{slot}/{i}", i + 1)
                     names[i], names[j] = names[j], names[i]
@@ -208,13 +213,15 @@ class Writer(State):
                 first[slot] = answer
                 audited.append((answer["auditor"], slot, answer["outcome"]))
         chance = self.link_and_seed(2)
+        short = self.is_short(chance)
         looks: dict[int, list[str]] = {}
         for slot, verdict in first.items():
             mine = self.info[verdict["auditor"]][2]
             silent = [m["auditor"] for m in missed if m["slot"] == slot]
             names = [n for n in drawn[slot] if self.info[n][2] != mine and n not in silent]
             second = draw_number(chance["seed"], f"second/{slot}", 10**6)
-            if names and (verdict["outcome"] == "fail" or second < self.config["audit"]["second_look_ppm"]):
+            certain = short or verdict["outcome"] == "fail"
+            if names and (certain or second < self.config["audit"]["second_look_ppm"]):
                 looks[slot] = names
         listed = [{"auditors": names, "slot": s} for s, names in looks.items()]
         self.add("second-draw", self.in_turn(**chance, looks=listed))
@@ -259,7 +266,7 @@ class Writer(State):
             slot=slot,
             look=look,
             auditor=name,
-            key=key_text(name),
+            key=self.key(name),
             outcome="fail" if differs else "pass",
             differs=differs,
             payload=b3(work["payload"]),
@@ -269,7 +276,7 @@ class Writer(State):
             loss_last=work["loss_last"],
         )
         verdict["class"] = self.info[name][3]
-        self.add("verdict", verdict, name)
+        self.add("verdict", verdict, self.signer(name))
         return verdict
 
     @staticmethod

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.verification.fake_run import (
@@ -19,6 +20,8 @@ from tests.verification.fake_run import (
     key,
     opening,
     reveal,
+    revocation,
+    rotation,
     sha,
     started,
     verdict,
@@ -31,6 +34,7 @@ from verification.intake import (
     as_bytes,
     check_commitment,
     check_enrolment,
+    check_identity_change,
     check_reveal,
     check_verdict,
     judge_reveal,
@@ -47,6 +51,7 @@ from verification.records import (
     Reveal,
     RoundOpen,
 )
+from verification.rounds import apply
 from verification.sealing import predicate, seal_record
 from verification.state import RunState
 
@@ -444,3 +449,46 @@ def test_what_intake_takes_has_the_shape_that_level_1_asks_for() -> None:
         RECORDS[record.kind](predicate(record), record.kind)
     with pytest.raises(FormatError):
         RECORDS["commitment"]({**predicate(records[1]), "commitment": "x"}, "commitment")
+
+
+# Changes of identity
+
+
+@cache
+def changed_once() -> RunState:
+    play = Play(started())
+    play.turn({})
+    return play.state
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(st.binary(max_size=80), st.integers(0, 5000)))
+def test_a_damaged_change_of_identity_is_told_and_nothing_else(junk: bytes | int) -> None:
+    state = changed_once()
+    good = seal_record(rotation(state.run, "c1", "c1", "c1 b"), key("c1"))
+    assert check_identity_change(state, "c1", good) == rotation(state.run, "c1", "c1", "c1 b")
+    if isinstance(junk, int):
+        flipped = bytearray(good)
+        flipped[junk % len(good)] ^= 1 << junk % 8
+        junk = bytes(flipped)
+    with pytest.raises(BarnraiseError):
+        check_identity_change(state, "c1", junk)
+
+
+def test_only_the_member_itself_changes_its_key_with_its_present_one() -> None:
+    state = changed_once()
+    mine = rotation(state.run, "c1", "c1", "c1 b")
+    for member, signer in (("c1", "c2"), ("c2", "c1"), ("c1", "c1 b"), ("c1", "coordinator")):
+        with pytest.raises(BarnraiseError):
+            check_identity_change(state, member, seal_record(mine, key(signer)))
+    own = revocation(state.run, "c1")
+    assert check_identity_change(state, "c1", seal_record(own, key("c1"))) == own
+    with pytest.raises(BarnraiseError, match="own"):
+        check_identity_change(state, "c1", seal_record(replace(own, by="coordinator"), key("c1")))
+    with pytest.raises(BarnraiseError, match="own"):
+        check_identity_change(state, "c1", seal_record(rotation(state.run, "c2", "c2", "x"), key("c1")))
+    enrolment = enrolments(state.run)[1]
+    with pytest.raises(BarnraiseError, match="not a change"):
+        check_identity_change(state, "c1", seal_record(enrolment, key("c1")))
+    done = apply(state, mine)
+    assert check_identity_change(done, "c1", seal_record(mine, key("c1"))) is None

@@ -67,7 +67,7 @@ class Case:
         if self.second:
             given[SLOT, 2] = told(self.second, "a1", 2)
         looks = (SlotAuditors(SLOT, ("a1",)),) if self.looks else ()
-        place: tuple[Any, ...] = (1, OPEN.run, 1, 0, "head", "00" * 32, sha("seed"))
+        place: tuple[Any, ...] = (1, OPEN.run, 1, 0, "head", "00" * 32, (), sha("seed"))
         return TurnEvidence(
             replace(
                 OPEN,

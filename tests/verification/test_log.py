@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from tests.verification.log_model import (
     KEY,
     ORIGIN,
     VKEY,
+    Crash,
     batch,
     check_folder,
     entry,
+    expected_files,
+    failing,
     files_of,
+    full_disk,
     make,
     mth,
     reader,
@@ -26,7 +31,7 @@ from verification.errors import BarnraiseError, FormatError, StorageError, Usage
 from verification.keys import PrivateKey
 from verification.log import Log
 from verification.merkle import leaf_hash, verify_consistency, verify_inclusion
-from verification.notes import Checkpoint, sign_checkpoint, vkey
+from verification.notes import Checkpoint, cosign, sign_checkpoint, vkey, witness_vkey
 
 # Layout and reading
 
@@ -169,7 +174,7 @@ def test_a_reader_opens_while_the_log_grows(tmp_path: Path, monkeypatch: pytest.
     stale = [log.checkpoint]
     log.append(batch(250, 20))
     real = log_module._read_checkpoint
-    monkeypatch.setattr(log_module, "_read_checkpoint", lambda f: stale.pop() if stale else real(f))
+    monkeypatch.setattr(log_module, "_read_checkpoint", lambda *a: stale.pop() if stale else real(*a))
     assert list(reader(tmp_path).entries()) == batch(0, 270)
     assert stale == []
 
@@ -278,3 +283,125 @@ def test_a_file_that_does_not_belong_is_left_alone(tmp_path: Path, name: str) ->
     with pytest.raises(StorageError, match="does not belong"):
         writer(tmp_path)
     assert (tmp_path / name).read_bytes() == b"mine"
+
+
+# Cosigned checkpoints
+
+WITNESSES = [PrivateKey.from_seed(bytes([number]) * 32) for number in (1, 2)]
+WITNESS_VKEYS = [witness_vkey(f"w{i}", key.public) for i, key in enumerate(WITNESSES)]
+
+
+def lines(log: Log, *which: int) -> str:
+    return "".join(cosign(log.head, f"w{i}", WITNESSES[i], 100 + i) for i in which)
+
+
+def watched(folder: Path, size: int = 3) -> Log:
+    log = Log.create(folder, ORIGIN, KEY, WITNESS_VKEYS)
+    log.append(batch(0, size))
+    return log
+
+
+def test_a_cosigned_checkpoint_is_the_same_head(tmp_path: Path) -> None:
+    log = watched(tmp_path)
+    plain = log.checkpoint
+    assert log.cosigned == plain
+    for which in ((0,), (0, 1), (1,), ()):
+        text = plain + lines(log, *which)
+        log.put_cosigned(text)
+        assert (tmp_path / "checkpoint").read_text() == text
+        for other in (log, *(Log.open(tmp_path, ORIGIN, key, VKEY, WITNESS_VKEYS) for key in (KEY, None))):
+            assert (other.checkpoint, other.cosigned) == (plain, text)
+    log.put_cosigned(plain + lines(log, 0, 1))
+    check_folder_but_checkpoint(tmp_path, batch(0, 3))
+    text = log.append([entry(3)])
+    assert text == log.checkpoint == log.cosigned == (tmp_path / "checkpoint").read_text()
+    check_folder(tmp_path, batch(0, 4))
+    again = Log.open(tmp_path, ORIGIN, KEY, VKEY, WITNESS_VKEYS)
+    again.put_cosigned(again.checkpoint + lines(again, 1))
+    assert again.append([]) == again.checkpoint
+    assert again.append([entry(4)]) == again.cosigned
+
+
+def check_folder_but_checkpoint(folder: Path, entries: list[bytes]) -> None:
+    files = files_of(folder)
+    del files["checkpoint"]
+    assert files == expected_files(entries)
+
+
+def test_no_other_text_is_put_to_the_head(tmp_path: Path) -> None:
+    log = watched(tmp_path)
+    old, old_lines = log.checkpoint, lines(log, 0)
+    log.append([entry(3)])
+    for text in (
+        old + old_lines,
+        log.checkpoint + old_lines,
+        log.checkpoint + lines(log, 1, 0),
+        log.checkpoint + lines(log, 0, 0),
+        log.checkpoint + cosign(log.head, "w2", WITNESSES[0], 5),
+        log.checkpoint + "x\n",
+        sign_checkpoint(log.head, WITNESSES[0]) + lines(log, 0),
+        sign_checkpoint(Checkpoint(ORIGIN, 4, bytes(32)), KEY),
+        "",
+    ):
+        with pytest.raises(BarnraiseError):
+            log.put_cosigned(text)
+        assert (tmp_path / "checkpoint").read_text() == log.checkpoint
+    assert log.append([entry(4)]) == log.checkpoint
+
+
+def test_only_the_writer_puts_cosignatures(tmp_path: Path) -> None:
+    log = watched(tmp_path)
+    reading = Log.open(tmp_path, ORIGIN, None, VKEY, WITNESS_VKEYS)
+    with pytest.raises(UsageError, match="reading only"):
+        reading.put_cosigned(log.checkpoint + lines(log, 0))
+    second = Log.open(tmp_path, ORIGIN, KEY, VKEY, WITNESS_VKEYS)
+    second.put_cosigned(second.checkpoint + lines(second, 0))
+    for action in (lambda: log.put_cosigned(log.checkpoint), lambda: log.append([entry(3)])):
+        with pytest.raises(StorageError, match="not what this writer last wrote"):
+            action()
+
+
+def test_a_log_opens_only_with_its_witnesses(tmp_path: Path) -> None:
+    log = watched(tmp_path)
+    log.put_cosigned(log.checkpoint + lines(log, 0, 1))
+    for vkeys in ((), WITNESS_VKEYS[:1], WITNESS_VKEYS[::-1]):
+        for key in (KEY, None):
+            with pytest.raises(FormatError, match="no witness"):
+                Log.open(tmp_path, ORIGIN, key, VKEY, vkeys)
+
+
+def test_many_witnesses_fit(tmp_path: Path) -> None:
+    keys = [PrivateKey.from_seed(number.to_bytes(32, "big")) for number in range(40)]
+    names = [f"{number:02d}".rjust(128, "n") for number in range(40)]
+    vkeys = [witness_vkey(name, key.public) for name, key in zip(names, keys, strict=True)]
+    log = Log.create(tmp_path, ORIGIN, KEY, vkeys)
+    both = zip(names, keys, strict=True)
+    text = log.checkpoint + "".join(cosign(log.head, name, key, 2**53 - 1) for name, key in both)
+    log.put_cosigned(text)
+    assert Log.open(tmp_path, ORIGIN, KEY, VKEY, vkeys).cosigned == text
+
+
+@pytest.mark.parametrize("name", ["open", "write", "fsync", "replace"])
+def test_a_failed_cosigning_leaves_one_of_two_checkpoints(tmp_path: Path, name: str) -> None:
+    for error in (full_disk(), Crash()):
+        for at in (1, 2):
+            folder = tmp_path / f"{type(error).__name__}{at}"
+            log = watched(folder)
+            text = log.checkpoint + lines(log, 0)
+            with contextlib.suppress(StorageError, Crash), failing(name, at, error):
+                log.put_cosigned(text)
+            again = Log.open(folder, ORIGIN, KEY, VKEY, WITNESS_VKEYS)
+            assert again.cosigned in (text, log.checkpoint)
+            if log.cosigned != text:
+                with pytest.raises(StorageError, match="not what this writer"):
+                    log.append([entry(3)])
+            again.append([entry(3)])
+            check_folder(folder, batch(0, 4))
+
+
+def test_earlier_roots(tmp_path: Path) -> None:
+    log = make(tmp_path, 5)
+    for size in range(6):
+        assert log.root_at(size) == mth([leaf_hash(item) for item in batch(0, size)])
+    with pytest.raises(FormatError):
+        log.root_at(6)

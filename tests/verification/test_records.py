@@ -82,7 +82,8 @@ def records(kind: Any) -> st.SearchStrategy[Any]:
 
 
 any_record = st.one_of(*(records(kind) for kind in KINDS.values()))
-EXAMPLES: dict[str, Record] = {record.kind: record for record in reversed([manifest(), *rich_run()])}
+RICH_MANIFEST = manifest(3, audit={"probation_rounds": 9})
+EXAMPLES: dict[str, Record] = {record.kind: record for record in reversed([RICH_MANIFEST, *rich_run()])}
 
 
 def name_of(kind: type) -> str:
@@ -107,19 +108,21 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 
 GOLDEN = {
-    "commit-close": "bd8f557793119b63cfed8ffd6cc99e8c",
-    "commitment": "b23ffb7b85c49e9b753e710014cc7cc8",
-    "draw": "d35d29d96900ebba049acd5cee31f876",
-    "enrol": "c15d628c6b1f9cc8f68af9835f997e37",
-    "manifest": "a540c5494ed3a7f5c5c5b46ca951f9d6",
-    "reveal": "bb6e482b63749f3da728a30c78649b7a",
-    "reveal-close": "f139a92418119f052e2e9638bb99e059",
-    "round-close": "365b673b4513f1f24166a0c662a27ba7",
-    "round-open": "0cefeafb4f31859576913e74c33029b0",
-    "run-close": "75110defd0ae6913fe0c15cec95c6ac4",
-    "second-draw": "7e26d724f7e2c3ee56db482e09960f92",
-    "served": "11d3373e01b0d599e8797030c530ef73",
-    "verdict": "79c3b4498f721fce14466443ebac4400",
+    "commit-close": "fa073f984e00f8ed12b3c30c6cbc027a",
+    "commitment": "2b9e690f37b6e03d08d5f0c8726c8caf",
+    "draw": "0d1cb19165b6bedd41934dcf75730390",
+    "enrol": "f8d686be58a3c922ae5796f5b7930cad",
+    "key-revocation": "f206d5a4c6f6f596bf4b9f8c0d358552",
+    "key-rotation": "8ab74440c7ab4c3c4cf8e5c5e4c8a7fd",
+    "manifest": "8b33f79cf179e0be942a9ab3693b8df4",
+    "reveal": "442b50edf95b282401ec4721da2123c3",
+    "reveal-close": "659022e650bd1d1003ce417612896fe4",
+    "round-close": "bd371acbfe2bf43aee9ab544a548e5a1",
+    "round-open": "44238fc9569830b87bc67076153071b0",
+    "run-close": "686d25915e1bf34e815697912a0c0a6e",
+    "second-draw": "8d6b4fcdcd9cf10408becfdae031e775",
+    "served": "a21e9d49afff48e1cd04e40126b9b811",
+    "verdict": "c3b1cc1e061c0641a8275c5cca860987",
 }
 
 

@@ -1,0 +1,139 @@
+"""What must hold of the records of every story: who is accepted, rejected, blamed, and by whose word.
+
+Owns the properties that the log alone decides, with what is known of who is honest and who was unreachable.
+Independent of verification.judge: they read the records. Does not own how a story is played.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+from tests.simulator.accounts import STRIKES
+from tests.simulator.story import Scene, Story
+
+# What a call that an honest member did not answer may lead to, and which verb that is. `late` costs the
+# round; the others are strikes, since the protocol cannot tell an unreachable member from an unwilling one.
+UNHEARD = {"late": "commit", "unrevealed": "reveal", "unserved": "serve_state"}
+UNCERTAIN = ("unaudited", "unconfirmed", "disputed")
+
+
+def no_unaudited_work(story: Story) -> list[str]:
+    """Drawn work is aggregated only when every look that was drawn at it passed."""
+    found = []
+    for scene in story.scenes:
+        second = {look.slot for look in scene.second.looks} if scene.second else set()
+        for item in scene.close.accepted if scene.close else ():
+            valid = scene.reveal_close.revealed if scene.reveal_close else ()
+            if item.slot not in valid:
+                found.append(f"{scene.label}: slot {item.slot} is accepted without a valid reveal")
+            if item.slot in scene.drawn:
+                passed = {v.look for v in scene.of(item.slot) if v.outcome == "pass"}
+                needed = {1, 2} if item.slot in second else {1}
+                if passed != needed:
+                    found.append(f"{scene.label}: slot {item.slot} is accepted, looks passed: {passed}")
+    return found
+
+
+def honest_keys_are_safe(story: Story) -> list[str]:
+    """No honest member is at fault, struck or quarantined, but for calls that never reached it in time."""
+    found = []
+    excused: Counter[str] = Counter()
+    for scene in story.scenes:
+        for name in scene.revoked:  # its owner's or the organiser's wish
+            excused[name] += story.manifest.config["credit"]["strikes"]
+        for line in scene.close.rejected if scene.close else ():
+            if story.honest(line.member) and not _explained(story, scene, line.slot, line.reason):
+                found.append(f"{scene.label}: honest {line.member} is rejected as {line.reason}")
+            if line.reason in STRIKES:
+                excused[line.member] += 1
+            if line.reason == "failed-audit" and line.fault:
+                excused[line.member] += story.manifest.config["credit"]["strikes"]
+        found += [
+            f"{scene.label}: honest {name} is in quarantine"
+            for name in (scene.close.quarantined if scene.close else ())
+            if story.honest(name) and excused[name] < story.manifest.config["credit"]["strikes"]
+        ]
+    return found + [f"an honest member refused a proper request: {text}" for text in story.refusals]
+
+
+def _explained(story: Story, scene: Scene, slot: int, reason: str) -> bool:
+    name = scene.open.entry(slot).member
+    verdicts = scene.of(slot)
+    if reason in UNHEARD:
+        return (scene.open.turn, UNHEARD[reason], name) in story.unheard
+    if reason == "no-eligible-auditor":
+        return not eligible(scene, slot)
+    if reason == "unaudited":
+        return any(item.slot == slot for item in (scene.close.missed if scene.close else ()))
+    bent = {v.auditor for v in verdicts if v.outcome == "fail" and not story.honest(v.auditor)}
+    if reason in UNCERTAIN:
+        return bool(bent)
+    if reason == "failed-audit":  # two bent auditors of different operators: the protocol trusts one of two
+        return len({story.people[name].operator for name in bent}) == 2
+    return False
+
+
+def eligible(scene: Scene, slot: int) -> list[str]:
+    """Auditors that may judge a slot."""
+    entry = scene.open.entry(slot)
+    return [
+        auditor.member
+        for auditor in scene.open.auditors
+        if auditor.operator != entry.operator and auditor.numerics_class == entry.numerics_class
+    ]
+
+
+def accepted_once(story: Story) -> list[str]:
+    """One acceptance a slot and turn, no payload twice over the turns, no position twice at all."""
+    found = []
+    payloads: set[str] = set()
+    ranges: list[tuple[int, int]] = []
+    for scene in story.scenes:
+        accepted = scene.close.accepted if scene.close else ()
+        slots = [item.slot for item in accepted]
+        settled = slots + [line.slot for line in (scene.close.rejected if scene.close else ())]
+        if scene.close and sorted(settled) != [entry.slot for entry in scene.open.roster]:
+            found.append(f"{scene.label}: not every slot is settled once: {settled}")
+        for item in accepted:
+            reveal = scene.reveals.get(item.slot)
+            if reveal is None or reveal.opening.payload != item.payload:
+                found.append(f"{scene.label}: what is accepted of slot {item.slot} was not revealed")
+            if item.payload in payloads:
+                found.append(f"{scene.label}: a payload is accepted again")
+            ranges += scene.open.entry(item.slot).positions
+        payloads |= {item.payload for item in accepted}
+    ranges.sort()
+    found += [f"positions {a} and {b} overlap" for a, b in pairwise(ranges) if a[1] > b[0]]
+    return found
+
+
+def false_work_is_stopped(story: Story) -> list[str]:
+    """No work that an honest auditor judged false is accepted, and two such verdicts make it a fault."""
+    found = []
+    for scene in story.scenes:
+        reasons = {line.slot: line.reason for line in scene.close.rejected} if scene.close else {}
+        for slot in scene.reveals:
+            judged = [v for v in scene.of(slot) if story.honest(v.auditor)]
+            false = story.lies(scene, slot)
+            found += [
+                f"{scene.label}: honest {v.auditor} gives {v.outcome} to slot {slot}"
+                for v in judged
+                if (v.outcome == "fail") != false
+            ]
+            if not false or scene.close is None:
+                continue
+            if slot not in reasons and slot in scene.drawn and (judged or not scene.of(slot)):
+                found.append(f"{scene.label}: false work of slot {slot} is accepted")
+            convicted = len({story.people[v.auditor].operator for v in judged}) == 2
+            if convicted and reasons.get(slot) != "failed-audit":
+                found.append(f"{scene.label}: two honest auditors, slot {slot} is {reasons.get(slot)}")
+            if slot not in reasons and not _escaped(story, scene, slot):
+                found.append(f"{scene.label}: slot {slot} met two honest auditors and is accepted")
+    return found
+
+
+def _escaped(story: Story, scene: Scene, slot: int) -> bool:
+    """Whether false work may be accepted: it was not drawn, or whoever was first to judge it is bent."""
+    first = next((v for v in scene.of(slot) if v.look == 1), None)
+    return slot not in scene.drawn or (first is not None and not story.honest(first.auditor))

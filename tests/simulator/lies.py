@@ -1,0 +1,199 @@
+"""A coordinator that tells a finished story again with one random lie about one record, all signed anew.
+
+Owns the choice of lies for a story; how a lie is told is tests.pipeline.forger's: all that follows from it is
+told as if it were true. Level 1 must name it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import Checkpoint
+from tests.pipeline.forger import Entry, Forger
+from tests.pipeline.lie_changes import entries, fields, item, plus, settled, without
+from tests.simulator.assembly import validation_loss
+from tests.simulator.conduct import eligible
+from tests.simulator.story import Scene, Story, key_of
+from tests.simulator.world import Played
+from verification.envelope import open_envelope
+from verification.fsck import check_run
+from verification.log import Log
+
+# Phases whose record the coordinator signs once a turn; a second round-close is an entry told twice.
+VERDICT = "barnraise:verdict:v1"
+PHASES = ("round-open", "commit-close", "reveal-close", "draw", "served", "second-draw")
+
+
+@dataclass(frozen=True)
+class Lie:
+    """What is told, how, and what level 1 says of it."""
+
+    name: str
+    tell: Callable[[Forger], None]
+    named: str
+
+
+class SimulatedForger(Forger):
+    """A forger of a run without a model."""
+
+    def val_loss(self, after: Checkpoint) -> int:
+        return validation_loss(self.aggregator.arrays(after))
+
+
+def lie_about(story: Story, played: Played, target: Path) -> tuple[str, list[str]]:
+    """(the lie that was told, what the checker missed of it)."""
+    dice = random.Random(f"lie/{played.setting.seed}")
+    told_by_forger = not story.manifest.witnessing.witnesses and not story.rotations
+    if dice.random() < 0.25 or not told_by_forger or any(scene.revoked for scene in story.scenes):
+        return _shuffle_log(story, played, target, dice)
+    possible = list(_possible(story, dice))
+    names = sorted({lie.name for lie in possible})
+    name = dice.choice(names)
+    lie = dice.choice([lie for lie in possible if lie.name == name])
+    forger = SimulatedForger(story.folder, target, key_of(played), story.chain)
+    lie.tell(forger)
+    forger.tell(end=story.end is not None)
+    return _named(name, lie.named, target)
+
+
+def _named(name: str, words: str, target: Path) -> tuple[str, list[str]]:
+    failures = check_run(target).failures
+    if any(re.search(words, f"{f.what} in {f.where}") for f in failures):
+        return name, []
+    return name, [f"[lie] {name} is not named: {[f'{f.what} in {f.where}' for f in failures[:3]]}"]
+
+
+def _shuffle_log(story: Story, played: Played, target: Path, dice: random.Random) -> tuple[str, list[str]]:
+    """The log's entries with one dropped, told twice, or two swapped; nothing that follows is told anew."""
+    told, at = list(story.entries), dice.randrange(1, len(story.entries) - 1)
+    name = dice.choice(("an entry dropped", "an entry told twice", "two entries swapped"))
+    if name == "an entry dropped":
+        told.pop(at)
+    elif name == "an entry told twice":
+        told.insert(at, told[at])
+    else:
+        told[at], told[at + 1] = told[at + 1], told[at]
+        if all(open_envelope(entry).predicate_type == VERDICT for entry in told[at : at + 2]):
+            # The protocol gives the verdicts of a look no order; heads that follow fix it, if any do.
+            return "two verdicts swapped, which no rule forbids", []
+    shutil.copytree(story.folder, target)
+    shutil.rmtree(target / "log")
+    manifest = story.manifest
+    Log.create(target / "log", manifest.origin, key_of(played), manifest.witness_vkeys).append(told)
+    return _named(name, "", target)
+
+
+def _possible(story: Story, dice: random.Random) -> Iterator[Lie]:
+    for number, scene in enumerate(story.scenes):
+        if scene.close is None:
+            continue
+        yield from _about_draws(story, number)
+        yield from _about_outcomes(story, number)
+        yield from _about_roster(story, number, dice)
+        name = dice.choice(sorted(story.enrolled))
+        at = [line.member for line in scene.close.credits].index(name)
+        amount = dice.choice((1, 16, 1000))
+        for field in ("earned", "vested", "forfeited"):
+            yield Lie(
+                "a credit changed",
+                fields("round-close", number, credits=item("credits", at, **{field: plus(amount)})),
+                f"the {field} credit of {name} after {_round(scene)} is wrong",
+            )
+        for kind in PHASES:
+            yield Lie(
+                "a phase signed twice", _told_twice(kind, number), "out of order|twice|already|unexpected"
+            )
+        for kind, many in (("commitment", scene.commitments), ("reveal", scene.reveals)):
+            if len(many) > 1:
+                yield Lie(
+                    f"{kind}s reordered", entries(kind, number, lambda found: found[::-1]), "out of order"
+                )
+
+
+def _round(scene: Scene) -> str:
+    """The turn as level 1 calls it."""
+    attempt = f" attempt {scene.open.attempt}" if scene.open.attempt else ""
+    return f"round {scene.open.round}{attempt}"
+
+
+def _told_twice(kind: str, number: int) -> Callable[[Forger], None]:
+    def twice(found: list[Entry], forger: Forger) -> list[Entry]:
+        del forger
+        return [found[0], found[0]]
+
+    return lambda forger: forger.lie(kind, number, twice)
+
+
+def _about_draws(story: Story, number: int) -> Iterator[Lie]:
+    scene = story.scenes[number]
+    assert scene.draw is not None
+    where = _round(scene)
+    for at, drawn in enumerate(scene.draw.drawn):
+        yield Lie(
+            "a drawn audit skipped",
+            fields("draw", number, drawn=without("drawn", at)),
+            f"the drawn slots of {where} do not follow from the seed",
+        )
+        others = drawn.auditors[::-1]
+        if others != drawn.auditors:
+            yield Lie(
+                "somebody else drawn",
+                fields("draw", number, drawn=item("drawn", at, auditors=others)),
+                f"the auditors of slot {drawn.slot} in {where} do not follow from the seed",
+            )
+
+
+def _about_outcomes(story: Story, number: int) -> Iterator[Lie]:
+    scene = story.scenes[number]
+    assert scene.close is not None
+    where = _round(scene)
+    valid = scene.reveal_close.revealed if scene.reveal_close else ()
+    for line in scene.close.rejected:
+        if line.slot in valid:
+            yield Lie(
+                "a rejected contribution accepted",
+                settled(number, line.slot, None),
+                f"slot {line.slot} is (settled wrongly|accepted) in {where}",
+            )
+    for accepted in scene.close.accepted:
+        yield Lie(
+            "an accepted contribution rejected",
+            settled(number, accepted.slot, "unaudited"),
+            f"slot {accepted.slot} is settled wrongly in {where}",
+        )
+
+
+def _about_roster(story: Story, number: int, dice: random.Random) -> Iterator[Lie]:
+    scene = story.scenes[number]
+    where = _round(scene)
+    for at, entry in enumerate(scene.open.roster):
+        changes: dict[str, Any] = {
+            "steps": entry.steps + 1,
+            "audit_ppm": entry.audit_ppm // 2 + 1,
+            "operator": "op-mine",
+            "positions": tuple((start + 7, stop + 7) for start, stop in entry.positions),
+        }
+        name = dice.choice(sorted(changes))
+        yield Lie(
+            f"a roster's {name} changed",
+            fields("round-open", number, roster=item("roster", at, **{name: changes[name]})),
+            f"the {name} of slot {entry.slot} in the roster of {where} is wrong",
+        )
+    if len(scene.open.roster) > 1:
+        yield Lie(
+            "a contributor left off the roster",
+            fields("round-open", number, roster=without("roster", 0)),
+            f"the roster of {where} has the wrong slots",
+        )
+    if any(eligible(scene, entry.slot) for entry in scene.open.roster):
+        yield Lie(
+            "an auditor left off the list",
+            fields("round-open", number, auditors=without("auditors", 0)),
+            f"the auditors of {where} are wrong",
+        )

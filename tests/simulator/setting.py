@@ -1,0 +1,177 @@
+"""What a seed decides before anything happens: who takes part, the rules, the weather, who lies.
+
+Owns the distributions. Does not own how any of it is played.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+CHEATS = (
+    "false-payload", "false-state", "false-trace", "false-loss", "wrong-field", "equivocate", "silent",
+    "other-bytes", "no-state", "impersonate", "steal", "garbage", "bad-payload", "replay", "slow",
+)  # fmt: skip
+BAD_JUDGES = ("rubber-stamp", "accuse", "copy-first", "garbage", "silent", "misplace")
+BAD_WITNESSES = ("garbage", "no-link", "mute")
+CLASSES = ("sim-a", "sim-b")
+
+
+@dataclass(frozen=True)
+class Person:
+    """A member: `kind` is None for an honest one. `speed` is milliseconds a local step."""
+
+    name: str
+    role: str
+    operator: str
+    numerics: str
+    kind: str | None
+    speed: int
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Members that no call of `verb` (every verb when empty) reaches from turn `first` to `last`."""
+
+    members: frozenset[str]
+    first: int
+    last: int
+    verb: str
+
+
+@dataclass(frozen=True)
+class Weather:
+    """Chances of each trouble of the network and of crashes."""
+
+    drop: float = 0.0
+    duplicate: float = 0.0
+    delay: float = 0.0
+    stale: float = 0.0
+    member_crash: float = 0.0
+    coordinator_crash: float = 0.0
+    partitions: tuple[Partition, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that a seed decides. `lie`: the coordinator tells the story again with one lie in it."""
+
+    seed: int
+    people: tuple[Person, ...]
+    weather: Weather
+    config: dict[str, Any] = field(hash=False)
+    lie: bool = False
+    witnesses: tuple[str | None, ...] = ()  # kinds, None for honest ones
+    required: int = 0
+    unrest: float = 0.0  # how often an owner changes a key
+
+    @property
+    def names(self) -> list[str]:
+        """Everybody, contributors first."""
+        return [person.name for person in self.people]
+
+    def of_role(self, role: str) -> list[Person]:
+        """People of a role."""
+        return [person for person in self.people if person.role == role]
+
+
+def draw(seed: int) -> Setting:
+    """The setting of a seed."""
+    dice = random.Random(f"setting/{seed}")
+    contributors, auditors = dice.randint(2, 6), dice.choice((0, 1, 2, 2, 2, 3, 3, 3))
+    people = _people(dice, contributors, auditors)
+    weather = _weather(dice, [person.name for person in people])
+    config = _config(dice, [dice.randint(1, 6) for _ in range(contributors)], auditors)
+    lie = dice.random() < 0.3
+    count = dice.choice((0, 0, 1, 2, 3))
+    witnesses = tuple(dice.choice(BAD_WITNESSES) if dice.random() < 0.2 else None for _ in range(count))
+    required = dice.randint(1, count) if count else 0
+    unrest = dice.choice((0.0, 0.0, 0.1))
+    return Setting(seed, people, weather, config, lie, witnesses, required, unrest)
+
+
+def _people(dice: random.Random, contributors: int, auditors: int) -> tuple[Person, ...]:
+    crooked = dice.choice((0.0, 0.4, 0.7))
+    bent = dice.choice((0.0, 0.0, 0.5))
+    mixed = dice.random() < 0.15
+    few = dice.random() < 0.3
+    people = []
+    for index in range(contributors + auditors):
+        judge = index >= contributors
+        name = f"a{index - contributors:02d}" if judge else f"c{index:02d}"
+        operator = f"op{dice.randrange(3)}" if few else f"op-{name}"
+        numerics = CLASSES[dice.random() < 0.4] if mixed else CLASSES[0]
+        kind = None
+        if dice.random() < (bent if judge else crooked):
+            kind = dice.choice(BAD_JUDGES if judge else CHEATS)
+        role = "auditor" if judge else "contributor"
+        people.append(Person(name, role, operator, numerics, kind, dice.randint(20, 400)))
+    return tuple(people)
+
+
+def _weather(dice: random.Random, names: list[str]) -> Weather:
+    if dice.random() < 0.15:
+        return Weather()
+    partitions = []
+    for _ in range(dice.choice((0, 0, 1, 2))):
+        first = dice.randrange(4)
+        members = frozenset(dice.sample(names, dice.randint(1, max(1, len(names) // 2))))
+        verb = dice.choice(("", "", "commit", "reveal", "serve_state", "audit"))
+        partitions.append(Partition(members, first, first + dice.randrange(2), verb))
+    return Weather(
+        dice.choice((0.0, 0.05, 0.25)),
+        dice.choice((0.0, 0.1, 0.4)),
+        dice.choice((0.0, 0.02, 0.1)),
+        dice.choice((0.0, 0.1)),
+        dice.choice((0.0, 0.1, 0.3)),
+        dice.choice((0.0, 0.2, 0.6)),
+        tuple(partitions),
+    )
+
+
+def _config(dice: random.Random, steps: list[int], auditors: int) -> dict[str, Any]:
+    rate, probation = dice.choice((0, 100_000, 500_000, 1_000_000)), dice.choice((0, 0, 1, 2))
+    if auditors == 0:
+        rate, probation = 0, 0
+    mode = dice.choice(("local", "local", "gradient"))
+    return {
+        "run": {"rounds": dice.randint(2, 4), "seed": dice.randrange(1000), "max_void": dice.randint(1, 3)},
+        "data": {"source": "file:/nowhere", "vocab_size": 300, "context": 16},
+        "model": {
+            "vocab_size": 300, "context": 16, "d_model": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1,
+            "d_ff": 16, "rope_theta": 10000.0, "norm_eps": 1e-5, "init_std": 0.02,
+        },
+        "train": {
+            "mode": mode,
+            "steps": steps,
+            "batch": dice.randint(1, 3),
+            "trace_every": dice.randint(1, 3),
+        },
+        "compression": {"chunk": 64, "k": 8},
+        "outer": {
+            "optimizer": "adamw" if mode == "gradient" else dice.choice(("nesterov", "adamw")),
+            "momentum": 0.5,
+            "lr": 0.1,
+        },
+        "audit": {
+            "auditors": auditors,
+            "rate_ppm": rate,
+            "second_look_ppm": dice.choice((0, 200_000, 1_000_000)),
+            "probation_rounds": probation,
+        },
+        "credit": {
+            "vest_rounds": dice.randint(0, 3),
+            "strikes": dice.randint(1, 3),
+            "operator_cap_ppm": dice.choice((300_000, 500_000, 1_000_000)),
+        },
+        "state": {"policy": dice.choice(("snapshot", "snapshot", "reset")), "every": dice.randint(1, 3)},
+        "timing": {
+            "mode": dice.choice(("fixed", "measured")),
+            "round_ms": 1000,
+            "deadline_ms": dice.choice((1500, 4000)),
+            "max_steps": 8,
+        },
+        "checkpoint": {"every": dice.randint(1, 3)},
+        "eval": {"every": 2, "windows": 1},
+    }  # fmt: skip

@@ -1,0 +1,138 @@
+"""One seed from its number to what was wrong and how often everything occurred.
+
+Owns the counting, so that it shows what of the space thousands of seeds reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tests.simulator.conduct import UNHEARD, eligible
+from tests.simulator.invariants import violations
+from tests.simulator.lies import lie_about
+from tests.simulator.memory import remember
+from tests.simulator.setting import Setting, draw
+from tests.simulator.story import Scene, Story, read
+from tests.simulator.world import play, scratch
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a seed. `log` is SHA-256 over the log's entries: equal for equal stories."""
+
+    seed: int
+    violations: list[str]
+    counts: Counter[str]
+    log: str
+
+
+def run_seed(seed: int, tell: Tell | None = None) -> Result:
+    """Play and check a seed; `tell` gets its story, line by line."""
+    setting = draw(seed)
+    if tell:
+        _introduce(setting, tell)
+    try:
+        return _played(setting, tell)
+    except Exception:  # the other seeds go on, and this one is found
+        text = f"[simulator] the seed could not be played or checked: {traceback.format_exc()}"
+        if tell:
+            tell(f"VIOLATION {text}")
+        return Result(seed, [text], Counter(), "")
+
+
+def _played(setting: Setting, tell: Tell | None) -> Result:
+    with scratch() as root, pytest.MonkeyPatch.context() as patch:
+        remember(patch)
+        played = play(setting, root / "world", tell)
+        story = read(played)
+        found = violations(story)
+        counts = played.counts + count(story)
+        counts["run: taken up after a crash"] += played.taken_up
+        stop = "too few witnesses" if "witness" in played.stopped else "void turns"
+        counts["run: finished" if played.finished else f"run: stopped, {stop}"] += 1
+        if setting.lie and not found:
+            told, missed = lie_about(story, played, root / "forged")
+            counts[f"lie: {told}"] += 1
+            found += missed
+            if tell:
+                tell(f"the coordinator tells it again and lies: {told}; {'MISSED' if missed else 'named'}")
+    if tell:
+        tell(f"{len(story.scenes)} turns, {len(story.entries)} entries; " + (played.stopped or "complete"))
+        for text in found:
+            tell(f"VIOLATION {text}")
+    log = hashlib.sha256(b"".join(hashlib.sha256(entry).digest() for entry in story.entries)).hexdigest()
+    return Result(setting.seed, found, counts, log)
+
+
+def _introduce(setting: Setting, tell: Tell) -> None:
+    config, weather = setting.config, setting.weather
+    tell(f"seed {setting.seed}: {config['run']['rounds']} rounds, {config['timing']['mode']} timing")
+    audit = config["audit"]
+    tell(f"  audits {audit['rate_ppm']} ppm, second looks {audit['second_look_ppm']} ppm")
+    for person in setting.people:
+        tell(f"  {person.name} of {person.operator}, class {person.numerics}: {person.kind or 'honest'}")
+    tell(
+        f"  network: drops {weather.drop}, duplicates {weather.duplicate}, delays {weather.delay},"
+        f" old requests {weather.stale}; crashes of members {weather.member_crash}, of the coordinator"
+        f" {weather.coordinator_crash}"
+    )
+    for number, kind in enumerate(setting.witnesses):
+        tell(f"  witness w.example/{number}, {setting.required} required: {kind or 'honest'}")
+    for part in weather.partitions:
+        whom = ", ".join(sorted(part.members))
+        tell(f"  cut off in turns {part.first} to {part.last}: {whom} ({part.verb or 'everything'})")
+
+
+def count(story: Story) -> Counter[str]:
+    """Outcomes, verdicts, kinds of people, and the costs that honest members bore."""
+    counts: Counter[str] = Counter()
+    for person in story.people.values():
+        counts[f"{person.role}: {person.kind or 'honest'}"] += 1
+    counts["identity: key rotated"] += story.rotations
+    for scene in story.scenes:
+        counts["run: turns"] += 1
+        counts["identity: key revoked"] += len(scene.revoked)
+        if scene.close is None:
+            continue
+        counts["run: void turns"] += scene.close.void
+        _count_slots(story, scene, counts)
+        counts["verdict: missed"] += len(scene.close.missed)
+        for verdict in scene.verdicts:
+            counts[f"verdict: {verdict.outcome}, look {verdict.look}"] += 1
+    for name in story.scenes[-1].close.quarantined if story.scenes and story.scenes[-1].close else ():
+        counts[f"quarantine: {'honest' if story.honest(name) else 'cheat'}"] += 1
+    return +counts
+
+
+def _count_slots(story: Story, scene: Scene, counts: Counter[str]) -> None:
+    assert scene.close is not None
+    for item in scene.close.accepted:
+        counts["outcome: accepted"] += 1
+        if story.lies(scene, item.slot):
+            drawn = item.slot in scene.drawn
+            counts[
+                f"outcome: false work accepted, {'passed by bent auditors' if drawn else 'not drawn'}"
+            ] += 1
+            able = {story.people[name].operator for name in eligible(scene, item.slot) if story.honest(name)}
+            if drawn and len(able) >= 2:
+                counts["outcome: false work accepted though two honest auditors were eligible"] += 1
+    for line in scene.close.rejected:
+        counts[f"outcome: {line.reason}"] += 1
+        if story.honest(line.member) and line.reason in UNHEARD and line.reason != "late":
+            why = story.unheard[scene.open.turn, UNHEARD[line.reason], line.member]
+            counts[f"cost: an honest member struck as {line.reason}, {why}"] += 1
+        if story.honest(line.member) and line.reason == "failed-audit":
+            counts["cost: an honest member convicted by two bent auditors"] += 1
+
+
+def run_seeds(first: int, last: int) -> list[Result]:
+    """Seeds from `first` to `last` - 1; for a process of its own."""
+    return [run_seed(seed) for seed in range(first, last)]

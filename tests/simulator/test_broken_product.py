@@ -1,0 +1,93 @@
+"""The product broken in one place on purpose: playing seeds finds each, by the invariant that it breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import pipeline.ledger
+import pipeline.vault
+import verification.credits
+import verification.judge
+from tests.simulator.setting import Setting, draw
+from tests.simulator.tally import run_seed
+
+
+def no_journal(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pipeline.ledger.Journal, "write", lambda *_: None)
+
+
+def word_in_memory(patch: pytest.MonkeyPatch) -> None:
+    def commit(vault: Any, turn: int, entry: Any) -> None:
+        vault.__dict__.setdefault("words", {})[turn] = entry
+
+    patch.setattr(pipeline.vault.Vault, "commit", commit)
+    patch.setattr(
+        pipeline.vault.Vault, "committed", lambda vault, turn: vault.__dict__.get("words", {}).get(turn)
+    )
+
+
+def settling(before: str, after: str | None) -> Callable[[pytest.MonkeyPatch], None]:
+    def broken(patch: pytest.MonkeyPatch) -> None:
+        real = verification.judge._reason
+
+        def reason(*args: Any) -> str | None:
+            found = real(*args)
+            return after if found == before else found
+
+        patch.setattr(verification.judge, "_reason", reason)
+
+    return broken
+
+
+def no_forfeit(patch: pytest.MonkeyPatch) -> None:
+    real = verification.credits._vest
+    patch.setattr(
+        verification.credits, "_vest", lambda standing, due: real(replace(standing, quarantined=False), due)
+    )
+
+
+def rich_enough(setting: Setting) -> bool:
+    honest = [person for person in setting.of_role("auditor") if person.kind is None]
+    return len(honest) == 3 and any(person.kind == "false-payload" for person in setting.people)
+
+
+BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Setting], bool], str]] = {
+    "no journal": (no_journal, lambda s: s.weather.coordinator_crash > 0.5, "said twice"),
+    "a word kept in memory": (word_in_memory, lambda s: s.weather.member_crash > 0.2, "honest keys"),
+    "unaudited work accepted": (
+        settling("unaudited", None),
+        lambda s: any(p.kind == "silent" for p in s.of_role("auditor")),
+        "unaudited work",
+    ),
+    "one verdict convicts": (
+        settling("unconfirmed", "failed-audit"),
+        lambda s: any(p.kind == "accuse" for p in s.people),
+        "honest keys",
+    ),
+    "a conviction is a pass": (
+        settling("failed-audit", None),
+        rich_enough,
+        "false work",
+    ),
+    "nothing is forfeited": (no_forfeit, lambda s: s.config["credit"]["strikes"] == 1, "credit"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_a_broken_product_is_found(name: str) -> None:
+    broken, promising, invariant = BROKEN[name]
+    found: list[str] = []
+    tried = 0
+    for seed in (seed for seed in range(50_000, 60_000) if promising(draw(seed))):
+        with pytest.MonkeyPatch.context() as patch:
+            broken(patch)
+            found = run_seed(seed).violations
+        tried += 1
+        if any(text.startswith(f"[{invariant}]") for text in found) or tried == 60:
+            break
+    assert any(text.startswith(f"[{invariant}]") for text in found), tried
