@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from verification.durable import write_atomic
-from verification.encoding import parse_canonical
+from verification.durable import present, write_atomic
+from verification.encoding import parse_base64, parse_canonical
 from verification.envelope import Sealed, open_envelope
 from verification.errors import FormatError, ProtocolError, StorageError
 from verification.keys import PrivateKey
@@ -34,6 +35,7 @@ from verification.state import RunState
 from verification.tlog_proof import write_receipt
 
 Entry = tuple[Record, bytes]
+MOST_BYTES = 1 << 28  # of the journal: an append holds a few envelopes of 65,535 bytes for every member
 
 
 class Ledger:
@@ -162,13 +164,27 @@ class Journal:
         value = {"size": size, "entries": [base64.b64encode(data).decode() for data in envelopes]}
         write_atomic(self._file, json.dumps(value).encode(), mode=0o600)
 
+    def _read(self) -> tuple[int, list[bytes]]:
+        """What was noted last. Raises StorageError when the disk changed it."""
+        try:
+            with self._file.open("rb") as file:
+                if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                    raise ValueError
+                value = json.loads(file.read())
+            size, texts = value["size"], value["entries"]
+            if type(size) is not int or size < 0 or not isinstance(texts, list):
+                raise ValueError
+            return size, [parse_base64(text) for text in texts]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, FormatError):
+            raise StorageError(
+                f"{self._file} was damaged", hint="Restore the coordinator's private folder from a copy."
+            ) from None
+
     def finish(self, log: Log) -> None:
         """Append what was noted, unless the log has it. StorageError when the log cannot be its sequel."""
-        if not self._file.exists():
+        if not present(self._file):
             return
-        value = json.loads(self._file.read_bytes())
-        size: int = value["size"]
-        envelopes = [base64.b64decode(text) for text in value["entries"]]
+        size, envelopes = self._read()
         if log.size == size:
             log.append(envelopes)
         there = [log.entry(index) for index in range(size, min(size + len(envelopes), log.size))]

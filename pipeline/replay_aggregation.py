@@ -17,12 +17,14 @@ from model.hidden_state import zero_state
 from model.init import array_specs, initial_weights
 from pipeline.aggregation import Contribution
 from pipeline.checkpoint import Aggregator, Checkpoint
-from pipeline.config import Config, config_from_manifest
+from pipeline.config import Config, config_from_manifest, manifest_config
 from pipeline.folder import RunFolder
 from pipeline.records_table import contribution_rows, read_contributions
 from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError, FormatError, UsageError
 from verification.fsck import Failure, Findings, Turn
+
+MOST_HEADER = 1 << 20  # bytes of names and shapes, which a manifest of 65,535 bytes has room for
 
 Progress = Callable[[str, int, int], None]
 Fail = Callable[[Failure], None]
@@ -74,9 +76,13 @@ def replay_checkpoints(
 def checked_config(manifest: dict[str, Any]) -> Config:
     """The configuration of a manifest. FormatError when it is none: the run is at fault, not who asks."""
     try:
-        return config_from_manifest(manifest["config"])
+        config = config_from_manifest(manifest["config"])
     except UsageError as error:
         raise FormatError("the manifest's configuration is not valid", got=error.what) from None
+    if manifest_config(config) != manifest["config"]:
+        # A default filled in here would be one that nobody signed, and later readers would miss it.
+        raise FormatError("the manifest's configuration is not whole", expected="every field, as it was run")
+    return config
 
 
 def _fits(folder: RunFolder, config: Config, manifest: dict[str, Any], fail: Fail) -> bool:
@@ -86,7 +92,8 @@ def _fits(folder: RunFolder, config: Config, manifest: dict[str, Any], fail: Fai
     """
     weights = folder.weights_file(0)
     found = weights.stat().st_size if weights.exists() else 0
-    expected = 4 * sum(math.prod(shape) for _, shape in manifest["arrays"])
+    # A product of thousands of dimensions is a number too long to print.
+    expected = min(4 * sum(math.prod(shape) for _, shape in manifest["arrays"]), 1 << 63)
     if found < expected:
         what = "checkpoint 0 is too small for the manifest's arrays"
         where = str(weights.relative_to(folder.path))
@@ -178,15 +185,18 @@ def _check_files(
     if not weights.exists() or not outer.exists():
         return  # level 1 has named what is missing and should be there
     expected = aggregator.digests(found)
-    _check_file(folder, weights, expected.weights, aggregator.read_weights, fail)
-    _check_file(folder, outer, expected.outer, aggregator.read_outer, fail)
+    sizes = found.weights_P.nbytes, sum(array.nbytes for array in found.outer.values())
+    _check_file(folder, weights, expected.weights, sizes[0], aggregator.read_weights, fail)
+    _check_file(folder, outer, expected.outer, sizes[1], aggregator.read_outer, fail)
 
 
 def _check_file(
-    folder: RunFolder, path: Path, digest: str, read: Callable[[bytes], Arrays], fail: Fail
+    folder: RunFolder, path: Path, digest: str, size: int, read: Callable[[bytes], Arrays], fail: Fail
 ) -> None:
     where = str(path.relative_to(folder.path))
     try:
+        if path.stat().st_size > size + MOST_HEADER:  # before it is read
+            raise FormatError("too long", expected=f"at most {size + MOST_HEADER} bytes")
         got = arrays_digest(read(path.read_bytes()))
     except (BarnraiseError, OSError) as error:
         fail(Failure("a checkpoint file is damaged", where, digest, str(error)))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from verification.durable import fsync_folder, write_atomic
+from verification.durable import fsync_folder, present, write_atomic
 from verification.encoding import blake3_digest, digest_hex
 from verification.errors import ProtocolError, StorageError
 from verification.folder_lock import lock_folder
@@ -19,6 +19,7 @@ from verification.keys import PrivateKey
 from verification.tlog_proof import parse_proof
 
 LOCK_WAIT_S = 60.0
+MOST_BYTES = 1 << 20  # of a turn's file: three envelopes of 65,535 bytes and two digests
 NEXT_KEY = "key.next"
 REVOKED = "revoke"
 
@@ -50,14 +51,14 @@ class Vault:
     def key(self) -> PrivateKey:
         """The member's key, made at the first call."""
         path = self.folder / "key"
-        if not path.exists():
+        if not present(path):
             PrivateKey.generate().save(path)
         return PrivateKey.load(path)
 
     def next_key(self) -> PrivateKey | None:
         """The key that the owner wants to go on with, made by `barnraise keys rotate`; None without one."""
         path = self.folder / NEXT_KEY
-        return PrivateKey.load(path) if path.exists() else None
+        return PrivateKey.load(path) if present(path) else None
 
     def take_next_key(self) -> PrivateKey:
         """Put the next key in the place of the old one, in one step, and return it."""
@@ -67,7 +68,7 @@ class Vault:
 
     def is_revoked(self) -> bool:
         """Whether the owner wants the key revoked, by `barnraise keys revoke`."""
-        return (self.folder / REVOKED).exists()
+        return present(self.folder / REVOKED)
 
     def put_receipt(self, round_: int, attempt: int, receipt: str) -> None:
         """Keep the receipt of a closed turn; one that is there already stays.
@@ -75,7 +76,7 @@ class Vault:
         Raises ProtocolError when that one shows another close of the same turn.
         """
         path = self.folder / "receipts" / f"r{round_:05d}-a{attempt}.tlog-proof"
-        if not path.exists():
+        if not present(path):
             write_atomic(path, receipt.encode(), mode=0o600)
         elif parse_proof(path.read_bytes()).extra != parse_proof(receipt).extra:
             raise ProtocolError(
@@ -87,14 +88,14 @@ class Vault:
         """Store bytes by content under `states` or `payloads`; returns their BLAKE3 digest."""
         digest = blake3_digest(data)
         path = self.folder / kind / digest_hex(digest)
-        if not path.exists():
+        if not present(path):
             write_atomic(path, data, mode=0o600)
         return digest
 
     def get(self, kind: str, digest: str) -> bytes | None:
         """The stored bytes of `digest`, or None. StorageError when the disk changed them."""
         path = self.folder / kind / digest_hex(digest)
-        if not path.exists():
+        if not present(path):
             return None
         data = path.read_bytes()
         if blake3_digest(data) != digest:
@@ -122,10 +123,12 @@ class Vault:
     def committed(self, turn: int) -> Committed | None:
         """What was committed in `turn`, or None."""
         path = self._turn(turn)
-        if not path.exists():
+        if not present(path):
             return None
         try:
-            value = json.loads(path.read_text())
+            if path.stat().st_size > MOST_BYTES:
+                raise ValueError
+            value = json.loads(path.read_bytes())
             return Committed(
                 value["open"].encode(),
                 value["commitment"].encode(),
@@ -133,7 +136,7 @@ class Vault:
                 value["payload"],
                 value["next_state"],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             # The cause is not shown: it may quote the file, which holds a salt.
             raise StorageError(f"{path} was damaged") from None
 
