@@ -32,10 +32,11 @@ REPORTS = ("report",)
 
 @dataclass(frozen=True)
 class Mutant:
-    """One step taken out of `module` at `line`. `source` is the whole mutated module."""
+    """One step taken out of `module`, lines `line` to `last`. `source` is the whole mutated module."""
 
     module: str
     line: int
+    last: int
     what: str
     source: str
 
@@ -51,16 +52,17 @@ def mutants(module: str, source: str) -> Iterator[Mutant]:
     count = sum(1 for _ in _steps(tree))
     for number in range(count):
         changed = copy.deepcopy(tree)
-        parent, field, index, what, line = list(_steps(changed))[number]
+        parent, field, index, what, node = list(_steps(changed))[number]
+        line, last = node.lineno, node.end_lineno or node.lineno
         _disable(parent, field, index)
-        yield Mutant(module, line, what, ast.unparse(ast.fix_missing_locations(changed)))
+        yield Mutant(module, line, last, what, ast.unparse(ast.fix_missing_locations(changed)))
 
 
-Step = tuple[ast.AST, str, int | None, str, int]
+Step = tuple[ast.AST, str, int | None, str, ast.stmt | ast.expr]
 
 
 def _steps(tree: ast.AST) -> Iterator[Step]:
-    """(parent, field, index in a list, words, line) of each step."""
+    """(parent, field, index in a list, words, the step itself) of each step."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             skip = node.name.startswith("__") and node.name != "__post_init__"
@@ -84,11 +86,11 @@ def _in_function(function: ast.FunctionDef) -> Iterator[Step]:
 
 def _statement(parent: ast.AST, field: str, index: int, item: ast.stmt) -> Iterator[Step]:
     if isinstance(item, ast.Raise) and item.exc is not None and not isinstance(parent, ast.ExceptHandler):
-        yield parent, field, index, _words(item.exc), item.lineno
+        yield parent, field, index, _words(item.exc), item
     elif isinstance(item, ast.Expr) and isinstance(item.value, ast.Call) and _is_check(item.value):
-        yield parent, field, index, _words(item.value), item.lineno
+        yield parent, field, index, _words(item.value), item
     elif isinstance(item, ast.Return) and isinstance(item.value, ast.Constant) and item.value.value is False:
-        yield parent, field, index, "return False", item.lineno
+        yield parent, field, index, "return False", item
 
 
 def _expression(parent: ast.AST, field: str, value: ast.expr) -> Iterator[Step]:
@@ -96,9 +98,9 @@ def _expression(parent: ast.AST, field: str, value: ast.expr) -> Iterator[Step]:
     if isinstance(value, ast.BoolOp) and deciding:
         for index in range(len(value.values)):
             kind = "and" if isinstance(value.op, ast.And) else "or"
-            yield value, "values", index, f"{kind}: {_words(value.values[index])}", value.values[index].lineno
+            yield value, "values", index, f"{kind}: {_words(value.values[index])}", value.values[index]
     if isinstance(value, ast.Call) and isinstance(parent, ast.If) and _is_check(value):
-        yield parent, field, None, f"if {_words(value)}", value.lineno
+        yield parent, field, None, f"if {_words(value)}", value
 
 
 def _is_check(call: ast.Call) -> bool:

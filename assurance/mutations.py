@@ -12,32 +12,72 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import pickle
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from assurance.figures import Figure, main
+from assurance.line_map import Tracer, traced
 from assurance.mutants import Mutant, mutants
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "python -m assurance.mutations --full"
-SECONDS = 240
+SECONDS = 180
+ENOUGH = 30.0  # seconds of tests that run a line without firing it
 WORKERS = 2
-IGNORED = "ignore::pytest.PytestAssertRewriteWarning"  # hypothesis is imported already, to fork quickly
+# Hypothesis is imported already, to fork quickly: pytest would warn of it.
+_IGNORED = "ignore::pytest.PytestAssertRewriteWarning"
+FLAGS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-W", _IGNORED)
 V, P = "tests/verification/", "tests/pipeline/"
-FSCK = tuple(str(p.relative_to(ROOT)) for p in sorted((ROOT / V).glob("test_fsck_*.py")))
+
+
+def _files(*names: str) -> tuple[str, ...]:
+    return tuple(f"{V}test_{name}.py" for name in names)
+
+
+_FSCK = _files(
+    *("fsck_rules", "fsck_lies", "fsck_formats", "fsck_witness", "fsck_members", "fsck_anchor"),
+    *("fsck_folders", "fsck_state", "fsck_json", "fsck_stream", "fsck_honest"),
+)
+_TURNS = _files("rounds", "judge", "lottery", "intake", "plans", "membership", "witnessing", "records")
 
 # What judges each module; the quickest to refuse first.
 TESTS: dict[str, tuple[str, ...]] = {
-    "verification.merkle": (V + "test_merkle.py",),
-    "verification.keys": (V + "test_keys.py",),
-    "verification.encoding": (V + "test_encoding.py",),
-    "verification.envelope": (V + "test_envelope.py",),
-    "verification.statements": (V + "test_statements.py",),
+    "merkle": _files("merkle"),
+    "keys": _files("keys"),
+    "encoding": _files("encoding"),
+    "envelope": _files("envelope", "records"),
+    "statements": _files("statements"),
+    "notes": _files("notes", "log", "witness"),
+    "log": _files("log", "log_histories"),
+    "lottery": _TURNS,
+    "judge": _files("judge", *("rounds", "intake")),
+    "intake": _files("intake", "membership"),
+    "rounds": _TURNS,
+    "plans": _TURNS,
+    "records": _files("records", "intake"),
+    "fields": _files("records", "intake", "membership"),
+    "identity": _files("records", "membership", "intake"),
+    "membership": _files("membership", "rounds", "intake"),
+    "witnessing": _files("witnessing", "rounds"),
+    "witness": _files("witness", "witness_machine"),
+    "witness_store": _files("witness", "witness_machine"),
+    "policy": _files("policy"),
+    "tlog_proof": (*_files("tlog_proof"), P + "test_receipts.py"),
+    "sealing": _files("records", "membership"),
+    "handout": _files("handout", "rounds"),
+    **{
+        path.stem: _FSCK
+        for path in sorted((ROOT / "verification").glob("fsck*.py"))
+        if path.stem not in ("fsck_findings", "fsck_index")
+    },
 }
+TESTS = {f"verification.{name}": tests for name, tests in TESTS.items()}
 
 
 def measure(*, full: bool) -> Iterator[Figure]:
@@ -67,19 +107,18 @@ def _source(module: str) -> str:
 def run(todo: Sequence[Mutant]) -> tuple[int, list[Mutant]]:
     """(how many were tried, those that survived). Prints each survivor to stderr as it is found.
 
-    Ends the program when the tests fail on an unchanged module already: then nothing would survive.
+    Ends the program when a test fails without any mutation: then nothing would survive.
     """
     _warm_up()
-    for module in sorted({mutant.module for mutant in todo}):
-        pid = _start(Mutant(module, 0, "unchanged", _source(module)))
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
-            sys.exit(f"the tests of {module} fail without any mutation: {' '.join(TESTS[module])}")
+    maps = {tests: _map(tests) for tests in {TESTS[mutant.module] for mutant in todo}}
     running: dict[int, tuple[Mutant, float]] = {}
     waiting, survivors, done = list(reversed(todo)), [], 0
     while waiting or running:
         while waiting and len(running) < WORKERS:
             mutant = waiting.pop()
-            running[_start(mutant)] = (mutant, time.monotonic())
+            file = mutant.module.rpartition(".")[2] + ".py"
+            tests = maps[TESTS[mutant.module]].judges(file, mutant.line, mutant.last, ENOUGH)
+            running[_start(mutant, tests)] = (mutant, time.monotonic())
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             for late in [p for p, (_, since) in running.items() if time.monotonic() - since > SECONDS]:
@@ -94,6 +133,23 @@ def run(todo: Sequence[Mutant]) -> tuple[int, list[Mutant]]:
         if done % 25 == 0:
             print(f"{done} of {len(todo)}, {len(survivors)} survived", file=sys.stderr, flush=True)
     return len(todo), survivors
+
+
+def _map(tests: Sequence[str]) -> Tracer:
+    """What each test runs, found in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "map"
+        pid = _fork(lambda: _trace(tests, file))
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+            sys.exit(f"the tests fail without any mutation: {' '.join(tests)}")
+        tracer: Tracer = pickle.loads(file.read_bytes())
+        return tracer
+
+
+def _trace(tests: Sequence[str], file: Path) -> int:
+    _settle_hypothesis()
+    file.write_bytes(pickle.dumps(traced(ROOT / "verification", tests, FLAGS)))
+    return 0
 
 
 def _warm_up() -> None:
@@ -119,7 +175,21 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.mutant.source, str(self.path), "exec"), module.__dict__)
 
 
-def _start(mutant: Mutant) -> int:
+def _start(mutant: Mutant, tests: Sequence[str]) -> int:
+    def judge() -> int:
+        if not tests:
+            return 0  # no test runs that line at all
+        sys.meta_path.insert(0, _Mutated(mutant))
+        _settle_hypothesis()
+        import pytest
+
+        return int(pytest.main([*FLAGS, *tests]))
+
+    return _fork(judge)
+
+
+def _fork(work: Callable[[], int]) -> int:
+    """Do `work` in a child that says nothing; its process id. The exit code is what `work` gives."""
     pid = os.fork()
     if pid:
         return pid
@@ -129,14 +199,14 @@ def _start(mutant: Mutant) -> int:
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, 1)
         os.dup2(sink, 2)
-        sys.meta_path.insert(0, _Mutated(mutant))
-        code = _judge(TESTS[mutant.module])
+        os.chdir(ROOT)
+        code = work()
     finally:
         os._exit(code)
 
 
-def _judge(tests: Sequence[str]) -> int:
-    import pytest
+def _settle_hypothesis() -> None:
+    """The same examples every time, and no shrinking: only whether a test fails is asked."""
     from hypothesis import HealthCheck, Phase, settings
 
     settings.register_profile(
@@ -148,10 +218,6 @@ def _judge(tests: Sequence[str]) -> int:
         suppress_health_check=list(HealthCheck),
     )
     settings.load_profile("mutation")
-    os.chdir(ROOT)
-    return int(
-        pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-W", IGNORED, *tests])
-    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pipeline.work import Job
 from verification.durable import write_atomic
 from verification.encoding import blake3_digest, parse_canonical
 from verification.errors import ProtocolError
+from verification.policy import write_policy
 from verification.records import (
     PROTOCOL,
     Enrol,
@@ -113,6 +114,7 @@ class Member:
         if open_ and (open_.round, open_.attempt) != (found.round, found.attempt):
             raise ProtocolError("a receipt is of another turn", expected=f"turn {turn}", got=found.round)
         self.vault.put_receipt(found.round, found.attempt, receipt)
+        self.vault.put_policy(write_policy(manifest.log_vkey, manifest.witness_vkeys, required))
 
     def opened(self, envelope: bytes) -> RoundOpen:
         """The open in an envelope. Raises one of the family unless it is by this run's coordinator."""

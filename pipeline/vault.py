@@ -84,6 +84,12 @@ class Vault:
                 hint=f"Both are signed by the coordinator: keep {path}, and what the log shows now.",
             )
 
+    def put_policy(self, policy: str) -> None:
+        """Keep beside the receipts what `barnraise verify-receipt --policy` needs to check them."""
+        path = self.folder / "receipts" / "policy.txt"
+        if not present(path):
+            write_atomic(path, policy.encode(), mode=0o600)
+
     def put(self, kind: str, data: bytes) -> str:
         """Store bytes by content under `states` or `payloads`; returns their BLAKE3 digest."""
         digest = blake3_digest(data)

@@ -68,7 +68,7 @@ def check_served(run: Run, turn: TurnState, entry: Entry) -> None:
 
 
 def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
-    """A verdict is by an auditor that was called, says what its digests say, and comes once."""
+    """A verdict is by an auditor that was called, says what its digests say, and comes once, by slot."""
     record, where, report = entry.record, place(entry), run.report
     slot, look, name = record["slot"], record["look"], record["auditor"]
     of = f"look {look} of slot {slot} in {turn.name}"
@@ -78,6 +78,10 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
     if look != (1 if turn.second_draw is None else 2) or name not in called or (look, slot) in turn.verdicts:
         report.add(f"{name} was not to give a verdict for {of}, or one was given before", where, called, name)
         return
+    before = next(reversed(turn.verdicts), None)
+    if before is not None and (look, slot) < before:
+        what = f"the verdict of {of} does not stand by slot"
+        report.add(what, where, f"a slot above {before[1]}", slot)
     auditor = next(a for a in run.ledger.auditors if a["member"] == name)
     if not entry.envelope.signed_by(auditor["key"]):
         report.add(

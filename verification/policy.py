@@ -8,7 +8,7 @@ lone surrogates, so that two names are equal exactly when their bytes are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -104,6 +104,17 @@ class Policy:
 def shown(text: str) -> str:
     """A name or an address of a policy as text that can be printed."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def write_policy(log_vkey: str, witness_vkeys: Sequence[str], required: int) -> str:
+    """The policy of a run: its log, and `required` of its witnesses, which are called w1, w2 and so on."""
+    names = [f"w{number}" for number in range(1, len(witness_vkeys) + 1)]
+    lines = [f"log {log_vkey}"]
+    lines += [f"witness {name} {vkey}" for name, vkey in zip(names, witness_vkeys, strict=True)]
+    if required:
+        lines += [f"group witnesses {required} {' '.join(names)}"]
+    lines += [f"quorum {'witnesses' if required else 'none'}"]
+    return "\n".join(lines) + "\n"
 
 
 def load_policy(path: Path) -> Policy:

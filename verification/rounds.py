@@ -205,6 +205,7 @@ def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
         case Verdict():
             look = (record.slot, record.look)
             _expect(_was_called(turn, record) and look not in turn.verdicts, record)
+            _expect(record.slot > max((s for s, n in turn.verdicts if n == record.look), default=-1), record)
             turn = replace(turn, verdicts={**turn.verdicts, look: record})
         case SecondDraw():
             _expect(turn.served is not None and turn.second is None, record)

@@ -26,9 +26,10 @@ from tests.tiny import WITNESSES, TinyWitnesses, make_run, quiet, run_to_end, ti
 from verification.errors import BarnraiseError, FormatError, ProtocolError, UsageError
 from verification.keys import PrivateKey
 from verification.notes import parse_cosigned, witness_vkey
+from verification.policy import load_policy
 from verification.records import Draw, Record, RoundClose, RoundOpen, SecondDraw, Verdict
 from verification.rounds import replay
-from verification.tlog_proof import check_receipt, parse_proof, write_receipt
+from verification.tlog_proof import check_receipt, check_receipt_by_policy, parse_proof, write_receipt
 
 ONE, TWO, THREE = WITNESSES
 NEVER = {"rate_ppm": 0, "probation_rounds": 0, "second_look_ppm": 0}
@@ -295,6 +296,8 @@ def test_a_member_takes_only_its_own_receipt_of_that_turn_and_keeps_the_first(
     member.take_receipt(0, mine)
     assert kept.read_text() == mine
     assert kept.stat().st_mode & 0o077 == 0
+    policy = load_policy(kept.with_name("policy.txt"))
+    assert check_receipt_by_policy(kept.read_bytes(), policy).member == "c00"
     fewer = mine.replace(mine[mine.index("— w.example/three") :], "")
     member.take_receipt(0, fewer)
     assert kept.read_text() == mine
@@ -327,7 +330,8 @@ def test_a_receipt_of_another_turn_than_it_is_said_to_be_is_not_taken(honest: Pl
     with pytest.raises(ProtocolError, match="another turn"):
         member.take_receipt(1, first)
     member.take_receipt(1, second)
-    assert [path.name for path in (tmp_path / "c00" / "receipts").iterdir()] == ["r00002-a0.tlog-proof"]
+    found = {path.name for path in (tmp_path / "c00" / "receipts").iterdir()}
+    assert found == {"policy.txt", "r00002-a0.tlog-proof"}
 
 
 # Policies

@@ -350,3 +350,24 @@ def test_names_of_shards(tmp_path: Path, name: str, fits: bool) -> None:
         return
     with pytest.raises(FormatError, match=r"manifest\.dataset\.train\[0\]\.file does not fit"):
         RECORDS["manifest"](manifest, "manifest")
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_verdicts_of_a_look_stand_by_slot(tmp_path: Path, look: int) -> None:
+    held: list[tuple[str, Record, str]] = []
+
+    def second_first(kind: str, record: Record, writer: Writer) -> Any:
+        """The first two verdicts of the look change places."""
+        if kind != "verdict" or record["look"] != look or len(held) == 2:
+            return record
+        held.append((kind, record, writer.signer(record["auditor"])))
+        return held[::-1] if len(held) == 2 else []
+
+    over: dict[str, Any] = {"audit__rate_ppm": 1_000_000, "audit__second_look_ppm": 1_000_000}
+    writer = Writer(tmp_path / "run", script={}, silent={}, lie=second_first, **over)
+    failures = check_run(writer.run(turns=2).write()).failures
+    slot = held[0][1]["slot"]
+    assert [f.what for f in failures] == [
+        f"the verdict of look {look} of slot {slot} in round 1 does not stand by slot"
+    ]
+    assert (failures[0].expected, failures[0].got) == (f"a slot above {held[1][1]['slot']}", str(slot))

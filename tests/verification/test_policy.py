@@ -15,7 +15,15 @@ from verification import policy as module
 from verification.errors import BarnraiseError, FormatError, UsageError
 from verification.keys import PrivateKey
 from verification.notes import vkey, witness_vkey
-from verification.policy import Group, PolicyLog, PolicyWitness, load_policy, parse_policy, shown
+from verification.policy import (
+    Group,
+    PolicyLog,
+    PolicyWitness,
+    load_policy,
+    parse_policy,
+    shown,
+    write_policy,
+)
 
 KEYS = [PrivateKey.from_seed(bytes([number]) * 32) for number in range(1, 8)]
 LOG = vkey("example.org/barn", KEYS[6].public)
@@ -93,6 +101,14 @@ def test_a_plain_threshold(k: str) -> None:
     assert policy.threshold() == (number, policy.witnesses)
     for chosen in itertools.chain.from_iterable(itertools.combinations(W[:3], n) for n in range(4)):
         assert policy.satisfied_by(chosen) == (len(chosen) >= number)
+
+
+@pytest.mark.parametrize(("count", "required"), [(0, 0), (1, 1), (3, 2), (5, 5)])
+def test_a_runs_own_policy_reads_back(count: int, required: int) -> None:
+    policy = parse_policy(write_policy(LOG, W[:count], required).encode())
+    assert policy.log_vkeys == (LOG,)
+    assert policy.threshold() == (required, policy.witnesses)
+    assert [witness.vkey for witness in policy.witnesses] == W[:count]
 
 
 def test_no_quorum_needs_nobody() -> None:
