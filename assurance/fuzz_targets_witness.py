@@ -24,10 +24,11 @@ from assurance.fuzz_targets import (
     text,
 )
 from verification import fsck_cosign, fsck_policy, fsck_receipt, notes, policy, tlog_proof
-from verification.encoding import parse_canonical
+from verification.encoding import Json, parse_canonical
 from verification.errors import FormatError
 from verification.keys import PrivateKey
 from verification.merkle import Tree, leaf_hash
+from verification.statements import sign_object
 
 WITNESS = PrivateKey.from_seed(b"\x02" * 32)
 WITNESS_NAME = "example.org/witness"
@@ -160,4 +161,7 @@ def _link(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     note = signed_note(notes.Checkpoint(ORIGIN, 1, tree.root()).text().encode())
     handle = _request(folder, "barnraise/v1/link")
     _request(folder, "add-checkpoint")(b"old 0\n\n" + note)
-    return [handle], [canon({"checkpoint": note.decode(), "number": 1, "origin": ORIGIN})]
+    asked: dict[str, Json] = {"number": 1, "origin": ORIGIN, "root": tree.root().hex(), "size": 1}
+    proof = sign_object("barnraise/witness-link-request/v1", asked | {"witness": WITNESS_VKEY}, KEY)
+    seed = {"checkpoint": note.decode(), "number": 1, "origin": ORIGIN, "proof": proof}
+    return [handle], [canon(seed)]

@@ -132,8 +132,7 @@ class Crew:
 
     def identity_changes(self, state: RunState) -> list[Entry]:
         """Signed changes of keys that members have ready, one a member, each fit to follow the last."""
-        names = [m.member for m in state.members if not state.standings[m.member].quarantined]
-        asked = dict.fromkeys(names, ())
+        asked = {m.member: (m.key,) for m in state.members if not state.standings[m.member].quarantined}
         answers = self._members.call("identity_changes", asked, deadline_ms=_brief(state))
         found: list[Entry] = []
         for name, answer in answers.items():

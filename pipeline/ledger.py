@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from verification.durable import present, write_atomic
-from verification.encoding import parse_base64, parse_canonical
+from verification.encoding import Json, parse_base64, parse_canonical
 from verification.envelope import Sealed, open_envelope
 from verification.errors import FormatError, ProtocolError, StorageError
 from verification.keys import PrivateKey
@@ -32,6 +32,7 @@ from verification.records import (
 from verification.rounds import apply, begin
 from verification.sealing import KINDS, open_record, parse_predicate, seal_record, verified_record
 from verification.state import RunState
+from verification.statements import sign_object
 from verification.tlog_proof import write_receipt
 
 Entry = tuple[Record, bytes]
@@ -86,6 +87,10 @@ class Ledger:
     def sign(self, record: Record) -> Entry:
         """One of the coordinator's own records, sealed."""
         return record, seal_record(record, self._key)
+
+    def sign_link_request(self, request: Json) -> str:
+        """The proof that the log itself asks a witness for a link (docs/protocol.md, section 13)."""
+        return sign_object("barnraise/witness-link-request/v1", request, self._key)
 
     def records(self) -> list[Record]:
         """Every record of the log, verified, the manifest first."""

@@ -91,8 +91,12 @@ class Member:
         )
         return seal_record(record, self.key)
 
-    def identity_changes(self) -> list[bytes]:
-        """The signed change of this member's key that its owner wants; the same until the log has it."""
+    def identity_changes(self, present_key: str) -> list[bytes]:
+        """The signed change of this member's key that its owner wants; the same until the log has it.
+
+        `present_key` is the member's in the log: an auditor that nobody drew since its rotation sees no open.
+        """
+        self._follow_rotation(present_key)
         if self.vault.is_revoked():
             revocation = KeyRevocation(PROTOCOL, self.run, self.name, self.key.public, "member")
             return [seal_record(revocation, self.key)]
@@ -121,14 +125,14 @@ class Member:
         open_ = open_record(RoundOpen, bytes(envelope), self.manifest.coordinator)
         if open_.run != self.run:
             raise ProtocolError("an open is of another run", expected=self.run, got=open_.run)
-        self._follow_rotation(open_)
+        keys = {e.member: e.key for e in open_.roster} | {e.member: e.key for e in open_.auditors}
+        self._follow_rotation(keys.get(self.name))
         return open_
 
-    def _follow_rotation(self, open_: RoundOpen) -> None:
-        # The old key goes only now: an open that names the new one follows a rotation that is in the log.
+    def _follow_rotation(self, present_key: str | None) -> None:
+        # The old key goes only now: the new one is the present one only once the log has the rotation.
         new = self.vault.next_key()
-        keys = {e.member: e.key for e in open_.roster} | {e.member: e.key for e in open_.auditors}
-        if new and keys.get(self.name) == new.public:
+        if new and present_key == new.public:
             self.key = self.vault.take_next_key()
 
     @cached_property

@@ -36,7 +36,7 @@ from pipeline.ledger import Ledger
 from pipeline.records_table import write_contributions
 from pipeline.roster import make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
-from pipeline.witnessing import Enlisted, Notary, NoWitnesses
+from pipeline.witnessing import Enlisted, Notary, NoWitnesses, Witnesses, check_draw_fits
 from verification.durable import disk_is_full, fsync_folder, make_folder, storage_error, write_atomic
 from verification.encoding import canonical_json, digest_hex, sha256_digest, to_json
 from verification.errors import BarnraiseError, StorageError, UsageError
@@ -137,6 +137,9 @@ def _fill(start: _Start, folder: RunFolder, tell: Tell) -> Manifest:
     chain = HashChain.generate(2 * config.run.rounds * (config.run.max_void + 1) + 2)
     # A witness knows one key by an origin: another start under the same name needs another.
     origin = f"barnraise/{_origin_name(start.name)}/{digest_hex(sha256_digest(key.public.encode()))[:16]}"
+    auditors = config.members[len(config.contributors) :]
+    names = start.witnesses.names if start.witnesses else ()
+    check_draw_fits(origin, key, len(config.contributors), auditors, names)
     witnessing = Witnessing(0, ())
     if start.witnesses:
         witnessing = start.witnesses.witnessing(vkey(origin, key.public), chain.length, tell)
@@ -316,7 +319,9 @@ def _assemble(
         return evaluate(config.model, weights, windows, config.train.batch)
 
     enlisted = witnesses or Enlisted.kept(secrets)
-    client = enlisted.client(ledger.manifest.log_vkey, tell) if enlisted else NoWitnesses()
+    client: Witnesses = NoWitnesses()
+    if enlisted:
+        client = enlisted.of_run(ledger.manifest, tell).client(ledger.manifest.log_vkey, tell)
     desk = Desk(
         config,
         folder,

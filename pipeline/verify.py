@@ -27,6 +27,7 @@ from pipeline.replay_aggregation import Step, check_table, checked_config, repla
 from pipeline.source import source_digest
 from verification.errors import BarnraiseError, UsageError
 from verification.fsck import Failure, Findings, Turn, check_run
+from verification.fsck_anchor import not_covered
 from verification.log import Log
 
 UNANCHORED = "self-consistent, tied to nobody you named"
@@ -58,7 +59,10 @@ class VerifyOptions:
 
 @dataclass
 class Answer:
-    """What `verify --json` prints. Fields may be added, none renamed."""
+    """What `verify --json` prints. Fields may be added, none renamed.
+
+    `anchored` is null or text, as in `Findings`: not every text says that the whole log is anchored.
+    """
 
     ok: bool
     complete: bool
@@ -218,6 +222,9 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
         )
     console.print(f"      weights  {answer.weights_digest}", highlight=False, soft_wrap=True)
     console.print(f"      anchored {answer.anchored or UNANCHORED}", highlight=False, soft_wrap=True)
+    rest = not_covered(answer.anchored, answer.log_size)
+    if rest:
+        console.print(f"      [yellow]note[/]     {rest}", highlight=False, soft_wrap=True)
     if not answer.complete:
         console.print("      [yellow]incomplete[/]: the log does not end with a run-close entry")
     if answer.level < 3:

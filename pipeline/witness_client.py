@@ -97,8 +97,8 @@ def _http(tls: bool, host: str, port: int | None, prefix: str, timeout_s: float)
         connection = kind(host, port, timeout=timeout_s)
         hurry: threading.Timer | None = None
         try:
-            connection.connect()
-            # The socket's timeout is for each read; a byte now and then must not hold a run.
+            connection.connect()  # a TLS handshake as a whole is bounded by the socket's timeout
+            # For all else that timeout is for each read; a byte now and then must not hold a run.
             hurry = threading.Timer(timeout_s, _hang_up, [connection.sock])
             hurry.start()
             connection.request(method, prefix + path, body=body if method == "POST" else None)
@@ -238,27 +238,33 @@ class WitnessClient:
         return plain + "".join(self._each(submit, names).values())
 
     def links(
-        self, note: str, number: int, names: Collection[str] | None = None
+        self, note: str, number: int, names: Collection[str] | None, sign: Callable[[Json], str]
     ) -> dict[str, tuple[str, str]]:
         """Link and proof of each witness of `names` (or all) that shows its link `number` for this head.
 
-        The proofs hold. Whether SHA-256 leads from the link to the one before is the caller's to check.
+        `sign` gives the log's proof of an object within barnraise/witness-link-request/v1; it is called on
+        the caller's thread. The proofs that come back hold. Whether SHA-256 leads from the link to the one
+        before is the caller's to check.
         Raises FormatError or SignatureError when `note` is not a checkpoint of the log.
         """
         plain = plain_note(note)
         head = parse_checkpoint(plain, self._log_vkey)
-        asked = canonical_json({"checkpoint": plain, "number": number, "origin": self._origin})
+        root, size = head.root.hex(), head.size
+        asked = {"number": number, "origin": self._origin, "root": root, "size": size}
+        own = {w[0]: sign(asked | {"witness": w[0]}) for w in self._chosen(names)}
 
         def show(vkey: str, name: str, key: str, ask: Transport) -> tuple[str, str]:
-            found = _parse_answer(*ask("POST", "/barnraise/v1/link", asked), {"link": str, "proof": str})
+            request = {"checkpoint": plain, "number": number, "origin": self._origin, "proof": own[vkey]}
+            answer = ask("POST", "/barnraise/v1/link", canonical_json(request))
+            found = _parse_answer(*answer, {"link": str, "proof": str})
             if not _LINK.match(found["link"]):
                 raise FormatError("it shows no link", expected="64 hex digits", got=found["link"][:80])
             statement = {
                 "link": found["link"],
                 "log_vkey": self._log_vkey,
                 "number": number,
-                "root": head.root.hex(),
-                "size": head.size,
+                "root": root,
+                "size": size,
                 "witness": vkey,
             }
             verify_object(LINK_DOMAIN, statement, found["proof"], key)
@@ -300,11 +306,14 @@ class WitnessClient:
             )
         return tuple(found.values())
 
+    def _chosen(self, names: Collection[str] | None) -> list[tuple[str, str, str, Transport]]:
+        return [witness for witness in self._witnesses if names is None or witness[1] in names]
+
     def _each(
         self, ask: Callable[[str, str, str, Transport], T], names: Collection[str] | None
     ) -> dict[str, T]:
         """What `ask` gives for each chosen witness by name, in order, without those where it failed."""
-        chosen = [witness for witness in self._witnesses if names is None or witness[1] in names]
+        chosen = self._chosen(names)
         if not chosen:
             return {}
 

@@ -5,7 +5,10 @@ Owns the limits of the server and when a request counts as answered. Does not ow
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import secrets
 import socket
 import sys
 import threading
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.witness_client import read_mail
-from verification.durable import write_atomic
+from verification.durable import fsync_folder
 from verification.errors import FormatError, StorageError, UsageError
 from verification.witness import MAX_REQUEST_BYTES, Witness
 
@@ -146,40 +149,86 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def serve_mailbox(witness: Witness, folder: Path, stop: threading.Event, *, once: bool) -> None:
+def serve_mailbox(
+    witness: Witness,
+    folder: Path,
+    stop: threading.Event,
+    *,
+    once: bool,
+    notice: Callable[[str], None] = lambda line: None,
+) -> None:
     """Answer the requests in a folder until `stop`, or with `once` those that lie there now.
 
-    Raises UsageError when the folder is not there, StorageError when an answer cannot be written.
+    Whoever shares the folder can spoil requests, not the service: `notice` is told a line. Raises UsageError
+    when the folder is not there at the start, StorageError when it cannot be read at the start.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", hint="Make it, where the coordinator can write too.")
-    answer_mail(witness, folder)
+    skipped: set[str] = set()
+    answer_mail(witness, folder, skipped, notice)
+    readable = True
     while not once and not stop.wait(POLL_S):
-        answer_mail(witness, folder)
+        try:
+            answer_mail(witness, folder, skipped, notice)
+            readable = True
+        except StorageError as error:
+            if readable:
+                notice(str(error))
+            readable = False
 
 
-def answer_mail(witness: Witness, folder: Path) -> int:
-    """Answer every request of a mailbox that has no answer yet; how many those were."""
+def answer_mail(
+    witness: Witness, folder: Path, skipped: set[str], notice: Callable[[str], None] = lambda line: None
+) -> int:
+    """Answer every request of a mailbox that has no answer yet; how many those were.
+
+    `skipped` are the requests that could not be answered: they are not tried again, and `notice` is told each
+    once. Raises StorageError when the folder cannot be read.
+    """
     try:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise StorageError(f"{folder} cannot be read", got=error.strerror) from None
+    skipped &= names
     answered = 0
-    for name in sorted(names):
+    for name in sorted(names - skipped):
         found = _REQUEST.match(name)
         if not found or f"{found[1]}.answer" in names:
             continue
         try:
             # More than a request may have: what is beyond is not read, and refused.
             data = read_mail(folder / name, MAX_REQUEST_BYTES + 256)
-        except (OSError, FormatError):
-            continue
-        if data is None:
-            continue
-        path, _, body = data.partition(b"\n")
-        route = path.decode("ascii", "replace")
-        method = "GET" if route.endswith("/checkpoint") and not body else "POST"
-        status, _, answer = witness.handle(method, route, body)
-        write_atomic(folder / f"{found[1]}.answer", b"%d\n" % status + answer)
-        answered += 1
+            if data is None:
+                continue
+            path, _, body = data.partition(b"\n")
+            route = path.decode("ascii", "replace")
+            method = "GET" if route.endswith("/checkpoint") and not body else "POST"
+            status, _, answer = witness.handle(method, route, body)
+            _put_mail(folder / f"{found[1]}.answer", b"%d\n" % status + answer)
+        except (OSError, FormatError) as error:
+            skipped.add(name)
+            why = error.strerror if isinstance(error, OSError) else error
+            notice(f"request {name} cannot be answered: {why}")
+        else:
+            answered += 1
     return answered
+
+
+def _put_mail(path: Path, data: bytes) -> None:
+    """Write an answer whole, under a name first that nobody can have taken before. Raises OSError.
+
+    Others write to a mailbox: at a name they can guess may lie a pipe, or a second name of another file.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(16)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - one system call, named as POSIX names it
+        fsync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

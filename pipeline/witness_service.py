@@ -7,6 +7,7 @@ what a witness may sign (verification.witness), nor HTTP and mailboxes (witness_
 from __future__ import annotations
 
 import base64
+import contextlib
 import json as jsonlib
 import signal
 import threading
@@ -88,16 +89,11 @@ def command(options: WitnessOptions, console: Console) -> int:
         return _show(options, console, folder, witness_vkey(name, key.public), name)
     lock_folder(folder, wait_s=0)
 
-    def fork(path: Path, text: str) -> None:
-        if options.json:
-            _print_json({"fork": str(path)})
-        else:
-            console.print("[red bold]A log that this witness cosigns is not what it was[/]")
-            _say(console, f"{text}\nKept as {path}: give it to everybody who trusts that log.")
-
     store = WitnessStore(folder)
     logs = None if options.any_log else options.log
-    witness = Witness(key, name, store, lambda: int(time.time()), logs, fork)
+    tell = _Teller(options.json, console)
+    cosigned = tell.nothing if options.cosign is not None else tell.cosigned
+    witness = Witness(key, name, store, lambda: int(time.time()), logs, tell.fork, cosigned)
     if options.cosign is not None:
         return _cosign(options, console, witness, store, options.cosign)
     if not (options.any_log or options.log or store.vkeys()):
@@ -113,10 +109,45 @@ def command(options: WitnessOptions, console: Console) -> int:
             )
         elif options.mailbox is not None:
             _started(options, console, witness.vkey, name, options.mailbox.absolute().as_uri())
-            serve_mailbox(witness, options.mailbox, stop, once=options.once)
+            serve_mailbox(witness, options.mailbox, stop, once=options.once, notice=tell.notice)
     if not options.json:
         _say(console, "the witness has ended; it remembers what it cosigned")
     return 0
+
+
+class _Teller:
+    """What a witness says while it works: a line a head, evidence whole. A closed output ends nothing."""
+
+    def __init__(self, json: bool, console: Console) -> None:
+        self._json = json
+        self._console = console
+
+    def nothing(self, origin: str, size: int) -> None:
+        """One folder is cosigned, and the answer says so itself."""
+
+    def cosigned(self, origin: str, size: int) -> None:
+        """A larger head was cosigned."""
+        self._line({"cosigned": origin, "size": size}, f"cosigned {origin} at {size} entries")
+
+    def notice(self, line: str) -> None:
+        """Something in a mailbox that could not be answered."""
+        self._line({"notice": line}, line)
+
+    def fork(self, path: Path | None, text: str) -> None:
+        """Evidence that a log is not append-only; `path` is None when it could not be kept."""
+        kept = f"Kept as {path}" if path else "It could not be kept as a file, so keep this text"
+        said = f"{text}\n{kept}: give it to everybody who trusts that log."
+        if not self._json:
+            with contextlib.suppress(OSError, ValueError):
+                self._console.print("[red bold]A log that this witness cosigns is not what it was[/]")
+        self._line({"fork": str(path)} if path else {"fork": None, "text": text}, said)
+
+    def _line(self, value: Mapping[str, object], words: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if self._json:
+                _print_json(value)
+            else:
+                _say(self._console, words)
 
 
 def own_identity(folder: Path, name: str | None) -> tuple[PrivateKey, str]:
@@ -154,7 +185,7 @@ def cosign_folder(witness: Witness, store: WitnessStore, folder: Path) -> str:
     """The checkpoint of a run or log folder with this witness's cosignature, made durable by the witness.
 
     Everything is recomputed from the tiles. Raises UsageError for a folder without a log or a log whose key
-    is not known, ProtocolError when the folder does not continue what the witness saw.
+    the witness does not know from elsewhere, ProtocolError when the folder does not continue what it saw.
     """
     manifest = _manifest(folder)
     log_folder = folder / "log" if (folder / "log").is_dir() else folder
@@ -165,11 +196,14 @@ def cosign_folder(witness: Witness, store: WitnessStore, folder: Path) -> str:
             f"{folder} holds no log", expected="a run folder, or a log folder", got=error.strerror
         ) from None
     origin = note_origin(text)
-    log_vkey = witness.log_vkey(origin) or manifest.get("log_vkey")
-    if not isinstance(log_vkey, str):
+    log_vkey = witness.log_vkey(origin)
+    if log_vkey is None:  # the folder's own word would be pinned for good
+        claimed = manifest.get("log_vkey")
         raise UsageError(
-            f"nothing says which key the log {origin[:128]!a} has",
-            hint="Give its verifier key, from somewhere else than the folder: --log VKEY.",
+            f"this witness does not know yet which key the log {origin[:128]!a} has",
+            expected="--log VKEY",
+            got=f"the folder claims {claimed[:300]!a}" if isinstance(claimed, str) else "no key",
+            hint="Compare the key with what the organiser published elsewhere, then name it: --log VKEY.",
         )
     if manifest.get("log_vkey", log_vkey) != log_vkey:
         raise ProtocolError(

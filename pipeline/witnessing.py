@@ -8,21 +8,36 @@ keeps (verification.witness), or what a draw needs (verification.witnessing).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.ledger import Ledger
 from pipeline.witness_client import Transport, WitnessClient, connect
 from verification.durable import write_atomic
-from verification.errors import BarnraiseError, StorageError, UsageError
-from verification.notes import parse_cosigned
+from verification.encoding import MAX_INTEGER, Json, sha256_digest
+from verification.errors import BarnraiseError, FormatError, StorageError, UsageError
+from verification.keys import PrivateKey
+from verification.notes import Checkpoint, cosign, parse_cosigned, parse_witness_vkey, sign_checkpoint
 from verification.plans import link_number
 from verification.policy import MAX_POLICY_BYTES, parse_policy, shown
-from verification.records import DrawChain, Witness, Witnessing
-from verification.witnessing import parse_head, verify_link, witness_names
+from verification.records import (
+    PROTOCOL,
+    Draw,
+    DrawChain,
+    Manifest,
+    SecondDraw,
+    SlotAuditors,
+    Witness,
+    Witnessing,
+    WitnessLink,
+)
+from verification.sealing import open_record, seal_record
+from verification.statements import sign_object
+from verification.witnessing import given_links, parse_head, verify_link, witness_names
 
 Consistency = Callable[[int], list[bytes]]
+Sign = Callable[[Json], str]
 Notice = Callable[[str], None]
 POLICY_FILE = "witness-policy"
 MAX_WITNESSES = 16  # what they say in a draw must fit a log entry
@@ -39,8 +54,10 @@ class Witnesses(Protocol):
         """The note with the cosignature lines that came; `consistency` proves it from an older size."""
         ...
 
-    def links(self, note: str, number: int, names: Sequence[str]) -> Mapping[str, tuple[str, str]]:
-        """(link, proof) of those that showed link `number` for this cosigned head."""
+    def links(
+        self, note: str, number: int, names: Sequence[str], sign: Sign
+    ) -> Mapping[str, tuple[str, str]]:
+        """(link, proof) of those that showed link `number` for this cosigned head; `sign` signs requests."""
         ...
 
 
@@ -54,8 +71,10 @@ class NoWitnesses:
         del consistency, names
         return note
 
-    def links(self, note: str, number: int, names: Sequence[str]) -> Mapping[str, tuple[str, str]]:  # noqa: D102
-        del note, number, names
+    def links(  # noqa: D102
+        self, note: str, number: int, names: Sequence[str], sign: Sign
+    ) -> Mapping[str, tuple[str, str]]:
+        del note, number, names, sign
         return {}
 
 
@@ -71,7 +90,8 @@ class Enlisted:
     def by_policy(cls, policy: bytes) -> Enlisted:
         """Those of a C2SP tlog-policy file, each with its address; its `log` lines are for verifiers.
 
-        Raises FormatError when it is no policy, UsageError when it is not k of n or a witness has no address.
+        Raises FormatError when it is no policy, UsageError when it is not k of n, k is half of n or less, or
+        a witness has no address.
         """
         required, found = parse_policy(policy).threshold()
         if not found or not required or len(found) > MAX_WITNESSES:
@@ -79,6 +99,13 @@ class Enlisted:
                 "a run with a witness policy needs witnesses, and a quorum of them",
                 expected=f"1 to {MAX_WITNESSES} witness lines and a quorum other than none",
                 got=f"{len(found)} witnesses, {required} required",
+            )
+        if 2 * required <= len(found):
+            raise UsageError(
+                "the policy asks for too few of its witnesses",
+                expected=f"a quorum of more than half: at least {len(found) // 2 + 1} of {len(found)}",
+                got=required,
+                hint="With half of them or fewer, two halves could each be shown another history of the run.",
             )
         for witness in found:
             if witness.url is None:
@@ -98,15 +125,64 @@ class Enlisted:
         """Note them in the coordinator's private folder."""
         write_atomic(secrets / POLICY_FILE, self.policy, mode=0o600)
 
+    def of_run(self, manifest: Manifest, notice: Notice) -> Enlisted:
+        """Those of the manifest, in its order, found by their keys; `notice` is told of all others."""
+        ways = dict(self.witnesses)
+        for name, vkey in zip(witness_names(manifest), manifest.witness_vkeys, strict=True):
+            if vkey not in ways:
+                notice(f"{name}: the policy does not say where this witness of the run is: it takes no part")
+        for vkey in ways.keys() - {*manifest.witness_vkeys}:
+            notice(f"{shown(vkey)}: in the policy, but no witness of this run: it is not asked")
+        known = tuple((vkey, ways[vkey]) for vkey in manifest.witness_vkeys if vkey in ways)
+        return replace(self, witnesses=known)
+
     def client(self, log_vkey: str, notice: Notice) -> WitnessClient:
         """The way to them, for one log."""
         return WitnessClient(self.witnesses, log_vkey, notice)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names, in order."""
+        return tuple(parse_witness_vkey(vkey)[0] for vkey, _ in self.witnesses)
 
     def witnessing(self, log_vkey: str, length: int, notice: Notice) -> Witnessing:
         """What the manifest says of them. Raises ProtocolError when one gives no chain of `length`."""
         found = self.client(log_vkey, notice).chains(length)
         entries = (Witness(DrawChain(end, size), proof, vkey) for vkey, end, size, proof in found)
         return Witnessing(self.required, tuple(entries))
+
+
+def check_draw_fits(
+    origin: str, key: PrivateKey, slots: int, auditors: Sequence[str], witnesses: Sequence[str]
+) -> None:
+    """UsageError unless a draw of every slot for every auditor, with all that witnesses say, fits an entry.
+
+    `auditors` and `witnesses` are their names. The record is made up, as long as any draw of the run can be.
+    """
+    head = Checkpoint(origin, MAX_INTEGER, bytes(32))
+    note = sign_checkpoint(head, key) + "".join(cosign(head, name, key, MAX_INTEGER) for name in witnesses)
+    link, digest, proof = "0" * 64, sha256_digest(b""), sign_object("length", 0, key)
+    record = SecondDraw(
+        PROTOCOL,
+        digest,
+        MAX_INTEGER,
+        MAX_INTEGER,
+        note,
+        link,
+        tuple(WitnessLink(link, proof, name) for name in witnesses),
+        digest,
+        tuple(SlotAuditors(slot, tuple(auditors)) for slot in range(slots)),
+    )
+    try:
+        seal_record(record, key)
+    except FormatError as error:
+        raise UsageError(
+            f"a draw of {slots} slots by {len(auditors)} auditors with {len(witnesses)} witnesses "
+            "does not fit a log entry",
+            expected=error.expected,
+            got=error.got,
+            hint="Use fewer contributors, auditors or witnesses, or witnesses with shorter names.",
+        ) from None
 
 
 def read_policy(path: Path) -> bytes:
@@ -127,23 +203,51 @@ class Notary:
         self._notice = notice
 
     def present(self) -> tuple[str, ...]:
-        """Witnesses of the manifest that answer now, in its order."""
+        """Witnesses of the manifest that are to take part in the next turn, in its order.
+
+        Those that answer now, without those that kept a link back in the last turn of the log, where there
+        are enough others: else one bad witness could bring about audits for all in every turn.
+        """
+        manifest = self._ledger.manifest
         answered = set(self._witnesses.present())
-        return tuple(name for name in witness_names(self._ledger.manifest) if name in answered)
+        names = tuple(name for name in witness_names(manifest) if name in answered)
+        kept_back = self._kept_back()
+        without = tuple(name for name in names if name not in kept_back)
+        if len(without) < manifest.witnessing.required:
+            return names
+        for name in names:
+            if name in kept_back:
+                self._notice(f"{name}: gave no link in the last turn: left out of the next")
+        return without
+
+    def _kept_back(self) -> set[str]:
+        """Who was named in the last turn of the log and gave no link in one of its draws."""
+        ledger = self._ledger
+        found: set[str] = set()
+        if ledger.state.turns and ledger.state.links:
+            key = ledger.manifest.coordinator
+            draw = open_record(Draw, ledger.envelope(Draw.kind)[1], key)
+            second = open_record(SecondDraw, ledger.envelope(SecondDraw.kind)[1], key)
+            for links in (draw.links, second.links):
+                found |= {item.witness for item in links} - given_links(links).keys()
+        return found
 
     def attest(self, kind: str) -> tuple[str, dict[str, tuple[str, str]]]:
         """The durable head before a draw of `kind` with its cosignatures, and the links shown for it.
 
-        No link is asked for before enough witnesses of the turn cosigned: until then none may be known.
-        Raises ProtocolError saying who is missing.
+        All witnesses of the manifest are asked to cosign, those of the turn that did for their links. No link
+        is asked for before enough cosigned: until then none may be known. Raises ProtocolError saying who is
+        missing.
         """
         ledger, manifest = self._ledger, self._ledger.manifest
         turn = ledger.state.open_turn
         names, number = turn.open.witnesses, link_number(turn, kind)
-        note = self._witnesses.cosign(ledger.head, ledger.consistency, names)
-        head = parse_head(manifest, note, names)
+        note = self._witnesses.cosign(ledger.head, ledger.consistency, witness_names(manifest))
+        head = parse_head(manifest, note)
+        asked = [name for name in names if name in head.names]
         links: dict[str, tuple[str, str]] = {}
-        for name, (link, proof) in self._witnesses.links(note, number, head.names).items():
+        answers = self._witnesses.links(note, number, asked, ledger.sign_link_request)
+        for name, (link, proof) in answers.items():
             try:
                 verify_link(manifest, name, ledger.state.links[name], number, head.checkpoint, link, proof)
                 links[name] = (link, proof)
@@ -160,7 +264,8 @@ class Notary:
         if len(self._cosigners()) >= required:
             return ledger.cosigned
         try:
-            ledger.put_cosigned(self._witnesses.cosign(ledger.head, ledger.consistency, self.present()))
+            names = self._witnesses.present()
+            ledger.put_cosigned(self._witnesses.cosign(ledger.head, ledger.consistency, names))
         except StorageError:
             raise
         except BarnraiseError as error:

@@ -16,7 +16,8 @@ from verification.fsck_policy import Policy, Signer, parse_policy
 from verification.fsck_receipt import Receipt, inclusion_root, parse_receipt, round_close_of, signers_of
 from verification.fsck_turn import Head
 
-_HEAD = re.compile(r"(0|[1-9][0-9]{0,15}):(?:sha256:)?([0-9a-f]{64})")
+_HEAD = re.compile(r"([1-9][0-9]{0,15}):(?:sha256:)?([0-9a-f]{64})")
+_UP_TO = re.compile(r" up to entry ([0-9]+)")
 _LONGEST = 1 << 20
 
 
@@ -41,7 +42,8 @@ class Anchors:
         self.vkey = vkey
         self.head = None if expect_head is None else _HEAD.fullmatch(expect_head)
         if expect_head is not None and self.head is None:
-            raise UsageError("not a log head", expected="SIZE:HEX with 64 hex digits", got=expect_head)
+            expected = "SIZE:HEX with 64 hex digits and a size of at least 1"
+            raise UsageError("not a log head", expected=expected, got=expect_head)
         self.policy: Policy | None = None
         if witness_policy is not None:
             self.policy = parse_policy(_read(witness_policy, "witness policy"))
@@ -79,7 +81,10 @@ class Anchors:
     # --- afterwards ---
 
     def answer(self, key: VerifierKey | None, size: int, *, signed: bool, report: Report) -> str | None:
-        """By what the log is anchored; what does not fit is noted. `signed`: log/checkpoint is, by `key`."""
+        """By what the log is anchored, as in Findings; what does not fit is noted.
+
+        `signed`: log/checkpoint is, by `key`.
+        """
         by: list[str] = []
         if self.vkey is not None:
             got = str(key) if key else ""
@@ -87,11 +92,9 @@ class Anchors:
             if same and signed:
                 by.append("vkey")
         if self.head is not None and self._check_head(int(self.head[1]), self.head[2], size, report):
-            by.append("expect-head")
+            by.append(_tied("expect-head", int(self.head[1]), size))
         if self.policy is not None and self._check_policy(self.policy, key, report):
-            by.append("witness-policy")
-            if self._covered is not None and self._covered < size:
-                by[-1] += f" up to entry {self._covered - 1}"
+            by.append(_tied("witness-policy", size if self._covered is None else self._covered, size))
         if self.not_a_receipt is not None:
             error = self.not_a_receipt
             report.add(
@@ -102,7 +105,7 @@ class Anchors:
             and key is not None
             and self._check_receipt(self.receipt, key, size, report)
         ):
-            by.append("receipt")
+            by.append(_tied("receipt", self.receipt.size, size))
         return "+".join(by) or None
 
     def _check_head(self, at: int, root: str, size: int, report: Report) -> bool:
@@ -156,6 +159,27 @@ class Anchors:
                 expected=f"at least {self.policy.least()} known witnesses ({self.policy.described()})",
                 got=f"{self.policy.known(signers)} of them",
             )
+
+
+def _tied(by: str, covered: int, size: int) -> str:
+    """The plain word only where the head that was brought is that of the whole log."""
+    return by if covered >= size else f"{by} up to entry {covered - 1}"
+
+
+def not_covered(anchored: str | None, size: int) -> str:
+    """In words, what of a log of `size` entries its anchors leave open; empty where that is nothing.
+
+    `anchored` is the answer of `Anchors`; of a log that nothing anchors its null says it already.
+    """
+    by = (anchored or "").split("+")
+    heads = [word for word in by if word != "vkey"]
+    ends = [int(found[1]) for word in heads if (found := _UP_TO.search(word))]
+    if not ends or len(ends) < len(heads):
+        return ""
+    first, last = max(ends) + 1, size - 1
+    which = f"entry {first} is" if first == last else f"entries {first} to {last} are"
+    whom = "the log's own key alone" if "vkey" in by else "nobody outside"
+    return f"{which} tied to {whom}"
 
 
 def _names(policy: Policy, key: VerifierKey | None) -> bool:

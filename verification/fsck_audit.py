@@ -26,7 +26,7 @@ def _check_link_and_seed(run: Run, turn: TurnState, entry: Entry, look: int) -> 
     record, where = entry.record, place(entry)
     root = run.tree.root()
     number = 2 * turn.open["turn"] + look
-    cosigners = check_cosigned_head(run, turn, look + 1, entry, root)
+    cosigners = check_cosigned_head(run, look + 1, entry, root)
     check_links(run, turn, entry, number, root, cosigners)
     if not run.chain.holds(number, record["link"]):
         what = f"the link of {entry.kind} in {turn.name} is not link {number} of the draw chain"
@@ -40,8 +40,8 @@ def _check_link_and_seed(run: Run, turn: TurnState, entry: Entry, look: int) -> 
 def check_draw(run: Run, turn: TurnState, entry: Entry) -> None:
     """Head 2, links 2u + 1, the seed, and who is drawn: by it, for having another's payload, or all."""
     record, where = entry.record, place(entry)
-    short = _check_link_and_seed(run, turn, entry, 1)
-    certain = set(turn.roster) if short else twins(turn.valid)
+    turn.short = _check_link_and_seed(run, turn, entry, 1)
+    certain = set(turn.roster) if turn.short else twins(turn.valid)
     turn.drawn = drawn_slots(record["seed"], turn.roster.values(), run.ledger.auditors, certain=certain)
     expected = [{"auditors": names, "slot": slot} for slot, names in turn.drawn.items()]
     want, got = [d["slot"] for d in expected], [d["slot"] for d in record["drawn"]]
@@ -99,7 +99,7 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
 def check_second_draw(run: Run, turn: TurnState, entry: Entry) -> None:
     """Head 3, links 2u + 2, the seed, and who looks again."""
     record, where = entry.record, place(entry)
-    short = _check_link_and_seed(run, turn, entry, 2)
+    short = _check_link_and_seed(run, turn, entry, 2) or turn.short
     first = {slot: verdict for (_, slot), verdict in turn.verdicts.items()}
     operators = {a["member"]: a["operator"] for a in run.ledger.auditors}
     ppm = run.settings.second_look_ppm

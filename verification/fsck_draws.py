@@ -132,7 +132,7 @@ def second_looks(
 ) -> dict[int, list[str]]:
     """Slots that get a second look, and its candidates in order. `first` holds look 1 verdicts by slot.
 
-    In a `short` second draw all get one for which there are candidates.
+    In a `short` turn, one whose draw or second draw is, all get one for which there are candidates.
     """
     looks: dict[int, list[str]] = {}
     for slot, verdict in sorted(first.items()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from verification.errors import FormatError, StorageError
@@ -103,11 +104,11 @@ class FileCheck:
             return
         if not path.exists() or not story.whole:
             return
-        for name in list_files(path):
-            if not belongs(name):
-                self.report.add(
-                    "an unexpected file lies in the run folder", f"{folder}/{name}", "no such file", name
-                )
+        with closing(list_files(path)) as names:
+            for name in names:
+                if not belongs(name):
+                    what = "an unexpected file lies in the run folder"
+                    self.report.add(what, f"{folder}/{name}", "no such file", name)
 
     def _rest(self, folder: str, spare: int, story: Story) -> None:
         """No more in a folder of files named by their digests; `spare` more while a turn is in progress."""

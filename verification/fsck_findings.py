@@ -74,9 +74,11 @@ class Findings:
     """The answer of a level 1 check.
 
     The run holds at level 1 when `failures` is empty. `complete`: the log ends with a run-close.
-    `anchored` names what from outside the folder the log was compared with. `log_head` is `sha256:`
-    and the root, `weights_digest` the array digest of the last closed round. What could not be read
-    is empty text, 0 or an empty object. `turns` is empty where the caller took them as they came.
+    `anchored` names what from outside the folder ties the log to somebody, joined by `+`: `vkey`,
+    `expect-head`, `witness-policy`, `receipt`, each of the last three with ` up to entry N` where the
+    head in question is older than the log's; None where nothing does. `log_head` is `sha256:` and the
+    root, `weights_digest` the array digest of the last closed round. What could not be read is empty
+    text, 0 or an empty object. `turns` is empty where the caller took them as they came.
     """
 
     failures: tuple[Failure, ...]

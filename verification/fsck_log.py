@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def _belongs(name: str, size: int) -> bool:
     return here and name == _tile_name(kind, index, width)
 
 
-def list_files(folder: Path, depth: int = _DEEPEST) -> Iterator[str]:
+def list_files(folder: Path, depth: int = _DEEPEST) -> Generator[str, None, None]:
     """Every name below a folder that is not a folder itself, links unfollowed, as the system lists them.
 
     A folder that cannot be listed, or lies deeper than any of a run, is given as it is, with a slash.
@@ -129,8 +130,9 @@ def list_files(folder: Path, depth: int = _DEEPEST) -> Iterator[str]:
                 if not item.is_dir(follow_symlinks=False):
                     yield item.name
                 elif depth:
-                    for name in list_files(folder / item.name, depth - 1):
-                        yield f"{item.name}/{name}"
+                    with closing(list_files(folder / item.name, depth - 1)) as names:
+                        for name in names:
+                            yield f"{item.name}/{name}"
                 else:
                     yield f"{item.name}/"
     except OSError:
@@ -236,10 +238,11 @@ class LogReader:
         self._compare_tiles(full=False)
         root, signed = self.tree.root().hex(), checkpoint.root.hex()
         self.report.equal("the signed root is not that of the entries", "log/checkpoint", root, signed)
-        for name in list_files(self.folder):
-            if not _belongs(name, checkpoint.size):
-                what = "an unexpected or stale file lies in the log"
-                self.report.add(what, f"log/{name}", "no such file", name)
+        with closing(list_files(self.folder)) as names:
+            for name in names:
+                if not _belongs(name, checkpoint.size):
+                    what = "an unexpected or stale file lies in the log"
+                    self.report.add(what, f"log/{name}", "no such file", name)
 
 
 @dataclass(frozen=True)

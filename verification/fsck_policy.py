@@ -16,6 +16,8 @@ from verification.errors import FormatError, SignatureError, UsageError
 from verification.fsck_formats import parse_base64, parse_key
 
 _LONGEST = 1 << 20
+_MOST_GROUPS = 256
+"""C2SP asks for at least 32. Groups may lie in one another, and each costs the evaluation two calls."""
 _LOG, _WITNESS = 1, 4
 _LENGTHS = {_LOG: 32, _WITNESS: 32, 6: 1312}
 """Bytes of a key by the algorithm's number; 6 is ML-DSA-44, which is known and never counts here."""
@@ -176,6 +178,8 @@ class _Reader:
 
     def _group(self, name: str, threshold: str, members: list[str]) -> None:
         self._new_name(name)
+        if len(self.policy.groups) == _MOST_GROUPS:
+            self.refuse(f"more than {_MOST_GROUPS} groups", name)
         for member in members:
             self._known(member)
             if member in self._grouped:

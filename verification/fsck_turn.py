@@ -92,6 +92,8 @@ class TurnState:
     """Openings of the valid reveals."""
     refused: dict[int, str] = field(default_factory=dict)
     draw: Record | None = None
+    short: bool = False
+    """Whether the draw is short."""
     drawn: dict[int, list[str]] = field(default_factory=dict)
     served_record: Record | None = None
     served: set[int] = field(default_factory=set)

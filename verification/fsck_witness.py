@@ -74,9 +74,9 @@ def check_cosignatures(
     return good
 
 
-def check_cosigned_head(run: Run, turn: TurnState, number: int, entry: Entry, root: bytes) -> set[str]:
-    """A draw's head; the names of the witnesses that cosigned it."""
-    where, report, named = place(entry), run.report, turn.open["witnesses"]
+def check_cosigned_head(run: Run, number: int, entry: Entry, root: bytes) -> set[str]:
+    """A draw's head; the names of the manifest's witnesses that cosigned it, named in the open or not."""
+    where, report = place(entry), run.report
     try:
         head, lines = parse_cosigned(entry.record["head"])
     except FormatError as error:
@@ -85,14 +85,10 @@ def check_cosigned_head(run: Run, turn: TurnState, number: int, entry: Entry, ro
     fits = check_head(run, number, entry, head, entry.index, root)
     what = f"head {number}"
     keys = check_cosignatures(run.witnesses, head, lines, what=what, where=where, report=report)
-    strangers = [key.name for key in keys if key.name not in named]
-    if strangers:
-        text = f"head {number} is cosigned by witnesses that {turn.name} does not name"
-        report.add(text, where, named, strangers)
-    names = {key.name for key in keys if key.name in named}
+    names = {key.name for key in keys}
     if len(names) < run.settings.required:
         text = f"head {number} is cosigned by fewer witnesses than are required"
-        report.add(text, where, f"at least {run.settings.required} of {named}", sorted(names))
+        report.add(text, where, f"at least {run.settings.required} of {list(run.witnesses)}", sorted(names))
     if fits:
         run.on_head(Head(head.size, head.root, tuple(keys)))
     return names

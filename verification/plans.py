@@ -143,7 +143,9 @@ def plan_second_draw(state: RunState, head: str, link: str, links: Links) -> Sec
             missed = item.auditors[: item.auditors.index(verdict.auditor)]
             order = tuple(auditors[name] for name in item.auditors)
             looks.append(FirstLook(item.slot, verdict.outcome, auditors[verdict.auditor], order, missed))
-    rate = EVERY_TIME if is_short(shown) else state.config["audit"]["second_look_ppm"]
+    # Either short draw leaves a choice: of the auditors of look 1, or of who is looked at twice.
+    short = is_short(shown) or (turn.draw is not None and is_short(turn.draw.links))
+    rate = EVERY_TIME if short else state.config["audit"]["second_look_ppm"]
     drawn = draw_second_looks(seed, looks, rate)
     slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
     return SecondDraw(PROTOCOL, state.run, state.round, state.attempt, head, link, shown, seed, slots)
@@ -153,7 +155,7 @@ def _attested(state: RunState, kind: str, head: str, links: Links) -> tuple[Cosi
     """The head of a draw, and the links as its record has them, both checked."""
     manifest, turn = state.manifest, state.open_turn
     names = turn.open.witnesses
-    cosigned = parse_head(manifest, head, names)
+    cosigned = parse_head(manifest, head)
     number = link_number(turn, kind)
     return cosigned, checked_links(manifest, state.links, number, names, cosigned, links)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import re
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from verification.durable import present
 from verification.encoding import Json, canonical_json, parse_base64, parse_canonical
 from verification.errors import (
     BarnraiseError,
@@ -25,7 +26,7 @@ from verification.errors import (
 from verification.keys import PrivateKey
 from verification.merkle import EMPTY_ROOT, HASH_BYTES, verify_consistency
 from verification.notes import OpenNote, cosign_text, note_origin, open_note, parse_vkey, witness_vkey
-from verification.statements import sign_object
+from verification.statements import sign_object, verify_object
 from verification.witness_store import Shown, WitnessStore, origin_hash
 
 MAX_REQUEST_BYTES = 65_536
@@ -34,6 +35,7 @@ MAX_LENGTH = 1 << 20  # of a chain; a link costs up to so many hashes
 MAX_LOGS = 1024  # that a witness of any log admits
 CHAIN_DOMAIN = "barnraise/witness-chain/v1"
 LINK_DOMAIN = "barnraise/witness-link/v1"
+LINK_REQUEST_DOMAIN = "barnraise/witness-link-request/v1"
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
 SIZE = "text/x.tlog.size"
@@ -57,7 +59,8 @@ class Witness:
 
     `logs` are the verifier keys of the logs to cosign; None admits any log whose chain is asked for, by the
     first key that comes for its origin. `clock` gives seconds since 1970. `on_fork` is told the file and the
-    text of each new piece of evidence that a log is not append-only.
+    text of each new piece of evidence that a log is not append-only; proof is told even when it could not be
+    kept, with None for the file. `on_cosigned` is told origin and size of each larger head it cosigned.
     """
 
     def __init__(
@@ -67,7 +70,8 @@ class Witness:
         store: WitnessStore,
         clock: Callable[[], int],
         logs: Collection[str] | None,
-        on_fork: Callable[[Path, str], None] = lambda path, text: None,
+        on_fork: Callable[[Path | None, str], None] = lambda path, text: None,
+        on_cosigned: Callable[[str, int], None] = lambda origin, size: None,
     ) -> None:
         """Raises FormatError for an unusable key of a log, UsageError for two keys of one origin."""
         self.vkey = witness_vkey(name, key.public)
@@ -78,6 +82,7 @@ class Witness:
         self._any = logs is None
         self._logs: dict[str, str] = {}
         self._on_fork = on_fork
+        self._on_cosigned = on_cosigned
         self._ends: dict[str, str] = {}
         self._lock = threading.Lock()
         for log_vkey in logs or ():
@@ -173,6 +178,8 @@ class Witness:
         if self._store.vkey(origin) is None:
             self._store.pin(origin, log_vkey)
         self._store.put_newest(origin, new.note + line)
+        if last is None or size > last.checkpoint.size:
+            self._on_cosigned(origin, size)
         return 200, TEXT, line.encode()
 
     def _chain(self, body: bytes) -> Answer:
@@ -202,13 +209,15 @@ class Witness:
         )
 
     def _link(self, body: bytes) -> Answer:
-        asked = _parse_object(body, {"checkpoint": str, "number": int, "origin": str})
+        fields = {"checkpoint": str, "number": int, "origin": str, "proof": str}
+        asked = _parse_object(body, fields, {"proof": ""})
         origin, number = asked["origin"], asked["number"]
         log_vkey = self.log_vkey(origin)
         chain = self._store.chain(origin)
         if log_vkey is None or chain is None:
             return _say(404, "no chain for this log; ask for it first")
         head = open_note(asked["checkpoint"], (log_vkey,))
+        self._check_asker(log_vkey, number, head, asked["proof"])
         if not 1 <= number <= chain.length:
             return _say(400, f"the chain for this log has links 1 to {chain.length}")
         last = self.newest(origin)
@@ -232,6 +241,19 @@ class Witness:
         }
         return _json({"link": link, "proof": sign_object(LINK_DOMAIN, statement, self._key)})
 
+    def _check_asker(self, log_vkey: str, number: int, head: OpenNote, proof: str) -> None:
+        """Raise SignatureError unless the log itself asks: heads are public, and links get used up."""
+        origin, public_key = parse_vkey(log_vkey)
+        size, root = head.checkpoint.size, head.checkpoint.root.hex()
+        wanted = {"number": number, "origin": origin, "root": root, "size": size, "witness": self.vkey}
+        try:
+            verify_object(LINK_REQUEST_DOMAIN, wanted, proof, public_key)
+        except BarnraiseError:
+            raise SignatureError(
+                "the proof of this request does not hold",
+                expected=f"the log's signature of the request, within {LINK_REQUEST_DOMAIN}",
+            ) from None
+
     def _watch(self, last: OpenNote | None, new: OpenNote) -> None:
         """Two roots for one size, both signed by the log, are proof of themselves."""
         if last and last.checkpoint.size == new.checkpoint.size and last.checkpoint != new.checkpoint:
@@ -239,11 +261,18 @@ class Witness:
 
     def _keep_fork(self, last: OpenNote, new: OpenNote, proof: Sequence[bytes], problem: str) -> None:
         old, size = last.checkpoint.size, new.checkpoint.size
-        name = f"{origin_hash(new.checkpoint.origin)[:16]}-{old}-{size}-{last.checkpoint.root.hex()[:16]}"
+        roots = f"{last.checkpoint.root.hex()[:16]}-{new.checkpoint.root.hex()[:16]}"
         text = _fork_text(self.vkey, last, new, proof, problem)
-        path = self._store.put_fork(f"{name}-{new.checkpoint.root.hex()[:16]}", text)
-        if path:
-            self._on_fork(path, text)
+        proven = not problem
+        path = self._store.fork_file(new.checkpoint.origin, f"{old}-{size}-{roots}", proven=proven)
+        if present(path):
+            return
+        kept = False
+        try:
+            kept = self._store.put_fork(path, text)
+        finally:  # proof is told even when the disk is full
+            if kept or proven:
+                self._on_fork(path if kept else None, text)
 
 
 def _parse_add(body: bytes) -> tuple[int, list[bytes], bytes]:
@@ -264,8 +293,13 @@ def _parse_add(body: bytes) -> tuple[int, list[bytes], bytes]:
     return int(found[1]), [parse_base64(line.decode("latin-1"), HASH_BYTES) for line in lines], note
 
 
-def _parse_object(body: bytes, fields: dict[str, type]) -> dict[str, Json]:
+def _parse_object(
+    body: bytes, fields: dict[str, type], absent: Mapping[str, Json] | None = None
+) -> dict[str, Json]:
+    """The members of a request, with those of `absent` that it lacks. Raises FormatError."""
     value = parse_canonical(body)
+    if isinstance(value, dict):
+        value = {**(absent or {}), **value}
     if not isinstance(value, dict) or {key: type(item) for key, item in value.items()} != fields:
         raise FormatError(
             "a request has other members",

@@ -7,7 +7,8 @@ written when; nor the key of the witness, nor the lock that keeps a second witne
     logs/HASH/checkpoint  the newest checkpoint that the witness cosigned, with its cosignature
     logs/HASH/chain       the secret chain for this log, mode 0600
     logs/HASH/shown       the number and the head of the last link shown, canonical JSON
-    forks/NAME.txt        two checkpoints of one log that do not agree
+    forks/HASH-proven-NAME.txt    two roots for one size, both signed by the log
+    forks/HASH-unproven-NAME.txt  two checkpoints of one log with a proof between them that does not hold
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from verification.errors import BarnraiseError, StorageError
 from verification.lottery import HashChain
 from verification.notes import MAX_NOTE_BYTES, parse_vkey
 
-MAX_FORKS = 1000
+MAX_FORKS = 10  # of one log; proven ones and others are counted apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,7 @@ class WitnessStore:
 
     def vkeys(self) -> tuple[str, ...]:
         """Verifier keys of all logs known here."""
-        try:
-            found = sorted((self.folder / "logs").glob("*/vkey"))
-        except OSError as error:
-            raise storage_error(self.folder, error) from error
-        return tuple(_checked_vkey(path) for path in found)
+        return tuple(_checked_vkey(path) for path in _files(self.folder / "logs", "*/vkey"))
 
     def vkey(self, origin: str) -> str | None:
         """The key pinned for a log; None when the witness never heard of it."""
@@ -110,20 +107,32 @@ class WitnessStore:
         """Remember a link before it is shown."""
         write_atomic(self._file(origin, "shown"), canonical_json(to_json(shown)))
 
-    def put_fork(self, name: str, text: str) -> Path | None:
-        """Keep evidence; its path, or None when it lies there already or there is too much of it."""
-        path = self.folder / "forks" / f"{name}.txt"
-        if present(path) or len(self.forks()) >= MAX_FORKS:
-            return None
+    def fork_file(self, origin: str, name: str, *, proven: bool) -> Path:
+        """Where evidence lies: what anybody can make takes no place of proof, nor one log another's."""
+        kind = "proven" if proven else "unproven"
+        return self.folder / "forks" / f"{origin_hash(origin)}-{kind}-{name}.txt"
+
+    def put_fork(self, path: Path, text: str) -> bool:
+        """Keep evidence in its `fork_file`; False when there is too much of that kind of that log."""
+        kind = "-".join(path.name.split("-")[:2])
+        if len(_files(path.parent, f"{kind}-*.txt")) >= MAX_FORKS:
+            return False
         write_atomic(path, text.encode())
-        return path
+        return True
 
     def forks(self) -> tuple[Path, ...]:
         """Files of evidence so far."""
-        return tuple(sorted((self.folder / "forks").glob("[!.]*.txt")))
+        return _files(self.folder / "forks", "[!.]*.txt")
 
     def _file(self, origin: str, name: str) -> Path:
         return self.folder / "logs" / origin_hash(origin) / name
+
+
+def _files(folder: Path, pattern: str) -> tuple[Path, ...]:
+    try:
+        return tuple(sorted(folder.glob(pattern)))
+    except OSError as error:
+        raise storage_error(folder, error) from error
 
 
 def _checked_vkey(path: Path) -> str:

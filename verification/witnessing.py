@@ -91,19 +91,14 @@ def check_named(manifest: Manifest, names: Sequence[str]) -> None:
     _enough(manifest, known, names, "answer")
 
 
-def parse_head(manifest: Manifest, note: str, names: Sequence[str]) -> Cosigned:
-    """The head of a draw, cosigned by enough of the turn's witnesses `names` and by nobody else.
+def parse_head(manifest: Manifest, note: str) -> Cosigned:
+    """The head of a draw, cosigned by enough of the manifest's witnesses, of this turn or not.
 
     Raises FormatError or SignatureError for a note that does not hold, ProtocolError saying who is missing.
     """
-    cosigned = parse_cosigned(note, manifest.log_vkey, _vkeys(manifest, names))
-    _enough(manifest, names, cosigned.names, "cosigned the head of this draw")
+    cosigned = parse_cosigned(note, manifest.log_vkey, manifest.witness_vkeys)
+    _enough(manifest, witness_names(manifest), cosigned.names, "cosigned the head of this draw")
     return cosigned
-
-
-def _vkeys(manifest: Manifest, names: Sequence[str]) -> list[str]:
-    pairs = zip(witness_names(manifest), manifest.witness_vkeys, strict=True)
-    return [vkey for name, vkey in pairs if name in names]
 
 
 def _enough(manifest: Manifest, asked: Sequence[str], came: Sequence[str], did: str) -> None:
@@ -134,7 +129,7 @@ def verify_link(
         value = hashlib.sha256(value).digest()
     if value.hex() != shown.link:
         raise ProtocolError(f"{name}'s link does not lead back to its last one", expected=shown.link)
-    (vkey,) = _vkeys(manifest, [name])
+    vkey = manifest.witness_vkeys[witness_names(manifest).index(name)]
     claim: Json = {
         "link": link,
         "log_vkey": manifest.log_vkey,
@@ -156,6 +151,8 @@ def checked_links(
 ) -> tuple[WitnessLink, ...]:
     """The links of a draw as they stand in its record, null for who gave none; raises as `verify_link`."""
     for name, (link, proof) in links.items():
+        if name not in names:
+            raise ProtocolError("a link comes from a witness that the open does not name", got=name)
         if name not in head.names:
             raise ProtocolError("a link comes from a witness that did not cosign the head", got=name)
         verify_link(manifest, name, shown[name], number, head.checkpoint, link, proof)

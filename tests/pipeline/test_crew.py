@@ -360,10 +360,17 @@ def test_whatever_a_member_says_of_its_key_is_checked_or_told(answer: Any) -> No
     play.turn({})
     good = seal_record(rotation(play.state.run, "c1", "c1", "c1 b"), key("c1"))
     replies = {"c0": answer, "c1": [good, good], "c2": []}
-    fakes = Fakes({"identity_changes": lambda name: replies.get(name, [])})
+    asked: dict[str, str] = {}
+
+    def changes(name: str, present_key: str) -> Any:
+        asked[name] = present_key
+        return replies.get(name, [])
+
+    fakes = Fakes({"identity_changes": changes})
     notices: list[str] = []
     found = Crew(fakes, notices.append).identity_changes(play.state)
     assert [envelope for _, envelope in found] == [good]
+    assert asked == {m.member: m.key for m in play.state.members}
     assert len(notices) == 1
     assert notices[0].startswith("c0: ")
 
@@ -375,7 +382,7 @@ def test_two_members_cannot_take_the_same_new_key_and_the_gone_are_not_asked() -
     envelopes = {
         name: seal_record(rotation(play.state.run, name, name, "same"), key(name)) for name in CONTRIBUTORS
     }
-    fakes = Fakes({"identity_changes": lambda name: [envelopes[name]] if name in envelopes else []})
+    fakes = Fakes({"identity_changes": lambda name, _: [envelopes[name]] if name in envelopes else []})
     notices: list[str] = []
     found = Crew(fakes, notices.append).identity_changes(play.state)
     assert [record.member for record, _ in found] == ["c1"]  # type: ignore[union-attr]

@@ -155,8 +155,15 @@ def test_heads_seen_before(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     turn = check_run(run).turns[1]
     assert turn.draw
     early = parse_checkpoint(turn.draw["head"], answer.log_vkey)
-    code, found = asked(capsys, str(run), "--expect-head", f"{early.size}:{early.root.hex()}")
-    assert (code, found["anchored"]) == (0, "expect-head")
+    seen = f"{early.size}:{early.root.hex()}"
+    code, found = asked(capsys, str(run), "--expect-head", seen)
+    assert (code, found["anchored"]) == (0, f"expect-head up to entry {early.size - 1}")
+    rest = f"entries {early.size} to {log.size - 1} are tied to"
+    for more, whom in (((), "nobody outside"), (("--vkey", answer.log_vkey), "the log's own key alone")):
+        assert cli.run(["verify", str(run), "--expect-head", seen, *more]) == 0
+        assert f"{rest} {whom}" in " ".join(capsys.readouterr().out.split())
+    assert cli.run(["verify", str(run), "--expect-head", f"{log.size}:{log.root.hex()}"]) == 0
+    assert "tied to" not in capsys.readouterr().out
     both = asked(capsys, str(run), "--vkey", answer.log_vkey, "--expect-head", f"{log.size}:{log.root.hex()}")
     assert (both[0], both[1]["anchored"]) == (0, "vkey+expect-head")
     code, found = asked(capsys, str(run), "--expect-head", f"{log.size}:{'0' * 64}")
@@ -168,7 +175,8 @@ def test_heads_seen_before(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "head", ["", "7", "7:", f"x:{'0' * 64}", f"07:{'0' * 64}", f"7:{'0' * 63}", f"-1:{'0' * 64}"]
+    "head",
+    ["", "7", "7:", f"x:{'0' * 64}", f"07:{'0' * 64}", f"7:{'0' * 63}", f"-1:{'0' * 64}", f"0:{'0' * 64}"],
 )
 def test_a_malformed_head_is_wrong_use(run: Path, capsys: pytest.CaptureFixture[str], head: str) -> None:
     assert cli.run(["verify", str(run), f"--expect-head={head}"]) == 2

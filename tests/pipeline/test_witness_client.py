@@ -17,8 +17,8 @@ import pytest
 from pipeline import witness_client
 from pipeline.witness_client import Transport, WitnessClient, connect, in_process, read_mail
 from pipeline.witness_server import answer_mail
-from tests.verification.witness_world import ORIGIN, PLACE, VKEY, Clock, add, grown, head, note
-from verification.encoding import canonical_json
+from tests.verification.witness_world import ORIGIN, PLACE, VKEY, Clock, add, grown, head, note, sign_request
+from verification.encoding import Json, canonical_json
 from verification.errors import BarnraiseError, FormatError, ProtocolError, StorageError, UsageError
 from verification.keys import PrivateKey
 from verification.merkle import Tree
@@ -64,15 +64,15 @@ def test_all_honest(tmp_path: Path) -> None:
     assert asked.chains(6) == chains
     text = asked.cosign(note(TEN, 4), proofs(TEN, 4))
     assert parse_cosigned(text, VKEY, VKEYS).cosigners == VKEYS
-    links = asked.links(text, 2)
+    links = asked.links(text, 2, None, sign_request)
     assert list(links) == list(NAMES)
-    assert links == asked.links(note(TEN, 4), 2)
+    assert links == asked.links(note(TEN, 4), 2, names=None, sign=sign_request)
     text = asked.cosign(text, proofs(TEN, 4), ["w2", "w0"])
     assert parse_cosigned(text, VKEY, VKEYS).names == ("w0", "w2")
     text = asked.cosign(note(TEN), proofs(TEN, 10), ["w1"])
     assert parse_cosigned(text, VKEY, VKEYS).names == ("w1",)
-    assert list(asked.links(note(TEN), 3)) == ["w1"]
-    assert list(asked.links(note(TEN), 3, ["w0"])) == []
+    assert list(asked.links(note(TEN), 3, None, sign_request)) == ["w1"]
+    assert list(asked.links(note(TEN), 3, ["w0"], sign_request)) == []
     assert asked.present() == NAMES
     assert asked.cosign(note(TEN), proofs(TEN, 10), []) == note(TEN)
 
@@ -156,7 +156,7 @@ def test_a_note_of_another_log_is_not_sent() -> None:
     with pytest.raises(BarnraiseError):
         client(away).cosign(note(TEN, key=KEYS[0]), proofs(TEN, 10))
     with pytest.raises(BarnraiseError):
-        client(away).links("x", 1)
+        client(away).links("x", 1, None, sign_request)
 
 
 def changed(answer: bytes, **values: object) -> bytes:
@@ -189,9 +189,33 @@ def test_a_link_is_believed_only_with_its_proof(tmp_path: Path, change: Callable
     def lying(method: str, path: str, body: bytes) -> Answer:
         return change(in_process(one)(method, path, body)[1])
 
-    assert list(client(lying, in_process(two), notices=notices).links(text, 1)) == ["w1"]
+    assert list(client(lying, in_process(two), notices=notices).links(text, 1, None, sign_request)) == ["w1"]
     assert len(notices) == 1
-    assert list(honest.links(text, 1)) == ["w0", "w1"]
+    assert list(honest.links(text, 1, None, sign_request)) == ["w0", "w1"]
+
+
+def test_a_link_is_asked_for_with_the_proof_of_the_log(tmp_path: Path) -> None:
+    signed: list[Json] = []
+    sent: list[Json] = []
+
+    def sign(value: Json) -> str:
+        signed.append(value)
+        return sign_request(value)
+
+    def spy(method: str, path: str, body: bytes) -> Answer:
+        sent.append(json.loads(body))
+        return 500, b""
+
+    client(spy, spy, spy).links(note(TEN), 7, ["w0", "w2"], sign)
+    asked = {"number": 7, "origin": ORIGIN, "root": TEN.root().hex(), "size": 10}
+    assert signed == [asked | {"witness": VKEYS[0]}, asked | {"witness": VKEYS[2]}]
+    assert sorted(value["proof"] for value in sent) == sorted(map(sign_request, signed))
+    assert all(set(value) == {"checkpoint", "number", "origin", "proof"} for value in sent)
+    one = client(in_process(witness(tmp_path, 0)))
+    one.chains(4)
+    one.cosign(note(TEN), proofs(TEN, 10))
+    assert one.links(note(TEN), 4, None, lambda value: sign_request(value, KEYS[0])) == {}
+    assert list(one.links(note(TEN), 1, None, sign_request)) == ["w0"]
 
 
 def test_a_link_of_another_number_or_head_or_witness_is_not_believed(tmp_path: Path) -> None:
@@ -199,13 +223,21 @@ def test_a_link_of_another_number_or_head_or_witness_is_not_believed(tmp_path: P
     honest = client(one)
     honest.chains(4)
     honest.cosign(note(TEN, 5), proofs(TEN, 5))
-    old = canonical_json({"checkpoint": note(TEN, 5), "number": 1, "origin": ORIGIN})
-    stale = one("POST", "/barnraise/v1/link", old)
+    sent: list[Answer] = []
+
+    def spy(method: str, path: str, body: bytes) -> Answer:
+        sent.append(one(method, path, body))
+        return sent[-1]
+
+    client(spy).links(note(TEN, 5), 1, None, sign_request)
+    stale = sent[0]
     assert stale[0] == 200
-    assert client(lambda *_: stale).links(note(TEN, 5), 2) == {}
-    assert client(lambda *_: stale).links(note(TEN, 6), 1) == {}
-    assert WitnessClient([(VKEYS[1], lambda *_: stale)], VKEY).links(note(TEN, 5), 1) == {}
-    assert list(client(lambda *_: stale).links(note(TEN, 5), 1)) == ["w0"]
+    assert client(lambda *_: stale).links(note(TEN, 5), 2, None, sign_request) == {}
+    assert client(lambda *_: stale).links(note(TEN, 6), 1, None, sign_request) == {}
+    assert (
+        WitnessClient([(VKEYS[1], lambda *_: stale)], VKEY).links(note(TEN, 5), 1, None, sign_request) == {}
+    )
+    assert list(client(lambda *_: stale).links(note(TEN, 5), 1, None, sign_request)) == ["w0"]
 
 
 @pytest.mark.parametrize(
@@ -339,6 +371,19 @@ def test_http_answers_are_bounded_in_size_and_time() -> None:
         connect("http://127.0.0.1:1")("GET", "/x", b"")
 
 
+def test_a_tls_handshake_is_bounded_in_time() -> None:
+    def trickle(connection: socket.socket) -> None:
+        connection.sendall(b"\x16\x03\x03\x40\x00")
+        for _ in range(60):
+            connection.sendall(b"\x02")
+            time.sleep(0.1)
+
+    start = time.monotonic()
+    with server(trickle) as url, pytest.raises(StorageError, match="does not answer"):
+        connect(url.replace("http:", "https:"), timeout_s=0.5)("GET", "/x", b"")
+    assert time.monotonic() - start < 4
+
+
 # Mailboxes
 
 
@@ -351,7 +396,7 @@ def test_a_mailbox(tmp_path: Path) -> None:
 
     def serve() -> None:
         while not stop.is_set():
-            answer_mail(one, box)
+            answer_mail(one, box, set())
             time.sleep(0.02)
 
     thread = threading.Thread(target=serve)
@@ -362,7 +407,7 @@ def test_a_mailbox(tmp_path: Path) -> None:
         assert asked.chains(4)[0][0] == VKEYS[0]
         text = asked.cosign(note(TEN), proofs(TEN, 10))
         assert parse_cosigned(text, VKEY, VKEYS).names == ("w0",)
-        assert list(asked.links(text, 1)) == ["w0"]
+        assert list(asked.links(text, 1, None, sign_request)) == ["w0"]
         assert asked.present() == ("w0",)
     finally:
         stop.set()

@@ -38,6 +38,7 @@ from tests.verification.witness_world import (
     head,
     make,
     note,
+    sign_request,
 )
 from verification.encoding import canonical_json
 from verification.errors import FormatError, ProtocolError, StorageError, UsageError
@@ -101,7 +102,7 @@ def test_http_end_to_end(tmp_path: Path) -> None:
         assert client.chains(4)[0][2] == 4
         text = client.cosign(note(TEN, 4), lambda old: TEN.consistency_proof(old, 4))
         assert parse_cosigned(text, VKEY, [WITNESS_VKEY]).names == (name,)
-        assert list(client.links(text, 1)) == [name]
+        assert list(client.links(text, 1, None, sign_request)) == [name]
         text = client.cosign(note(TEN), TEN.consistency_proof)
         assert parse_cosigned(text, VKEY, [WITNESS_VKEY]).checkpoint == head(TEN)
         connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
@@ -230,14 +231,14 @@ def test_a_mailbox_is_answered_once(tmp_path: Path) -> None:
     second = post(box, 2, f"/{PLACE}/checkpoint")
     third = post(box, 3, f"/{PLACE}/checkpoint", b"body")
     fourth = post(box, 4, "/barnraise/v1/chain", canonical_json({"length": 3, "log_vkey": VKEY}))
-    assert answer_mail(witness, box) == 4
+    assert answer_mail(witness, box, set()) == 4
     line = cosign(head(TEN, 4), NAME, WITNESS_KEY, 1_700_000_000)
     assert first.read_bytes() == b"200\n" + line.encode()
     assert second.read_bytes() == b"200\n" + note(TEN, 4).encode() + line.encode()
     assert third.read_bytes().startswith(b"405\n")
     assert fourth.read_bytes() == b"200\n" + ask_chain(witness, 3)[2]
     before = {path.name: path.stat().st_mtime_ns for path in box.iterdir()}
-    assert answer_mail(witness, box) == answer_mail(make(tmp_path / "witness"), box) == 0
+    assert answer_mail(witness, box, set()) == answer_mail(make(tmp_path / "witness"), box, set()) == 0
     assert {path.name: path.stat().st_mtime_ns for path in box.iterdir()} == before
 
 
@@ -254,20 +255,20 @@ def test_mail_that_is_none(tmp_path: Path) -> None:
     (box / ("3" * 32 + ".request")).symlink_to(box / "x.request")
     (box / ("4" * 32 + ".request")).mkdir()
     before = sorted(path.name for path in box.iterdir())
-    assert answer_mail(witness, box) == 0
+    assert answer_mail(witness, box, set()) == 0
     assert sorted(path.name for path in box.iterdir()) == before
     long = post(box, 5, "/add-checkpoint", bytes(MAX_REQUEST_BYTES + 1000))
     odd = post(box, 6, "\x00\x01")
     empty = box / f"{7:032x}.request"
     empty.touch()
-    assert answer_mail(witness, box) == 3
+    assert answer_mail(witness, box, set()) == 3
     assert long.read_bytes().startswith(b"413\n")
     assert odd.read_bytes().startswith(b"404\n")
     assert empty.with_suffix(".answer").read_bytes().startswith(b"404\n")
     with pytest.raises(UsageError, match="not a folder"):
         serve_mailbox(witness, tmp_path / "none", threading.Event(), once=True)
     with pytest.raises(StorageError):
-        answer_mail(witness, tmp_path / "none")
+        answer_mail(witness, tmp_path / "none", set())
 
 
 def test_the_mailbox_command(tmp_path: Path, capsys: Capture) -> None:
@@ -310,12 +311,14 @@ def test_show(tmp_path: Path, capsys: Capture) -> None:
     own = witness_vkey("w1", key.public)
     assert f"witness w1 {own}" in said
     make(tmp_path / "witness")
-    WitnessStore(tmp_path / "witness").put_fork("x", "text")
+    store = WitnessStore(tmp_path / "witness")
+    evidence = store.fork_file(ORIGIN, "x", proven=True)
+    assert store.put_fork(evidence, "text")
     assert barnraise("--show", "--home", str(tmp_path), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found == {
         "name": "w1", "vkey": own, "policy": f"witness w1 {own}", "logs": [],
-        "forks": [str(tmp_path / "witness" / "forks" / "x.txt")],
+        "forks": [str(evidence)],
     }  # fmt: skip
 
 
@@ -360,6 +363,7 @@ def test_a_fork_is_told_loudly(tmp_path: Path, capsys: Capture, monkeypatch: pyt
     arguments = ["--mailbox", str(box), "--once", "--log", VKEY, "--name", "w1"]
     assert barnraise(*arguments, "--home", str(tmp_path / "a")) == 0
     said = capsys.readouterr().out
+    assert f"\ncosigned {ORIGIN} at 10 entries\n" in said
     assert "A log that this witness cosigns is not what it was" in said
     assert note(TEN).split("\n")[2] in said
     assert note(fork).split("\n")[2] in said
@@ -367,8 +371,9 @@ def test_a_fork_is_told_loudly(tmp_path: Path, capsys: Capture, monkeypatch: pyt
         path.unlink()
     assert barnraise(*arguments, "--home", str(tmp_path / "b"), "--json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [list(line) for line in lines] == [["url", "vkey"], ["fork"]]
-    assert Path(lines[1]["fork"]).read_text().startswith("Two checkpoints")
+    assert [list(line) for line in lines] == [["url", "vkey"], ["cosigned", "size"], ["fork"]]
+    assert lines[1] == {"cosigned": ORIGIN, "size": 10}
+    assert Path(lines[2]["fork"]).read_text().startswith("Two checkpoints")
     assert Path("~/.barnraise") == witness_service.HOME
 
 
@@ -417,6 +422,12 @@ def test_a_run_folder_names_its_key_and_its_witnesses(tmp_path: Path, capsys: Ca
     log.put_cosigned(log.checkpoint + cosign(log.head, "s", strange, 5))
     manifest = {"log_vkey": VKEY, "witnessing": {"required": 1, "witnesses": [{"vkey": vkeys[0]}]}}
     (run / "manifest.json").write_bytes(canonical_json(manifest))
+    with pytest.raises(UsageError, match="does not know yet which key") as refused:
+        cosign_once(tmp_path, run)
+    assert VKEY in str(refused.value)
+    assert "published" in str(refused.value)
+    assert WitnessStore(tmp_path / "home" / "witness").vkeys() == ()
+    assert cosign_once(tmp_path, run, "--log", VKEY) == 0
     assert cosign_once(tmp_path, run) == 0
     assert capsys.readouterr().out.startswith(log.checkpoint + "— w1 ")
     other = vkey(ORIGIN, strange.public)

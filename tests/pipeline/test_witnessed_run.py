@@ -23,12 +23,20 @@ from tests.pipeline.crash_tools import (
     small_config,
 )
 from tests.tiny import WITNESSES, TinyWitnesses, make_run, quiet, run_to_end, tiny_config
-from verification.errors import BarnraiseError, FormatError, ProtocolError, UsageError
+from verification.errors import (
+    BarnraiseError,
+    FormatError,
+    ProtocolError,
+    SignatureError,
+    StorageError,
+    UsageError,
+)
 from verification.keys import PrivateKey
-from verification.notes import parse_cosigned, witness_vkey
+from verification.notes import parse_cosigned, parse_vkey, witness_vkey
 from verification.policy import load_policy
 from verification.records import Draw, Record, RoundClose, RoundOpen, SecondDraw, Verdict
 from verification.rounds import replay
+from verification.statements import verify_object
 from verification.tlog_proof import check_receipt, check_receipt_by_policy, parse_proof, write_receipt
 
 ONE, TWO, THREE = WITNESSES
@@ -131,6 +139,20 @@ def test_weights_depend_on_no_witness(honest: Played, tmp_path: Path) -> None:
     assert set(Played(tmp_path, honest.witnesses).receipts()) == {"c00", "c01", "c02", "c03"}
 
 
+def test_the_ledger_signs_link_requests_as_the_log(honest: Played) -> None:
+    folder = RunFolder(honest.root / "run")
+    manifest = folder.parsed_manifest()
+    secrets = honest.root / "home" / member_folder(manifest) / "coordinator"
+    key = PrivateKey.load(secrets / "key")
+    ledger = Ledger.open(folder.log, key, folder.manifest(), secrets / "journal")
+    request = {"number": 1, "origin": manifest.origin}
+    proof = ledger.sign_link_request(request)
+    _, log_key = parse_vkey(manifest.log_vkey)
+    verify_object("barnraise/witness-link-request/v1", request, proof, log_key)
+    with pytest.raises(SignatureError):
+        verify_object("barnraise/witness-link/v1", request, proof, log_key)
+
+
 # Somebody missing
 
 
@@ -194,15 +216,86 @@ def test_too_few_stop_the_run_with_their_names_and_it_goes_on_from_there(
     assert not list((tmp_path / "witnesses").rglob("forks"))
 
 
+def test_who_is_back_cosigns_for_one_that_was_named_and_died(tmp_path: Path) -> None:
+    run = start(tmp_path, audit=NEVER, run={"rounds": 2})
+    run.witnesses.dead = {TWO}
+
+    def before(name: str, what: str) -> None:
+        if (name, what) == (THREE, "add-checkpoint"):
+            run.witnesses.dead.add(THREE)
+
+    run.witnesses.before = before
+    with pytest.raises(ProtocolError, match="too few witnesses cosigned"):
+        run.go()
+    run.witnesses.dead = {THREE}
+    run.go()
+    found = run.records()
+    assert [open_.witnesses for open_ in of(RoundOpen, found)] == [(ONE, THREE), (ONE, TWO)]
+    manifest: Any = found[0]
+    for draw in (of(Draw, found)[0], of(SecondDraw, found)[0]):
+        cosigned = parse_cosigned(draw.head, manifest.log_vkey, manifest.witness_vkeys)
+        assert cosigned.names == (ONE, TWO)
+        assert [(item.witness, item.link is None) for item in draw.links] == [(ONE, False), (THREE, True)]
+    assert [len(draw.drawn) for draw in of(Draw, found)] == [4, 0]
+    assert [len(draw.looks) for draw in of(SecondDraw, found)] == [4, 0]
+    assert replay(manifest, found[1:]).finished
+
+
+class CutError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("bad", [{THREE}, {TWO, THREE}])
+def test_who_keeps_links_back_is_left_out_of_every_other_turn_where_others_are_enough(
+    tmp_path: Path, bad: set[str]
+) -> None:
+    run = start(tmp_path, audit=NEVER, run={"rounds": 4})
+
+    def before(name: str, what: str) -> None:
+        if what == "link" and name in bad:
+            raise StorageError("it keeps its link back")
+
+    def seen(close: RoundClose) -> None:
+        if close.round == 1:
+            raise CutError
+
+    run.witnesses.before = before
+    with pytest.raises(CutError):
+        run.go(seen=seen)
+    run.go()
+    found = run.records()
+    named, drawn = ([WITNESSES, (ONE, TWO)], [4, 0]) if bad == {THREE} else ([WITNESSES] * 2, [4, 4])
+    assert [open_.witnesses for open_ in of(RoundOpen, found)] == named * 2
+    assert [len(draw.drawn) for draw in of(Draw, found)] == drawn * 2
+
+
+def test_a_policy_in_another_order_or_with_other_witnesses_will_do_for_a_resume(tmp_path: Path) -> None:
+    run = start(tmp_path, audit=NEVER, run={"rounds": 2})
+    stranger = TinyWitnesses(tmp_path / "strangers")  # of the same names, with other keys
+    one, two, three = run.witnesses.enlisted.witnesses
+    run.witnesses.enlisted = Enlisted(2, (three, two, one))
+
+    def seen(close: RoundClose) -> None:
+        del close
+        raise CutError
+
+    with pytest.raises(CutError):
+        run.go(seen=seen)
+    run.witnesses.enlisted = Enlisted(2, (three, stranger.enlisted.witnesses[1], one))
+    notices: list[str] = []
+    run.go(notices.append)
+    assert [open_.witnesses for open_ in of(RoundOpen, run.records())] == [WITNESSES, (ONE, THREE)]
+    assert stranger.asked == []
+    assert sum(line.startswith(f"{TWO}: the policy does not say where") for line in notices) == 1
+    assert sum("no witness of this run" in line for line in notices) == 1
+
+
 def test_a_draw_cut_off_after_its_links_were_shown_gets_the_same_links_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start(tmp_path, audit=NEVER)
     shown: list[tuple[str, str]] = []
     append = Ledger.append
-
-    class CutError(Exception):
-        pass
 
     def cut(self: Ledger, entries: Any) -> None:
         for record, _ in entries:
@@ -359,8 +452,11 @@ def test_witnesses_of_a_policy_are_kept_for_a_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        policy(2, "any", ""),
+        policy(2, "all", ""),
         policy(17, "9"),
+        policy(2, "1"),
+        policy(4, "2"),
+        policy(3, "any"),
         b"quorum none\n",
         policy(1, "1").replace(b"quorum a", b"quorum b"),
     ],
@@ -368,6 +464,39 @@ def test_witnesses_of_a_policy_are_kept_for_a_resume(tmp_path: Path) -> None:
 def test_a_policy_that_no_run_can_use_is_refused(text: bytes) -> None:
     with pytest.raises((UsageError, FormatError)):
         Enlisted.by_policy(text)
+
+
+def test_a_policy_asks_for_more_than_half_and_says_why() -> None:
+    for count, enough in ((1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (16, 9)):
+        assert Enlisted.by_policy(policy(count, str(enough))).required == enough
+        if enough > 1:
+            with pytest.raises(UsageError, match=f"at least {enough} of {count}.*another history"):
+                Enlisted.by_policy(policy(count, str(enough - 1)))
+
+
+def test_a_run_whose_fullest_draw_fits_no_entry_is_not_made(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def ask(method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        del method, body
+        asked.append(path)
+        raise StorageError("away")
+
+    keys = [PrivateKey.generate().public for _ in range(16)]
+    ways = [(witness_vkey(f"{i:x}" * 128, key), ask) for i, key in enumerate(keys)]
+    config = tiny_config(train={"steps": [1] * 57}, audit={"auditors": 115})
+    for count, error in ((16, UsageError), (1, ProtocolError)):  # one witness fits, and is asked
+        with pytest.raises(error, match="does not fit a log entry" if count > 1 else "chain"):
+            create_run(
+                config,
+                RunFolder(tmp_path / "run"),
+                tmp_path / "home",
+                quiet,
+                None,
+                Enlisted(count, tuple(ways[:count])),
+            )
+        assert len(asked) == (0 if count > 1 else 1)
+        assert not (tmp_path / "run").exists()
 
 
 # Kills

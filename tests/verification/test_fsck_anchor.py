@@ -22,6 +22,7 @@ from tests.verification.test_fsck_bytes import (
 from tests.verification.test_fsck_writer import Writer
 from verification.errors import UsageError
 from verification.fsck import Findings, check_run
+from verification.fsck_anchor import not_covered
 from verification.fsck_policy import parse_policy
 from verification.fsck_receipt import inclusion_root
 
@@ -174,6 +175,22 @@ def test_a_policy_that_is_none(text: str) -> None:
         parse_policy(text.encode())
 
 
+def nested(depth: int) -> bytes:
+    """Groups that lie in one another."""
+    groups = [f"group g{i} any {f'g{i - 1}' if i else 'w'}\n" for i in range(depth)]
+    return f"{W}{''.join(groups)}quorum g{depth - 1}\n".encode()
+
+
+def test_groups_within_groups_are_bounded(tmp_path: Path) -> None:
+    policy = parse_policy(nested(256))
+    assert policy.satisfied({(W1, public(W1))})
+    assert not policy.satisfied({(W2, public(W2))})
+    assert policy.least() == 1
+    for depth in (257, 3000):
+        with pytest.raises(UsageError, match="line 258: more than 256 groups"):
+            asked(written(tmp_path / str(depth), 1), nested(depth).decode())
+
+
 def test_a_policy_names_octets(tmp_path: Path) -> None:
     policy = parse_policy(f"# ☃\nwitness ☃ {witness_vkey(W1)} https://é\nquorum ☃\n".encode())
     assert policy.satisfied({(W1, public(W1))})
@@ -232,15 +249,49 @@ def test_receipts_of_this_log(tmp_path: Path) -> None:
     first, last = closes(writer)
     early = writer.entries[: first + 1]
     unknown = cosigned(note_of(early), "eve") + "— other AAAAAAAA\n"
-    for receipt in (receipt_of(writer.entries, last), receipt_of(early, first, "bob"),
-                    receipt_of(writer.entries, first), receipt_of(early, first, note=unknown)):  # fmt: skip
+    for receipt in (receipt_of(writer.entries, last), receipt_of(writer.entries, first)):
         found = asked(writer, receipt=receipt)
         assert (found.failures, found.anchored) == ((), "receipt")
+    for receipt in (receipt_of(early, first, "bob"), receipt_of(early, first, note=unknown)):
+        found = asked(writer, receipt=receipt)
+        assert (found.failures, found.anchored) == ((), f"receipt up to entry {first}")
     policy = asked(writer, TWO, receipt_of(early, first, note=cosigned(note_of(early), W1, "eve", W3)))
     assert policy.failures == ()
     assert policy.anchored is not None
     assert policy.anchored.startswith("witness-policy up to entry ")
-    assert policy.anchored.endswith("+receipt")
+    assert policy.anchored.endswith(f"+receipt up to entry {first}")
+
+
+def test_an_expected_head_anchors_what_it_holds(tmp_path: Path) -> None:
+    entries = (writer := written(tmp_path)).entries
+    size = len(entries)
+    for at in (1, 7, size - 1):
+        found = asked(writer, expect_head=f"{at}:{tree_root(entries[:at]).hex()}")
+        assert (found.failures, found.anchored) == ((), f"expect-head up to entry {at - 1}")
+    whole = asked(writer, expect_head=f"{size}:{tree_root(entries).hex()}", vkey=vkey())
+    assert (whole.failures, whole.anchored) == ((), "vkey+expect-head")
+    nothing = hashlib.sha256(b"").hexdigest()
+    for head in (f"0:{nothing}", f"0:sha256:{nothing}", f"00:{nothing}"):
+        with pytest.raises(UsageError, match="not a log head"):
+            asked(writer, expect_head=head)
+
+
+@pytest.mark.parametrize(
+    ("anchored", "words"),
+    [
+        (None, ""),
+        ("vkey", ""),
+        ("expect-head", ""),
+        ("vkey+receipt", ""),
+        ("witness-policy up to entry 7+receipt", ""),
+        ("receipt up to entry 7", "entries 8 to 19 are tied to nobody outside"),
+        ("expect-head up to entry 18", "entry 19 is tied to nobody outside"),
+        ("expect-head up to entry 9+receipt up to entry 7", "entries 10 to 19 are tied to nobody outside"),
+        ("vkey+receipt up to entry 7", "entries 8 to 19 are tied to the log's own key alone"),
+    ],
+)
+def test_what_is_not_covered_is_said_in_words(anchored: str | None, words: str) -> None:
+    assert not_covered(anchored, 20) == words
 
 
 def refused(writer: Writer, receipt: bytes, policy: str = "") -> str:

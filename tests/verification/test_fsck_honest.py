@@ -110,9 +110,9 @@ def test_anchors(tmp_path: Path) -> None:
     run = writer.write()
     head = f"14:{tree_root(writer.entries[:14]).hex()}"
     assert check_run(run, vkey=vkey()).anchored == "vkey"
-    assert check_run(run, expect_head=head).anchored == "expect-head"
+    assert check_run(run, expect_head=head).anchored == "expect-head up to entry 13"
     both = check_run(run, vkey=vkey(), expect_head=head.replace(":", ":sha256:"))
-    assert (both.anchored, both.failures) == ("vkey+expect-head", ())
+    assert (both.anchored, both.failures) == ("vkey+expect-head up to entry 13", ())
     for bad in (check_run(run, vkey=vkey("ann")), check_run(run, expect_head="15" + head[2:])):
         assert bad.anchored is None
         assert len(bad.failures) == 1

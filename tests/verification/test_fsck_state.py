@@ -201,6 +201,10 @@ class State:
     def open_witnesses(self) -> list[str]:
         return self.named.get(self.turn, self.witnesses)
 
+    def cosigners(self) -> list[str]:
+        """Whoever cosigns heads 2 and 3 of this turn: anybody of the manifest may."""
+        return self.open_witnesses()
+
     def links(self, look: int) -> list[dict[str, Any]]:
         """What the witnesses named in the open show at a draw."""
         number, lines = 2 * self.turn + look, []
@@ -222,7 +226,7 @@ class State:
 
     def link_and_seed(self, look: int) -> dict[str, Any]:
         away = self.away.get((self.turn, look), [])
-        head = self.head(*(name for name in self.open_witnesses() if name not in away))
+        head = self.head(*(name for name in self.cosigners() if name not in away))
         links = self.links(look)
         link = self.chain[-1 - (2 * self.turn + look)].hex()
         seed = dom(

@@ -59,12 +59,26 @@ def test_honest_runs_with_witnesses_hold(tmp_path: Path, over: dict[str, Any]) -
 def test_whoever_holds_a_link_back_brings_about_more_audits(tmp_path: Path) -> None:
     over = {"mute": {(0, 1): [W2], (1, 1): [W2], (1, 2): [W2]}, **BY_LOT, "audit__second_look_ppm": 0}
     writer = Writer(tmp_path / "run", **{**BASE, **over})
-    assert failures(writer) == []
+    assert failures(writer, 3) == []
     draws = [r for k, r, _ in writer.records if k == "draw"]
     seconds = [r for k, r, _ in writer.records if k == "second-draw"]
-    assert [len(r["drawn"]) for r in draws] == [5, 5]
-    assert seconds[0]["looks"] == []
-    assert len(seconds[1]["looks"]) > 2
+    assert [len(r["drawn"]) for r in draws[:2]] == [5, 5]
+    assert len(draws[2]["drawn"]) < 5
+    assert [len(r["looks"]) > 2 for r in seconds] == [True, True, False]
+    assert seconds[2]["looks"] == []
+
+
+def test_a_short_draw_alone_is_looked_at_twice(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run", **BASE, mute={(0, 1): [W2]}, audit__second_look_ppm=0)
+    assert failures(writer) == []
+    looks = [[d["slot"] for d in r["looks"]] for k, r, _ in writer.records if k == "second-draw"]
+    first = [r for k, r, _ in writer.records if k == "verdict" and r["look"] == 1 and r["round"] == 1]
+    operators = {name: operator for name, _, operator, _ in writer.members}
+    drawn = next(r["drawn"] for k, r, _ in writer.records if k == "draw")
+    asked = {d["slot"]: {operators[name] for name in d["auditors"]} for d in drawn}
+    due = [v["slot"] for v in first if len(asked[v["slot"]]) > 1]
+    assert looks == [due, []]
+    assert len(due) > 2
 
 
 def test_the_checkpoint_may_be_cosigned(tmp_path: Path) -> None:
@@ -304,10 +318,44 @@ def test_a_lie_about_witnesses_is_named(tmp_path: Path, name: str) -> None:
         assert len(what) == 1, what
 
 
-def test_a_witness_that_was_not_named_does_not_cosign(tmp_path: Path) -> None:
-    lie = lying("draw", head_by(W1, W2, W3), turn=1)
+class Cosigned(Writer):
+    """In every turn witnesses cosign that need not be those that the open names."""
+
+    by: list[str] = THREE
+
+    def cosigners(self) -> list[str]:
+        return self.by
+
+
+@pytest.mark.parametrize(
+    ("named", "by", "required"), [([W1, W2], THREE, 2), ([W1, W2], [W1, W3], 2), ([W2], [W1, W3], 1)]
+)
+def test_witnesses_that_the_open_does_not_name_cosign(
+    tmp_path: Path, named: list[str], by: list[str], required: int
+) -> None:
+    gone = [name for name in named if name not in by]
+    mute = {(turn, look): gone for turn in range(2) for look in (1, 2)}
+    over = {**BASE, "required": required, "named": {0: named, 1: named}, "mute": mute}
+    writer = Cosigned(tmp_path / "run", **over)
+    writer.by = by
+    assert failures(writer) == []
+
+
+def test_a_named_witness_that_did_not_cosign_shows_no_link(tmp_path: Path) -> None:
+    writer = Cosigned(tmp_path / "run", **BASE, named={0: [W1, W2]})
+    writer.by = [W1, W3]
+    assert set(failures(writer, 1)) == {
+        f"{W2} has a link in the {kind} though it did not cosign the head" for kind in ("draw", "second-draw")
+    }
+
+
+def test_a_witness_that_was_not_named_shows_no_link(tmp_path: Path) -> None:
+    def change(record: Record, writer: Writer) -> None:
+        record["links"].append({"link": None, "proof": None, "witness": W3})
+
+    lie = lying("draw", change, turn=1)
     what = failures(Writer(tmp_path / "run", lie=lie, **BASE, named={1: [W1, W2]}))
-    assert what == ["head 2 is cosigned by witnesses that round 2 does not name"]
+    assert "the links of draw in round 2 are not those of the witnesses it names" in what
 
 
 class Judging(Writer):
@@ -329,9 +377,9 @@ def test_short_draws_are_those_that_lack_a_link(tmp_path: Path, short: bool) -> 
     assert "the drawn slots of round 1 do not follow from the seed" in what
 
 
-@pytest.mark.parametrize("short", [True, False])
-def test_second_looks_in_a_short_second_draw(tmp_path: Path, short: bool) -> None:
-    over: Any = {} if short else {"mute": {(0, 2): [W3]}}
+@pytest.mark.parametrize(("short", "look"), [(True, 0), (False, 1), (False, 2)])
+def test_second_looks_in_a_short_turn(tmp_path: Path, short: bool, look: int) -> None:
+    over: Any = {} if short else {"mute": {(0, look): [W3]}}
     writer = Judging(tmp_path / "run", **{**BASE, **over, "audit__second_look_ppm": 0})
     writer.short = short
     what = failures(writer, 1)

@@ -213,7 +213,7 @@ class Writer(State):
                 first[slot] = answer
                 audited.append((answer["auditor"], slot, answer["outcome"]))
         chance = self.link_and_seed(2)
-        short = self.is_short(chance)
+        short = short or self.is_short(chance)
         looks: dict[int, list[str]] = {}
         for slot, verdict in first.items():
             mine = self.info[verdict["auditor"]][2]

@@ -30,17 +30,19 @@ from tests.verification.witness_world import (
     ask_link,
     grown,
     head,
+    link_request,
     make,
     note,
     post,
+    sign_request,
 )
 from verification import witness as module
-from verification.encoding import canonical_json
+from verification.encoding import Json, canonical_json
 from verification.errors import FormatError, StorageError, UsageError
 from verification.keys import PrivateKey
 from verification.merkle import EMPTY_ROOT, Tree
 from verification.notes import Checkpoint, cosign, open_note, parse_cosigned, sign_checkpoint, vkey
-from verification.statements import verify_object
+from verification.statements import sign_object, verify_object
 from verification.witness import MAX_REQUEST_BYTES, Witness
 from verification.witness_store import MAX_FORKS, WitnessStore
 
@@ -201,14 +203,58 @@ def test_a_proof_that_fails_is_kept_for_what_it_is(tmp_path: Path) -> None:
     assert len(told) == 1
 
 
-def test_evidence_is_bounded(tmp_path: Path) -> None:
+def test_evidence_is_bounded_for_each_log_and_kind(tmp_path: Path) -> None:
     store = WitnessStore(tmp_path)
-    (tmp_path / "forks").mkdir()
-    for number in range(MAX_FORKS - 1):
-        (tmp_path / "forks" / f"{number}.txt").touch()
-    assert store.put_fork("one", "text") == tmp_path / "forks" / "one.txt"
-    assert store.put_fork("two", "text") is None
-    assert len(store.forks()) == MAX_FORKS
+
+    def put(origin: str, name: str, *, proven: bool) -> bool:
+        return store.put_fork(store.fork_file(origin, name, proven=proven), "text")
+
+    for number in range(MAX_FORKS):
+        assert put(ORIGIN, f"{number}", proven=False)
+    assert not put(ORIGIN, "more", proven=False)
+    for number in range(MAX_FORKS):
+        assert put("example.org/shed", f"{number}", proven=True)
+        assert put(ORIGIN, f"{number}", proven=True)
+    assert not put(ORIGIN, "more", proven=True)
+    assert put("example.org/shed", "0", proven=False)
+    assert len(store.forks()) == 3 * MAX_FORKS + 1
+
+
+def test_proof_is_never_crowded_out(tmp_path: Path) -> None:
+    """What strangers send in the name of an honest log, and all other logs, take no place of a proof."""
+    told: list[tuple[Path | None, str]] = []
+    witness = make(tmp_path, on_fork=lambda path, text: told.append((path, text)))
+    add(witness, TEN, 0, 4)
+    for size in range(5, 5 + MAX_FORKS + 3):
+        body = add_body(4, [bytes(32)], note(grown(size)))
+        assert status(witness.handle("POST", "/add-checkpoint", body)) == 422
+    assert len(told) == len(WitnessStore(tmp_path).forks()) == MAX_FORKS
+    told.clear()
+    for branch in range(1, MAX_FORKS + 3):
+        add(witness, grown(4, branch=branch), 0)
+    assert len(told) == MAX_FORKS + 2
+    assert [path is None for path, _ in told] == [False] * MAX_FORKS + [True] * 2
+    assert all("proof of misbehaviour by itself" in text for _, text in told)
+    assert len(WitnessStore(tmp_path).forks()) == 2 * MAX_FORKS
+
+
+def test_proof_is_told_when_the_disk_is_full(tmp_path: Path) -> None:
+    told: list[Path | None] = []
+    witness = make(tmp_path, on_fork=lambda path, text: told.append(path))
+    add(witness, TEN, 0)
+    with failing("write", 1, full_disk()):
+        assert status(add(witness, FORK, 0)) == 503
+    assert told == [None]
+    add(witness, FORK, 0)
+    assert told[1:] == list(WitnessStore(tmp_path).forks())
+
+
+def test_each_larger_head_is_told_once(tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+    witness = make(tmp_path, on_cosigned=lambda origin, size: told.append((origin, size)))
+    for old, size in ((0, 4), (4, 4), (0, 6), (4, 6), (6, 6)):
+        add(witness, TEN, old, size)
+    assert told == [(ORIGIN, 4), (ORIGIN, 6)]
 
 
 def test_time_never_goes_back(tmp_path: Path) -> None:
@@ -411,6 +457,40 @@ def test_links_are_refused(tmp_path: Path) -> None:
     assert status(ask_link(witness, note(TEN, 6), 4)) == 200
 
 
+def test_only_the_log_itself_gets_a_link(tmp_path: Path) -> None:
+    """Heads are public: without the log's proof of this very request nothing is stored, shown or used up."""
+    told: list[str] = []
+    witness = make(tmp_path, on_fork=lambda path, text: told.append(text))
+    ask_chain(witness, 8)
+    add(witness, TEN, 0, 6)
+    good = link_request(note(TEN, 6), 8)
+    asked = {"number": 8, "origin": ORIGIN, "root": TEN.root(6).hex(), "size": 6, "witness": WITNESS_VKEY}
+    assert good["proof"] == sign_object("barnraise/witness-link-request/v1", asked, LOG_KEY)
+    changes: list[dict[str, Json]] = [
+        {"number": 7},
+        {"origin": "x"},
+        {"root": TEN.root(5).hex()},
+        {"size": 5},
+    ]
+    others = [
+        *(sign_request(asked | change) for change in [*changes, {"witness": "w2"}, {"more": 1}]),
+        *("", "x", "AAAA", base64.b64encode(bytes(64)).decode(), note(TEN, 6).split()[-1]),
+        sign_request(asked, OTHER_KEY),
+        sign_request(asked, WITNESS_KEY),
+        sign_object("barnraise/witness-link/v1", asked, LOG_KEY),
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    for proof in others:
+        assert status(post(witness, "link", good | {"proof": proof})) == 403
+        assert status(post(witness, "link", link_request(note(FORK, 6), 8) | {"proof": proof})) == 403
+    bare = {key: value for key, value in good.items() if key != "proof"}
+    assert status(post(witness, "link", bare)) == 403
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not told
+    assert status(ask_link(witness, note(TEN, 6), 1)) == 200
+    assert status(post(witness, "link", good)) == 409
+
+
 @pytest.mark.parametrize(
     ("what", "value"),
     [
@@ -425,6 +505,8 @@ def test_links_are_refused(tmp_path: Path) -> None:
         ("link", {"checkpoint": "x", "number": 1, "origin": ORIGIN}),
         ("link", {"checkpoint": note(TEN), "number": "1", "origin": ORIGIN}),
         ("link", {"checkpoint": note(TEN), "number": 1, "origin": 1}),
+        ("link", {"checkpoint": note(TEN), "number": 1, "origin": ORIGIN, "proof": 1}),
+        ("link", link_request(note(TEN), 1) | {"more": 1}),
     ],
 )
 def test_other_objects_are_refused(tmp_path: Path, what: str, value: object) -> None:

@@ -176,12 +176,29 @@ def test_a_draw_needs_enough_cosignatures_of_the_turns_witnesses() -> None:
         refuses(state, replace(good, head=cosigned(HEAD, signers)), "too few witnesses cosigned")
     refuses(state, replace(good, head=cosigned(HEAD, (TWO, ONE))), "no witness that may stand here")
     refuses(state, replace(good, head=cosigned(HEAD, (ONE, TWO, TWO))), "no witness that may stand here")
-    two = at_draw((ONE, TWO))
-    with pytest.raises(BarnraiseError, match="no witness that may stand here"):
-        drawn(two, WITNESSES, (ONE, TWO))
     other, _ = head(13)
     lines = cosigned(other, WITNESSES).split("\n\n")[1].split("\n", 1)[1]
     refuses(state, replace(good, head=cosigned(HEAD, ()) + lines), "does not hold")
+
+
+def test_who_was_away_at_the_open_cosigns_all_the_same_and_shows_no_link() -> None:
+    state = at_draw((ONE, THREE))
+    for signers, shown, slots in (
+        (WITNESSES, (ONE, THREE), []),
+        ((ONE, TWO), (ONE,), [0, 1, 2, 3]),  # who was named has died, who was away is back
+        ((TWO, THREE), (THREE,), [0, 1, 2, 3]),
+    ):
+        draw = drawn(state, signers, shown)
+        assert [item.slot for item in draw.drawn] == slots
+        assert [item.witness for item in draw.links] == [ONE, THREE]
+        assert [item.witness for item in draw.links if item.link] == list(shown)
+        assert apply(state, draw).open_turn.draw == draw
+    with pytest.raises(ProtocolError, match="does not name"):
+        drawn(state, WITNESSES, WITNESSES)
+    good = drawn(state, WITNESSES, (ONE, THREE))
+    link, proof = FakeWitness(TWO).link(HEAD, 1)
+    extra = replace(good, links=(good.links[0], WitnessLink(link, proof, TWO), good.links[1]))
+    refuses(state, extra, "does not name")
 
 
 def test_no_draw_without_its_witnesses_can_be_appended() -> None:
@@ -262,6 +279,23 @@ def test_a_short_second_draw_gives_every_pass_a_second_look() -> None:
         assert len(second.looks) == looks
         found = [record for record in play.records if isinstance(record, Verdict)]
         assert len(found) == 4 + looks
+
+
+def test_a_short_draw_gives_every_pass_a_second_look_though_the_second_draw_is_full() -> None:
+    other, _ = head(13)
+    for shown, looks in ((WITNESSES, []), ((ONE, TWO), [0, 1, 2, 3])):
+        play = Play(started(witnesses=3, audit={"second_look_ppm": 0, "rate_ppm": 1_000_000}))
+        play.mute = set(WITNESSES) - set(shown)
+        play.turn({})
+        state = started(witnesses=3, audit={"second_look_ppm": 0, "rate_ppm": 1_000_000})
+        for record in play.records:
+            if isinstance(record, SecondDraw):
+                break
+            state = apply(state, record)
+        full = plan_second_draw(state, cosigned(other, WITNESSES), CHAIN.link(2), links(other, 2, WITNESSES))
+        assert all(item.link for item in full.links)
+        assert [item.slot for item in full.looks] == looks
+        assert apply(state, full).open_turn.second == full
 
 
 def test_the_second_draws_links_have_the_next_number() -> None:

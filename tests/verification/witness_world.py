@@ -10,6 +10,7 @@ from verification.encoding import Json, canonical_json
 from verification.keys import PrivateKey
 from verification.merkle import Tree, leaf_hash
 from verification.notes import Checkpoint, sign_checkpoint, vkey, witness_vkey
+from verification.statements import sign_object
 from verification.witness import Answer, Witness
 from verification.witness_store import WitnessStore, origin_hash
 
@@ -67,8 +68,21 @@ def ask_chain(witness: Witness, length: int = 8, log_vkey: str = VKEY) -> Answer
     return post(witness, "chain", {"length": length, "log_vkey": log_vkey})
 
 
+def sign_request(value: Json, key: PrivateKey = LOG_KEY) -> str:
+    """The log's proof that it asks for a link itself."""
+    return sign_object("barnraise/witness-link-request/v1", value, key)
+
+
+def link_request(text: str, number: int, origin: str = ORIGIN) -> dict[str, Json]:
+    """What the log asks for the head of a note; the proof is for what the note says, signed or not."""
+    _, size, root = text.split("\n")[:3] if text.count("\n") > 2 else ("", "0", "")
+    asked = {"number": number, "origin": origin, "root": base64.b64decode(root).hex(), "size": int(size)}
+    proof = sign_request(asked | {"witness": WITNESS_VKEY})
+    return {"checkpoint": text, "number": number, "origin": origin, "proof": proof}
+
+
 def ask_link(witness: Witness, text: str, number: int, origin: str = ORIGIN) -> Answer:
-    return post(witness, "link", {"checkpoint": text, "number": number, "origin": origin})
+    return post(witness, "link", link_request(text, number, origin))
 
 
 def make(
