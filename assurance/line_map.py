@@ -1,7 +1,7 @@
 """Which test runs which line, so that a mutant is judged first by the tests that can notice it.
 
-Owns the tracing. Does not own what becomes of a mutant (mutations.py). A line counts as *fired* by a test when
-it raised, or when a finding was reported from it; those tests are the likely killers.
+Owns the tracing. Does not own what becomes of a mutant (mutations.py). A line counts as *fired* by a test
+when it raised, or when a finding was reported from it; those tests are the likely killers.
 """
 
 from __future__ import annotations
