@@ -1,16 +1,21 @@
 """`python -m assurance`: every measurement, and docs/assurance.md from their figures.
 
-Owns the page. Does not own any measurement.
+Owns the page, and the results it is made from: docs/assurance/PART.json, one for each part, with the commit
+it was measured at. Does not own any measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import platform
+import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from assurance.figures import Figure
 
@@ -24,12 +29,13 @@ PARTS = {
     "mutations": "Every check taken out in turn",
     "level1": "Speed and memory of level 1",
 }
-PAGE = Path(__file__).parents[1] / "docs" / "assurance.md"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "assurance"
 HEAD = """# Assurance
 
-How hard the log and its verifiers are to fool. Every figure was printed by the command under it, on the
-machine named below; `make assurance` repeats all of them and writes this page.
-
+How hard the log and its verifiers are to fool. Every figure was printed by the command under it and is kept
+in [assurance/](assurance/); `make assurance` measures all of them again and writes this page. A part that
+has no figures here was not measured whole yet.
 """
 
 
@@ -37,12 +43,12 @@ def main() -> None:
     """Run the parts that are asked for; exit 0 when every figure holds, else 1."""
     parser = argparse.ArgumentParser(description="Measure how hard the log and its verifiers are to fool.")
     parser.add_argument("--full", action="store_true", help="the amounts that docs/assurance.md reports")
-    parser.add_argument("--write", action="store_true", help="write docs/assurance.md")
+    parser.add_argument("--write", action="store_true", help="keep the results and write docs/assurance.md")
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; all when none is named")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
-    holds, page = True, [HEAD, _machine()]
+    holds = True
     for name in options.parts or PARTS:
         print(f"\n{PARTS[name]}", file=sys.stderr, flush=True)
         started = time.monotonic()
@@ -51,15 +57,47 @@ def main() -> None:
             print(figure.line(), flush=True)
             figures.append(figure)
         holds = holds and all(figure.holds for figure in figures)
-        page.append(section(PARTS[name], figures, time.monotonic() - started))
+        if options.write:
+            keep(name, figures, time.monotonic() - started)
     if options.write:
-        PAGE.write_text("\n".join(page))
-        print(f"\nwritten: {PAGE}", file=sys.stderr)
+        page = ROOT / "docs" / "assurance.md"
+        page.write_text(written())
+        print(f"\nwritten: {page}", file=sys.stderr)
     sys.exit(0 if holds else 1)
 
 
-def section(title: str, figures: list[Figure], seconds: float) -> str:
+def keep(name: str, figures: list[Figure], seconds: float) -> None:
+    """Store the results of a part."""
+    RESULTS.mkdir(exist_ok=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    result = {
+        "commit": commit,
+        "figures": [asdict(figure) for figure in figures],
+        "machine": machine(),
+        "seconds": round(seconds),
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+
+
+def written() -> str:
+    """The page, from the results that are kept."""
+    parts = [HEAD]
+    for name, title in PARTS.items():
+        file = RESULTS / f"{name}.json"
+        if file.exists():
+            parts.append(section(title, json.loads(file.read_text())))
+        else:
+            parts.append(
+                f"## {title}\n\nNot measured whole yet: `python -m assurance --full --write {name}`.\n"
+            )
+    return "\n".join(parts)
+
+
+def section(title: str, result: dict[str, Any]) -> str:
     """One part of the page: a table of its figures."""
+    figures = [Figure(**figure) for figure in result["figures"]]
     lines = [f"## {title}", "", "| figure | value | target | holds |", "|---|---|---|---|"]
     for figure in figures:
         of = f" of {figure.tried:,}" if figure.tried is not None else ""
@@ -68,14 +106,17 @@ def section(title: str, figures: list[Figure], seconds: float) -> str:
     lines.append("")
     lines += [f"- {figure.what}: {figure.note}" for figure in figures if figure.note]
     commands = sorted({figure.command for figure in figures})
-    lines += ["", *(f"    {command}" for command in commands), "", f"{seconds:.0f} s.", ""]
+    lines += ["", *(f"    {command}" for command in commands), ""]
+    took = f", {result['seconds']:,} s" if result["seconds"] is not None else ""
+    lines += [f"At {result['commit']}{took}, {result['machine']}.", ""]
     return "\n".join(lines)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What this was measured on."""
     cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     name = cpus[0].partition(":")[2].strip() if cpus else platform.machine()
-    return f"Machine: {len(cpus) or '?'} x {name}, {platform.system()}, Python {platform.python_version()}.\n"
+    return f"{len(cpus) or '?'} x {name}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":
