@@ -201,7 +201,7 @@ def _head(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
             if error.what == "not a log head":
                 raise  # and that there is no such folder is said after the head was taken
 
-    return [text(head)], (b"0:" + b"a" * 64, b"123:sha256:" + b"0" * 64)
+    return [text(head)], (b"1:" + b"a" * 64, b"123:sha256:" + b"0" * 64)
 
 
 # --- envelopes and records ---

@@ -54,7 +54,7 @@ def test_writing_in_place_is_found_out(
     monkeypatch: pytest.MonkeyPatch, operation: str, module: str, kinds: set[str]
 ) -> None:
     monkeypatch.setattr(f"{module}.write_atomic", careless)
-    assert kinds <= set(in_process(operation, 5 if operation == "append" else 1).wrong)
+    assert kinds <= set(in_process(operation, 1).wrong)
 
 
 def test_an_acknowledged_append_that_is_not_there_is_found_out(tmp_path: Path) -> None:
