@@ -34,7 +34,7 @@ from pipeline.folder import PARTS, RunFolder, member_folder
 from pipeline.identities import pending_revocations
 from pipeline.ledger import Ledger
 from pipeline.records_table import write_contributions
-from pipeline.roster import make_member, member_specs, put_drill
+from pipeline.roster import MemberSpec, make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
 from pipeline.witnessing import Enlisted, Notary, NoWitnesses, Witnesses, check_draw_fits
 from verification.durable import disk_is_full, fsync_folder, make_folder, storage_error, write_atomic
@@ -247,17 +247,7 @@ def continue_run(
     prepare_numerics(config.run.profile, THREADS)
     ledger = Ledger.open(folder.log, PrivateKey.load(secrets / "key"), manifest_bytes, secrets / "journal")
     specs = member_specs(config, manifest_bytes, home, member_folder(manifest), folder.path, drills or {})
-    members: Pool
-    if pool == "ray":
-        from cluster.ray_pool import RayPool  # noqa: PLC0415
-
-        members = RayPool(
-            {name: partial(make_member, spec) for name, spec in specs.items()},
-            environment(config.run.profile),
-            address=address,
-        )
-    else:
-        members = LocalPool({name: partial(make_member, spec) for name, spec in specs.items()})
+    members = _make_pool(specs, config, pool, address)
     try:
         coordinator = _assemble(folder, config, ledger, secrets, members, witnesses, view.tell)
         enrolled = bool(coordinator.state.members)
@@ -276,6 +266,17 @@ def continue_run(
     finally:
         members.close()
     return coordinator
+
+
+def _make_pool(
+    specs: Mapping[str, MemberSpec], config: Config, kind: Literal["local", "ray"], address: str | None
+) -> Pool:
+    makers = {name: partial(make_member, spec) for name, spec in specs.items()}
+    if kind == "local":
+        return LocalPool(makers)
+    from cluster.ray_pool import RayPool  # noqa: PLC0415 - a run in one process needs no Ray
+
+    return RayPool(makers, environment(config.run.profile), address=address)
 
 
 def _clean_up(folder: RunFolder, ledger: Ledger, config: Config) -> None:
