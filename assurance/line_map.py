@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -83,13 +82,3 @@ class Tracer:
 
     def _cost(self, test: str) -> float:
         return self.seconds.get(test, 1.0)
-
-
-def traced(folder: Path, tests: Sequence[str], flags: Sequence[str]) -> Tracer:
-    """Run `tests` once, unchanged, and note what each of them runs. Raises RuntimeError when one fails."""
-    import pytest
-
-    tracer = Tracer(folder)
-    if pytest.main([*flags, *tests], plugins=[tracer]) != 0:
-        raise RuntimeError(f"a test fails without any mutation, among {' '.join(tests)}")
-    return tracer

@@ -1,8 +1,7 @@
 """A mutation run: every verification step disabled in turn, and whether some test then fails.
 
 Owns which module is judged by which tests, and the processes. Does not own the tests, or what a step is
-(mutants.py). Each mutant runs in a process of its own, forked before anything of ours is imported; the
-mutated source exists in that process's memory only.
+(mutants.py). Each mutant runs in a process of its own; the mutated code exists in that process's memory only.
 """
 
 from __future__ import annotations
@@ -17,12 +16,15 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from assurance.figures import Figure, main
-from assurance.line_map import Tracer, traced
+from assurance.line_map import Tracer
+from assurance.live_swap import swap
 from assurance.mutants import Mutant, mutants
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +32,7 @@ COMMAND = "python -m assurance.mutations --full"
 SECONDS = 180
 ENOUGH = 30.0  # seconds of tests that run a line without firing it
 WORKERS = 2
+_ANEW = 75  # a mutant that cannot be put into live functions
 # Hypothesis is imported already, to fork quickly: pytest would warn of it.
 _IGNORED = "ignore::pytest.PytestAssertRewriteWarning"
 FLAGS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-W", _IGNORED)
@@ -44,6 +47,7 @@ _FSCK = _files(
     *("fsck_rules", "fsck_lies", "fsck_formats", "fsck_witness", "fsck_members", "fsck_anchor"),
     *("fsck_folders", "fsck_state", "fsck_json", "fsck_stream", "fsck_honest"),
 )
+_WITNESS = _files("witness", "witness_links", "witness_memory", "witness_forks")
 _TURNS = _files("rounds", "judge", "lottery", "intake", "plans", "membership", "witnessing", "records")
 
 # What judges each module; the quickest to refuse first.
@@ -53,7 +57,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "encoding": _files("encoding"),
     "envelope": _files("envelope", "records"),
     "statements": _files("statements"),
-    "notes": _files("notes", "log", "witness"),
+    "notes": (*_files("notes", "log"), *_WITNESS),
     "log": _files("log", "log_histories"),
     "lottery": _TURNS,
     "judge": _files("judge", *("rounds", "intake")),
@@ -65,8 +69,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "identity": _files("records", "membership", "intake"),
     "membership": _files("membership", "rounds", "intake"),
     "witnessing": _files("witnessing", "rounds"),
-    "witness": _files("witness", "witness_machine"),
-    "witness_store": _files("witness", "witness_machine"),
+    "witness": (*_WITNESS, *_files("witness_machine")),
+    "witness_store": (*_WITNESS, *_files("witness_machine")),
     "policy": _files("policy"),
     "tlog_proof": (*_files("tlog_proof"), P + "test_receipts.py"),
     "sealing": _files("records", "membership"),
@@ -110,45 +114,138 @@ def run(todo: Sequence[Mutant]) -> tuple[int, list[Mutant]]:
     Ends the program when a test fails without any mutation: then nothing would survive.
     """
     _warm_up()
-    maps = {tests: _map(tests) for tests in {TESTS[mutant.module] for mutant in todo}}
+    survivors, done = [], 0
+    stderr = os.dup(2)  # a session's own streams lead nowhere
+
+    def say(text: str) -> None:
+        os.write(stderr, f"{text}\n".encode())
+
+    for tests in dict.fromkeys(TESTS[mutant.module] for mutant in todo):
+        judged = [mutant for mutant in todo if TESTS[mutant.module] == tests]
+        survived, anew = _in_session(tests, judged, say)
+        # What could not be changed in place is imported anew, in a process of its own.
+        survived += _each(list(anew), partial(_import_anew, anew), say)
+        survivors += sorted(survived, key=lambda mutant: (mutant.module, mutant.line))
+        done += len(judged)
+        say(f"{done} of {len(todo)} tried, {len(anew)} of them imported anew, {len(survivors)} survived")
+    return len(todo), survivors
+
+
+def _each(
+    todo: Sequence[Mutant],
+    start: Callable[[Mutant], int],
+    say: Callable[[str], None],
+    anew: list[Mutant] | None = None,
+) -> list[Mutant]:
+    """Run `start`, which gives a process id, for each mutant, a few at a time; those whose process gives 0.
+
+    Those whose process gives `_ANEW` are added to `anew`.
+    """
     running: dict[int, tuple[Mutant, float]] = {}
-    waiting, survivors, done = list(reversed(todo)), [], 0
+    waiting, survivors = list(reversed(todo)), []
     while waiting or running:
         while waiting and len(running) < WORKERS:
             mutant = waiting.pop()
-            file = mutant.module.rpartition(".")[2] + ".py"
-            tests = maps[TESTS[mutant.module]].judges(file, mutant.line, mutant.last, ENOUGH)
-            running[_start(mutant, tests)] = (mutant, time.monotonic())
+            running[start(mutant)] = (mutant, time.monotonic())
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             for late in [p for p, (_, since) in running.items() if time.monotonic() - since > SECONDS]:
                 os.killpg(late, signal.SIGKILL)  # a step that keeps a loop from ending is noticed
-            time.sleep(0.02)
+            time.sleep(0.005)
             continue
         mutant, since = running.pop(pid)
-        done += 1
-        if os.waitstatus_to_exitcode(status) == 0:
+        code = os.waitstatus_to_exitcode(status)
+        if code == _ANEW and anew is not None:
+            anew.append(mutant)
+        elif code == 0:
             survivors.append(mutant)
-            print(f"SURVIVED {mutant.name} ({time.monotonic() - since:.0f} s)", file=sys.stderr, flush=True)
-        if done % 25 == 0:
-            print(f"{done} of {len(todo)}, {len(survivors)} survived", file=sys.stderr, flush=True)
-    return len(todo), survivors
+            say(f"SURVIVED {mutant.name} ({time.monotonic() - since:.0f} s)")
+    return survivors
 
 
-def _map(tests: Sequence[str]) -> Tracer:
-    """What each test runs, found in a process of its own."""
+def _in_session(
+    tests: Sequence[str], todo: Sequence[Mutant], say: Callable[[str], None]
+) -> tuple[list[Mutant], dict[Mutant, Sequence[str]]]:
+    """The survivors, and what could not be judged here with the tests that are to judge it.
+
+    One process imports the tests once; each mutant is a fork of it, in which live functions get other code.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "map"
-        pid = _fork(lambda: _trace(tests, file))
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+        answer = Path(folder) / "answer"
+        pid = _fork(lambda: _judge_all(tests, _Session(todo, answer, say)))
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 or not answer.exists():
             sys.exit(f"the tests fail without any mutation: {' '.join(tests)}")
-        tracer: Tracer = pickle.loads(file.read_bytes())
-        return tracer
+        survived, anew = pickle.loads(answer.read_bytes())
+    return [todo[i] for i in survived], {todo[i]: names for i, names in anew.items()}
 
 
-def _trace(tests: Sequence[str], file: Path) -> int:
+def _judge_all(tests: Sequence[str], session: _Session) -> int:
     _settle_hypothesis()
-    file.write_bytes(pickle.dumps(traced(ROOT / "verification", tests, FLAGS)))
+    import pytest
+
+    return int(pytest.main([*FLAGS, *tests], plugins=[session]))
+
+
+class _Session:
+    """A pytest plugin: instead of running the tests once, runs those of each mutant in a fork."""
+
+    def __init__(self, todo: Sequence[Mutant], answer: Path, say: Callable[[str], None]) -> None:
+        self.todo, self.answer, self.say = todo, answer, say
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        """Called by pytest when everything is collected."""
+        tracer = self._trace(session)
+        chosen = {
+            mutant: tracer.judges(mutant.module.rpartition(".")[2] + ".py", mutant.line, mutant.last, ENOUGH)
+            for mutant in self.todo
+        }
+        anew: list[Mutant] = []
+        path = {mutant.module: str(ROOT / (mutant.module.replace(".", "/") + ".py")) for mutant in self.todo}
+        source = {module: Path(file).read_text() for module, file in path.items()}
+
+        def judge(mutant: Mutant) -> int:
+            if not chosen[mutant]:
+                return 0  # no test runs that line at all
+            if not swap(path[mutant.module], source[mutant.module], mutant.source):
+                return _ANEW
+            return _failures(session, chosen[mutant])
+
+        survived = _each(self.todo, lambda mutant: _fork(lambda: judge(mutant)), self.say, anew)
+        given = (
+            [self.todo.index(mutant) for mutant in survived],
+            {self.todo.index(mutant): chosen[mutant] for mutant in anew},
+        )
+        self.answer.write_bytes(pickle.dumps(given))
+        return True
+
+    @staticmethod
+    def _trace(session: Any) -> Tracer:
+        """What each test runs, found in a fork. RuntimeError when one fails with nothing changed."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "map"
+
+            def trace() -> int:
+                tracer = Tracer(ROOT / "verification")
+                session.config.pluginmanager.register(tracer)
+                failed = _failures(session, None)
+                file.write_bytes(pickle.dumps(tracer))
+                return failed
+
+            if os.waitstatus_to_exitcode(os.waitpid(_fork(trace), 0)[1]) != 0:
+                raise RuntimeError("a test fails without any mutation")
+            tracer: Tracer = pickle.loads(file.read_bytes())
+            return tracer
+
+
+def _failures(session: Any, names: Iterable[str] | None) -> int:
+    """Run the session's tests of these names in this order, or all, until one fails; 1 when one did."""
+    by_name = {item.nodeid: item for item in session.items}
+    items = [by_name[name] for name in (by_name if names is None else names)]
+    for number, item in enumerate(items):
+        following = items[number + 1] if number + 1 < len(items) else None
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return 1
     return 0
 
 
@@ -175,15 +272,13 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.mutant.source, str(self.path), "exec"), module.__dict__)
 
 
-def _start(mutant: Mutant, tests: Sequence[str]) -> int:
+def _import_anew(tests: Mapping[Mutant, Sequence[str]], mutant: Mutant) -> int:
     def judge() -> int:
-        if not tests:
-            return 0  # no test runs that line at all
         sys.meta_path.insert(0, _Mutated(mutant))
         _settle_hypothesis()
         import pytest
 
-        return int(pytest.main([*FLAGS, *tests]))
+        return int(pytest.main([*FLAGS, *tests[mutant]]))
 
     return _fork(judge)
 

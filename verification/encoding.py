@@ -44,9 +44,9 @@ def canonical_json(value: Json) -> bytes:
 def _check_json(value: Json, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise FormatError("JSON is nested too deeply", expected=f"at most {MAX_DEPTH} levels below the top")
-    if value is None or isinstance(value, bool):
+    if value is None:
         return
-    if isinstance(value, int):
+    if isinstance(value, int):  # true and false too
         if abs(value) > MAX_INTEGER:
             raise FormatError("an integer is out of range", expected="|n| <= 2^53 - 1", got=value)
     elif isinstance(value, str):
@@ -212,7 +212,7 @@ def _build(kind: Any, value: Json, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise FormatError(f"{where} has the wrong type", expected="list", got=repr(value)[:80])
-        if len(args) == 2 and args[1] is Ellipsis:
+        if Ellipsis in args:
             return tuple(_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(value) != len(args):
             raise FormatError(f"{where} has the wrong length", expected=len(args), got=len(value))

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -124,6 +124,26 @@ def test_golden_canonical_json() -> None:
 )
 def test_any_other_form_is_refused(data: bytes) -> None:
     with pytest.raises(FormatError):
+        parse_canonical(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"1.0", "a number that is not an integer"),
+        (b"[NaN]", "a number that is not an integer"),
+        (b"9007199254740992", "an integer is out of range"),
+        (b"1" * 18, "an integer is out of range"),
+        (b"1" * 100_000, "an integer is out of range"),  # more digits than Python turns into a number
+        (b'{"a":1,"a":1}', "names a key twice"),
+        (b"1 ", "not in canonical form"),
+        (b"[", "not JSON"),
+        (b"[" * 70 + b"]" * 70, "nested too deeply"),
+    ],
+    ids=lambda data: repr(data[:20]),
+)
+def test_the_error_says_what_is_wrong(data: bytes, words: str) -> None:
+    with pytest.raises(FormatError, match=words):
         parse_canonical(data)
 
 
@@ -249,7 +269,7 @@ def test_golden_hex_float() -> None:
 @given(st.binary(max_size=80))
 def test_base64_round_trips_and_has_one_form(data: bytes) -> None:
     text = base64.b64encode(data).decode()
-    assert parse_base64(text, len(data)) == data
+    assert parse_base64(text, len(data)) == parse_base64(text) == data
     with pytest.raises(FormatError):
         parse_base64(text, len(data) + 1)
     for other in (text + "=", text + "\n", " " + text, text + "A", text.rstrip("=") + "!"):
@@ -371,7 +391,16 @@ def test_every_member_must_be_there() -> None:
 
 
 def test_a_type_that_no_record_has_is_an_error_even_for_null() -> None:
-    for kind in (float, int | str, list[int]):
+    for kind in (float, int | str, int | str | None, list[int]):
         for value in (None, 1, [1]):
             with pytest.raises(FormatError, match="no record type"):
                 from_json(kind, value, "x")  # type: ignore[arg-type]
+
+
+def test_only_an_optional_member_can_be_null() -> None:
+    with pytest.raises(FormatError, match="wrong type"):
+        from_json(tuple[int, NoneType], None, "x")  # type: ignore[arg-type]
+
+
+def test_a_class_is_no_record() -> None:
+    assert to_json(Inner) is Inner

@@ -106,6 +106,20 @@ def test_the_identity_is_refused_though_the_library_accepts_it() -> None:
         verify(identity, b"any message", forged)
 
 
+def test_the_identity_is_refused_also_with_an_ordinary_r() -> None:
+    """With the identity as key, S·B = R holds for every message: R is then anybody's public key."""
+    seed = bytes(range(32))
+    secret = bytearray(hashlib.sha512(seed).digest()[:32])
+    secret[0] &= 248
+    secret[31] = (secret[31] & 127) | 64
+    s = int.from_bytes(secret, "little") % (2**252 + 27742317777372353535851937790883648493)
+    forged = public_bytes(PrivateKey.from_seed(seed).public) + s.to_bytes(32, "little")
+    identity = text(1, 0)
+    Ed25519PublicKey.from_public_bytes(public_bytes(identity)).verify(forged, b"any message")
+    with pytest.raises(SignatureError, match="small order"):
+        verify(identity, b"any message", forged)
+
+
 def test_a_signature_whose_r_is_the_identity_is_refused_though_the_library_accepts_it() -> None:
     key = PrivateKey.from_seed(bytes(range(32)))
     order = 2**252 + 27742317777372353535851937790883648493

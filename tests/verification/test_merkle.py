@@ -201,6 +201,21 @@ def test_no_changed_consistency_proof_holds(new: int, data: st.DataObject) -> No
                 verify_consistency(old, new, wrong, root(leaves[:old]), root(leaves))
 
 
+@pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 3), (3, 7), (4, 8), (5, 8)])
+def test_a_hash_beyond_the_top_is_refused_also_under_a_root_made_for_it(old: int, new: int) -> None:
+    """Whoever names the root can put a level on top of it: only the length of the proof shows that."""
+    leaves = [leaf_hash(bytes([number])) for number in range(new)]
+    more = bytes(range(32))
+    top = node_hash(more, root(leaves))
+    for index in range(new):
+        proof = inclusion_proof(leaves, index)
+        with pytest.raises(ProtocolError, match="inclusion proof is too long"):
+            verify_inclusion(index, new, leaves[index], [*proof, more], top)
+    longer = [*consistency_proof(leaves, old), more]
+    with pytest.raises(ProtocolError, match="consistency proof is too long"):
+        verify_consistency(old, new, longer, node_hash(more, root(leaves[:old])), top)
+
+
 def test_the_empty_tree_has_one_root() -> None:
     verify_consistency(0, 0, [], EMPTY_ROOT, EMPTY_ROOT)
     for old, new in ((bytes(32), EMPTY_ROOT), (EMPTY_ROOT, bytes(32)), (bytes(32), bytes(32))):

@@ -119,7 +119,13 @@ def test_no_quorum_needs_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    "tail", ["quorum a\n", "group g any a\nquorum g\n", "group h any b\ngroup g any a h\nquorum g\n"]
+    "tail",
+    [
+        "quorum a\n",
+        "group g all a b\nquorum a\n",
+        "group g any a\nquorum g\n",
+        "group h any b\ngroup g any a h\nquorum g\n",
+    ],
 )
 def test_other_rules_are_no_threshold(tail: str) -> None:
     with pytest.raises(UsageError, match="another rule") as caught:
