@@ -39,6 +39,14 @@ def grown(size: int, branch: int = 0, fork: int = 0) -> Tree:
     return Tree(leaf_hash(b"%d of branch %d" % (i, branch if i >= fork else 0)) for i in range(size))
 
 
+TEN = grown(10)
+FORK = grown(10, branch=1, fork=4)
+
+
+def status(answer: Answer) -> int:
+    return answer[0]
+
+
 def head(tree: Tree, size: int | None = None) -> Checkpoint:
     size = tree.size if size is None else size
     return Checkpoint(ORIGIN, size, tree.root(size))
