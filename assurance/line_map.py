@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -66,19 +68,17 @@ class Tracer:
     def judges(self, file: str, first: int, last: int, most: float) -> list[str]:
         """Tests of the lines `first` to `last`: those that fire one, then the others, quickest first.
 
-        As many as would take `most` seconds, and every one that fires.
+        As many of either as would take `most` seconds.
         """
         lines = [(file, line) for line in range(first, last + 1)]
         fired = {test for line in lines for test in self.fired.get(line, ())}
         ran = {test for line in lines for test in self.ran.get(line, ())} - fired
-        chosen = sorted(fired, key=self._cost)
-        budget = most
-        for test in sorted(ran, key=self._cost):
-            budget -= self._cost(test)
-            if budget < 0:
-                break
-            chosen.append(test)
-        return chosen
+        return [*self._quickest(fired, most), *self._quickest(ran, most)]
+
+    def _quickest(self, tests: Iterable[str], most: float) -> list[str]:
+        ordered = sorted(tests, key=self._cost)
+        until = accumulate(map(self._cost, ordered))
+        return [test for test, seconds in zip(ordered, until, strict=True) if seconds <= most]
 
     def _cost(self, test: str) -> float:
         return self.seconds.get(test, 1.0)

@@ -3,7 +3,9 @@
 The logs are made up by the writer of the checker's own tests, from the specification: properly signed records
 of whole turns, payload files beside them. Each size is checked in a process of its own.
 
-    python -m bench.level1 [--entries 2000 10000 50000] [--json] [--profile]
+    python -m bench.level1 [--entries 2000 10000 50000] [--json] [--profile] [--write]
+
+`--write` keeps the rows in docs/benchmarks/level1.json and puts them as the table into level1.md.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
+
+from assurance.__main__ import machine
 from tests.verification import test_fsck_bytes as made
 from tests.verification.test_fsck_state import State
 from tests.verification.test_fsck_writer import Writer
@@ -31,6 +36,11 @@ from verification.fsck import check_run
 from verification.fsck_log import Tree, leaf_hash
 
 SIZES = (2_000, 10_000, 50_000)
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "level1.md"
+TABLE_HEAD = (
+    "| entries | seconds of CPU | wall seconds | entries a second of CPU | one signature, µs "
+    "| entry / signature | peak memory, MiB |\n|---|---|---|---|---|---|---|\n"
+)
 SMALLEST = 100
 """Entries of the log whose memory is subtracted: interpreter, libraries, one bundle."""
 
@@ -66,7 +76,9 @@ class Long(Writer):
             "head_size": len(self.entries), "head_root": root.hex(), "link": link, "beacon": None,
             "witnesses": [],
         }  # fmt: skip
-        return {"head": head, "link": link, "links": [], "seed": made.dom("barnraise/draw/v1", value)}
+        shown = {"beacon": None} if look == 1 else {}
+        seed = made.dom("barnraise/draw/v1", value)
+        return {"head": head, "link": link, "links": [], "seed": seed, **shown}
 
     def fill(self) -> Path:
         """Whole turns until there are enough entries; the log is not complete, as of a run that goes on."""
@@ -115,13 +127,26 @@ def measured(folder: Path, *, profile: bool = False) -> dict[str, Any]:
     assert found.failures == (), found.failures[:3]
     if profile:
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(45)
+    signature_us = one_signature_us()
     return {
         "entries": found.log_size,
         "cpu_s": round(cpu, 3),
         "wall_s": round(wall, 3),
         "entries_per_cpu_s": round(found.log_size / cpu),
+        "signature_us": round(signature_us, 1),
+        "signatures_per_entry_cost": round(cpu / found.log_size * 1e6 / signature_us, 2),
         "peak_rss_mib": peak_rss_mib(),
     }
+
+
+def one_signature_us() -> float:
+    """CPU time of one check of a signature by libsodium alone, over a message as long as an entry."""
+    public, secret = crypto_sign_seed_keypair(bytes(32))
+    signed = crypto_sign(bytes(1_100), secret)
+    started = time.process_time()
+    for _ in range(2_000):
+        crypto_sign_open(signed, public)
+    return (time.process_time() - started) / 2_000 * 1e6
 
 
 def in_a_process(folder: Path) -> dict[str, Any]:
@@ -140,6 +165,7 @@ def main() -> None:
     parser.add_argument("--entries", type=int, nargs="+", default=SIZES)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.check:
@@ -157,8 +183,22 @@ def main() -> None:
             rows[-1]["bytes_per_entry"] = round(total / rows[-1]["entries"])
         if not given.json:
             print(rows[-1], flush=True)
+    if given.write:
+        keep(rows)
     if given.json:
         print(json.dumps({"one_core": True, "rows": rows}, indent=1))
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    """The rows as JSON beside the page, and as its table."""
+    result = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "rows": rows}
+    PAGE.with_suffix(".json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    keys = ("entries", "cpu_s", "wall_s", "entries_per_cpu_s", "signature_us", "signatures_per_entry_cost")
+    lines = ["| " + " | ".join(f"{row[key]:,}" for key in (*keys, "peak_rss_mib")) + " |\n" for row in rows]
+    before, _, after = PAGE.read_text().partition(TABLE_HEAD)
+    while after.startswith("|"):
+        after = after.partition("\n")[2]
+    PAGE.write_text(before + TABLE_HEAD + "".join(lines) + after)
 
 
 if __name__ == "__main__":

@@ -75,9 +75,14 @@ def parse_source(text: str) -> Source:
     if text == "python-stdlib":
         return StdlibSource()
     if kind == "file" and rest:
-        return FileSource(Path(rest).expanduser())
+        try:
+            return FileSource(Path(rest).expanduser())
+        except (RuntimeError, ValueError):  # ~NAME of nobody here, or a name that no system could have
+            raise UsageError(
+                "data.source names no file", expected="file:PATH", got=repr(text)[:120]
+            ) from None
     if kind == "hub" and (match := _HUB_NAME.match(rest)):
-        if Path(match["name"]).exists():
+        if os.path.exists(match["name"]):  # noqa: PTH110 - false, too, for names too long to be files
             # `datasets` would read the local folder and the manifest would say it came from the Hub.
             raise UsageError(
                 f"data.source {text} is hidden by a local folder of that name",

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.beacon_client import check_wanted
 from pipeline.config import Config, config_from_manifest
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
@@ -29,11 +30,12 @@ def train(options: TrainOptions, config: Config, console: Console) -> int:
     drills = parse_drills(list(options.adversary), len(config.train.steps))
     folder, home = RunFolder(options.folder), options.home.expanduser()
     witnesses = Enlisted.by_policy(read_policy(options.witness_policy)) if options.witness_policy else None
+    check_wanted(options.beacon, witnessed=witnesses is not None)
     if options.dry_run:
-        show_plan(console, config, drills, options.folder, witnesses)
+        show_plan(console, config, drills, options.folder, witnesses, options.beacon)
         return 0
     tell: Callable[[str], None] = (lambda text: None) if options.json else _dim(console)
-    create_run(config, folder, home, tell, drills, witnesses)
+    create_run(config, folder, home, tell, drills, witnesses, options.beacon)
     return _go(console, folder, home, options, drills)
 
 
@@ -93,7 +95,12 @@ def _go(
 
 
 def show_plan(
-    console: Console, config: Config, drills: dict[str, str], folder: Path, witnesses: Enlisted | None = None
+    console: Console,
+    config: Config,
+    drills: dict[str, str],
+    folder: Path,
+    witnesses: Enlisted | None = None,
+    beacon: str | None = None,
 ) -> None:
     """What `--dry-run` prints: sizes and costs that follow from the configuration."""
     from model.config import parameter_count  # noqa: PLC0415
@@ -113,6 +120,8 @@ def show_plan(
     )
     if witnesses:
         table.add_row("witnesses, required", f"{len(witnesses.witnesses)}, {witnesses.required}")
+    if beacon:
+        table.add_row("beacon, waited for every turn", escape(beacon))
     if drills:
         table.add_row("fire drill", ", ".join(f"{name} is {kind}" for name, kind in drills.items()))
     console.print(table)

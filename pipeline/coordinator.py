@@ -157,16 +157,18 @@ class Coordinator:
                 desk.folder.put_payload(answer.payload)
                 if answer.snapshot is not None:
                     desk.folder.put_state(answer.snapshot)
-        closing = RevealClose(*self._place, desk.ledger.head, tuple(revealed), tuple(refused))
+        # Named last, when all have answered: the pulse comes soon after, and the witnesses cosign before it.
+        pulse = desk.notary.next_pulse()
+        closing = RevealClose(*self._place, desk.ledger.head, tuple(revealed), tuple(refused), pulse)
         self._append(closing, after=entries)
 
     def draw(self) -> None:
-        """Only now, with head 2 durable and cosigned, show the turn's links and draw the audits."""
+        """Only now, with head 2 durable and cosigned, show the turn's links, get the pulse and draw."""
         turn = self.state.open_turn
         if turn.draw is None:
             head, links = self.desk.notary.attest(Draw.kind)
             link = self.desk.chain.link(link_number(turn, Draw.kind))
-            self._append(plan_draw(self.state, head, link, links))
+            self._append(plan_draw(self.state, head, link, links, self.desk.notary.pulse()))
 
     def collect_states(self) -> None:
         """Ask every drawn contributor for the state it started from; log who served it."""

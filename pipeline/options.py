@@ -35,6 +35,8 @@ class TrainOptions:
     """A fire drill: KIND=COUNT of the contributors cheat. May be repeated."""
     witness_policy: Path | None = None
     """Witnesses that cosign the log, and how many must: a C2SP tlog-policy file with their addresses."""
+    beacon: str | None = None
+    """A public randomness beacon that the draws wait for, with witnesses: the base URL of drand's API."""
     pool: Literal["ray", "local"] = "ray"
     """Where members live: Ray actors, or all in this process."""
     address: str | None = None

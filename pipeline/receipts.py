@@ -148,7 +148,8 @@ def manifest_witnesses(manifest: Mapping[str, Json]) -> tuple[str, ...]:
     """Verifier keys of the witnesses of a run; none in a manifest without them."""
     witnessing = manifest.get("witnessing")
     rows = witnessing.get("witnesses") if isinstance(witnessing, dict) else []
-    vkeys = [row.get("vkey") if isinstance(row, dict) else None for row in rows or []]
+    listed = rows if isinstance(rows, list) else [rows] if rows else []
+    vkeys = [row.get("vkey") if isinstance(row, dict) else None for row in listed]
     if not all(isinstance(vkey, str) for vkey in vkeys):
         raise FormatError("the manifest's witnesses have no verifier keys")
     return tuple(vkey for vkey in vkeys if isinstance(vkey, str))
@@ -164,9 +165,9 @@ def find_close(log: Log, member: str, round_: int | None) -> int:
             continue
         close = sealed.peek()  # what is found is checked as a receipt before it is written
         try:
-            settled = {row["member"] for row in [*close["accepted"], *close["rejected"]]}
+            settled = {_text(row, "member") for row in [*close["accepted"], *close["rejected"]]}
             turn = int(close["round"])
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, FormatError):
             raise FormatError(f"entry {index} of the log is no round-close") from None
         members |= settled
         if member in settled:

@@ -16,6 +16,7 @@ from data_prep.prepare import unigram_cross_entropy
 from pipeline.checkpoint import Aggregator
 from pipeline.folder import RunFolder
 from pipeline.ledger import read_entries
+from pipeline.replay_aggregation import checked_config
 from verification.durable import write_atomic
 from verification.encoding import sha256_digest
 from verification.errors import BarnraiseError, FormatError, UsageError
@@ -152,9 +153,11 @@ def open_log(folder: RunFolder) -> tuple[Manifest, Log]:
 def read_story(folder: RunFolder) -> RunStory:
     """The facts of a run, complete or not, from its log.
 
-    Raises what `open_log` raises, and ProtocolError when a record does not follow from those before it.
+    Raises what `open_log` raises, FormatError for a configuration that no run can have, and ProtocolError
+    when a record does not follow from those before it.
     """
     manifest, log = open_log(folder)
+    checked_config({"config": manifest.config})
     codec = Aggregator.of(manifest.arrays, manifest.config).codec
     state: RunState | None = None
     turns: list[ClosedTurn] = []

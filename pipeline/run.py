@@ -25,6 +25,7 @@ from model.init import array_specs, initial_weights
 from model.local_steps import evaluate
 from model.numerics import THREADS, environment
 from model.numerics import prepare as prepare_numerics
+from pipeline.beacon_client import BeaconClient, check_wanted, keep_address, kept_address, read_beacon
 from pipeline.checkpoint import Aggregator
 from pipeline.compression import Codec
 from pipeline.config import Config, config_from_manifest, manifest_config
@@ -66,15 +67,17 @@ def create_run(
     tell: Tell,
     drills: Mapping[str, str] | None = None,
     witnesses: Enlisted | None = None,
+    beacon: str | None = None,
 ) -> Manifest:
     """Make a run folder with data, checkpoint 0, manifest and log entry 0: all of it, or nothing.
 
-    Each of `witnesses` is asked for its chain first. `drills` says which contributors cheat, and how; each is
-    told in its own folder here. A kill can leave a folder `.NAME.partial` and secrets of a run that never
-    was; the next start of the same name removes both.
-    Raises UsageError when the folder is there already, the data do not fit the configuration, or the disk
-    cannot hold it, ProtocolError when a witness gives no chain.
+    Each of `witnesses` is asked for its chain first, and `beacon`, an address, what it is. `drills` says
+    which contributors cheat, and how; each is told in its own folder here. A kill can leave a folder
+    `.NAME.partial` and secrets of a run that never was; the next start of the same name removes both.
+    Raises UsageError when the folder is there already, the data do not fit the configuration, the disk cannot
+    hold it, or the beacon cannot be used, ProtocolError when a witness gives no chain.
     """
+    check_wanted(beacon, witnessed=witnesses is not None)
     if folder.path.exists() and not (folder.path.is_dir() and not any(folder.path.iterdir())):
         raise UsageError(
             f"{folder.path} exists already",
@@ -86,7 +89,7 @@ def create_run(
         for part in PARTS[:-2]:
             (partial_folder.path / part).mkdir(parents=True)
         (partial_folder.path / "evidence").mkdir()
-        start = _Start(config, folder.name, home, drills or {}, witnesses)
+        start = _Start(config, folder.name, home, drills or {}, witnesses, beacon)
         manifest = _fill(start, partial_folder, tell)
         if folder.path.exists():
             folder.path.rmdir()
@@ -129,6 +132,7 @@ class _Start:
     home: Path
     drills: Mapping[str, str]
     witnesses: Enlisted | None
+    beacon: str | None
 
 
 def _fill(start: _Start, folder: RunFolder, tell: Tell) -> Manifest:
@@ -139,10 +143,12 @@ def _fill(start: _Start, folder: RunFolder, tell: Tell) -> Manifest:
     origin = f"barnraise/{_origin_name(start.name)}/{digest_hex(sha256_digest(key.public.encode()))[:16]}"
     auditors = config.members[len(config.contributors) :]
     names = start.witnesses.names if start.witnesses else ()
-    check_draw_fits(origin, key, len(config.contributors), auditors, names)
+    slots = len(config.contributors)
+    check_draw_fits(origin, key, slots, auditors, names, beacon=start.beacon is not None)
     witnessing = Witnessing(0, ())
     if start.witnesses:
         witnessing = start.witnesses.witnessing(vkey(origin, key.public), chain.length, tell)
+    beacon = read_beacon(start.beacon) if start.beacon is not None else None
     dataset = prepare_data(config.data, folder.data, tell)
     (folder.data / "dataset.json").unlink()  # the manifest holds it
     needed = sum(config.train.steps) * config.train.batch
@@ -175,6 +181,7 @@ def _fill(start: _Start, folder: RunFolder, tell: Tell) -> Manifest:
         codec=codec.name,
         aggregation="median-clip-weighted-mean-v1",
         config=manifest_config(config),
+        beacon=beacon,
     )
     aggregator = Aggregator.of(unsigned.arrays, unsigned.config)
     first = aggregator.start(weights)
@@ -197,6 +204,8 @@ def _keep_secrets(private: Path, key: PrivateKey, chain: HashChain, start: _Star
     chain.save(private / "coordinator" / "chain")
     if start.witnesses:
         start.witnesses.keep(private / "coordinator")
+    if start.beacon is not None:
+        keep_address(private / "coordinator", start.beacon)
     for name, kind in start.drills.items():
         put_drill(private / name, kind)
     fsync_folder(private)
@@ -323,13 +332,14 @@ def _assemble(
     client: Witnesses = NoWitnesses()
     if enlisted:
         client = enlisted.of_run(ledger.manifest, tell).client(ledger.manifest.log_vkey, tell)
+    beacon = ledger.manifest.beacon
     desk = Desk(
         config,
         folder,
         ledger,
         HashChain.load(secrets / "chain"),
         Crew(members, tell),
-        Notary(ledger, client, tell),
+        Notary(ledger, client, tell, BeaconClient(kept_address(secrets), beacon) if beacon else None),
         partial(pending_revocations, secrets),
         aggregator,
         validate,

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import http.client
 import os
 import re
 import secrets
-import socket
 import stat
 import threading
 import time
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
+from pipeline.http_client import MAX_ANSWER_BYTES, TIMEOUT_S, Transport, http_address, http_transport
 from verification.durable import write_atomic
 from verification.encoding import Json, canonical_json, digest_hex, parse_canonical
 from verification.errors import (
@@ -45,11 +44,6 @@ from verification.statements import verify_object
 from verification.witness import CHAIN_DOMAIN, LINK_DOMAIN, MAX_REQUEST_BYTES, Witness
 from verification.witness_store import origin_hash
 
-Transport = Callable[[str, str, bytes], tuple[int, bytes]]
-"""Method, path after the prefix, and body, to status and body; raises StorageError when none comes back."""
-
-TIMEOUT_S = 10.0
-MAX_ANSWER_BYTES = 1 << 17
 _POLL_S = 0.05
 _SIZE = re.compile(rb"(0|[1-9][0-9]{0,15})\n\Z")
 _STATUS = re.compile(rb"([1-5][0-9]{2})\n")
@@ -73,14 +67,13 @@ def connect(url: str, *, timeout_s: float = TIMEOUT_S) -> Transport:
 
     Raises UsageError for any other address. Nothing is sent yet.
     """
+    if address := http_address(url):
+        return http_transport("the witness", address, timeout_s)
     try:
         parts = urlsplit(url)
-        port = parts.port
     except ValueError:
-        parts, port = urlsplit(""), None
-    odd = parts.query or parts.fragment or parts.username is not None or not _VISIBLE.match(url)
-    if parts.scheme in ("http", "https") and parts.hostname and not odd:
-        return _http(parts.scheme == "https", parts.hostname, port, parts.path.rstrip("/"), timeout_s)
+        parts = urlsplit("")
+    odd = parts.query or parts.fragment or not _VISIBLE.match(url)
     if parts.scheme == "file" and parts.path.startswith("/") and not parts.netloc and not odd:
         return _mailbox(Path(unquote(parts.path)), timeout_s)
     raise UsageError(
@@ -88,40 +81,6 @@ def connect(url: str, *, timeout_s: float = TIMEOUT_S) -> Transport:
         expected="http://HOST[:PORT][/PREFIX], https://… or file:///FOLDER",
         got=repr(url)[:200],
     )
-
-
-def _http(tls: bool, host: str, port: int | None, prefix: str, timeout_s: float) -> Transport:
-    kind = http.client.HTTPSConnection if tls else http.client.HTTPConnection
-
-    def ask(method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        connection = kind(host, port, timeout=timeout_s)
-        hurry: threading.Timer | None = None
-        try:
-            connection.connect()  # a TLS handshake as a whole is bounded by the socket's timeout
-            # For all else that timeout is for each read; a byte now and then must not hold a run.
-            hurry = threading.Timer(timeout_s, _hang_up, [connection.sock])
-            hurry.start()
-            connection.request(method, prefix + path, body=body if method == "POST" else None)
-            answer = connection.getresponse()
-            data = answer.read(MAX_ANSWER_BYTES + 1)
-            if answer.length and len(data) <= MAX_ANSWER_BYTES:  # a bounded read does not say so itself
-                raise http.client.IncompleteRead(data, answer.length)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise StorageError(f"the witness at {host} does not answer", got=str(error)[:200]) from None
-        finally:
-            if hurry:
-                hurry.cancel()
-            connection.close()
-        if len(data) > MAX_ANSWER_BYTES:
-            raise FormatError("a witness's answer is too long", expected=f"at most {MAX_ANSWER_BYTES} bytes")
-        return answer.status, data
-
-    return ask
-
-
-def _hang_up(connected: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _mailbox(folder: Path, timeout_s: float) -> Transport:

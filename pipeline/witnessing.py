@@ -1,8 +1,9 @@
-"""The coordinator's side of witnesses: what it asks of them, and what it makes of their answers.
+"""The coordinator's side of witnesses and beacon: what it asks of them, what it makes of their answers.
 
 Owns the order in which a head is cosigned and links are asked for, that a bad answer counts as none, and
-where a resumed run finds its witnesses. Does not own how a witness is reached (witness_client.py), what it
-keeps (verification.witness), or what a draw needs (verification.witnessing).
+where a resumed run finds its witnesses. Does not own how a witness or a beacon is reached (witness_client.py,
+beacon_client.py), what a witness keeps (verification.witness), or what a draw needs
+(verification.witnessing).
 """
 
 from __future__ import annotations
@@ -12,20 +13,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.beacon_client import NoBeacon, Pulses
+from pipeline.http_client import Transport
 from pipeline.ledger import Ledger
-from pipeline.witness_client import Transport, WitnessClient, connect
+from pipeline.witness_client import WitnessClient, connect
 from verification.durable import write_atomic
 from verification.encoding import MAX_INTEGER, Json, sha256_digest
 from verification.errors import BarnraiseError, FormatError, StorageError, UsageError
 from verification.keys import PrivateKey
-from verification.notes import Checkpoint, cosign, parse_cosigned, parse_witness_vkey, sign_checkpoint
-from verification.plans import link_number
+from verification.notes import (
+    Checkpoint,
+    Cosigned,
+    cosign,
+    parse_cosigned,
+    parse_witness_vkey,
+    plain_note,
+    sign_checkpoint,
+)
+from verification.plans import due_pulse, link_number
 from verification.policy import MAX_POLICY_BYTES, parse_policy, shown
 from verification.records import (
     PROTOCOL,
     Draw,
     DrawChain,
     Manifest,
+    Pulse,
+    RevealClose,
     SecondDraw,
     SlotAuditors,
     Witness,
@@ -34,7 +47,7 @@ from verification.records import (
 )
 from verification.sealing import open_record, seal_record
 from verification.statements import sign_object
-from verification.witnessing import given_links, parse_head, verify_link, witness_names
+from verification.witnessing import given_links, late_cosigners, parse_head, verify_link, witness_names
 
 Consistency = Callable[[int], list[bytes]]
 Sign = Callable[[Json], str]
@@ -153,7 +166,13 @@ class Enlisted:
 
 
 def check_draw_fits(
-    origin: str, key: PrivateKey, slots: int, auditors: Sequence[str], witnesses: Sequence[str]
+    origin: str,
+    key: PrivateKey,
+    slots: int,
+    auditors: Sequence[str],
+    witnesses: Sequence[str],
+    *,
+    beacon: bool = False,
 ) -> None:
     """UsageError unless a draw of every slot for every auditor, with all that witnesses say, fits an entry.
 
@@ -162,7 +181,7 @@ def check_draw_fits(
     head = Checkpoint(origin, MAX_INTEGER, bytes(32))
     note = sign_checkpoint(head, key) + "".join(cosign(head, name, key, MAX_INTEGER) for name in witnesses)
     link, digest, proof = "0" * 64, sha256_digest(b""), sign_object("length", 0, key)
-    record = SecondDraw(
+    record = Draw(
         PROTOCOL,
         digest,
         MAX_INTEGER,
@@ -172,6 +191,7 @@ def check_draw_fits(
         tuple(WitnessLink(link, proof, name) for name in witnesses),
         digest,
         tuple(SlotAuditors(slot, tuple(auditors)) for slot in range(slots)),
+        Pulse(MAX_INTEGER, "0" * 96) if beacon else None,
     )
     try:
         seal_record(record, key)
@@ -195,9 +215,12 @@ def read_policy(path: Path) -> bytes:
 
 
 class Notary:
-    """A ledger's heads and its witnesses. `notice` takes one line for people."""
+    """A ledger's heads, its witnesses and its beacon. `notice` takes one line for people."""
 
-    def __init__(self, ledger: Ledger, witnesses: Witnesses, notice: Notice) -> None:
+    def __init__(
+        self, ledger: Ledger, witnesses: Witnesses, notice: Notice, beacon: Pulses | None = None
+    ) -> None:
+        self._beacon = beacon or NoBeacon()
         self._ledger = ledger
         self._witnesses = witnesses
         self._notice = notice
@@ -205,44 +228,55 @@ class Notary:
     def present(self) -> tuple[str, ...]:
         """Witnesses of the manifest that are to take part in the next turn, in its order.
 
-        Those that answer now, without those that kept a link back in the last turn of the log, where there
+        Those that answer now, without those that made a draw of the last turn in the log short, where there
         are enough others: else one bad witness could bring about audits for all in every turn.
         """
         manifest = self._ledger.manifest
         answered = set(self._witnesses.present())
         names = tuple(name for name in witness_names(manifest) if name in answered)
-        kept_back = self._kept_back()
-        without = tuple(name for name in names if name not in kept_back)
+        blamed = self._blamed()
+        without = tuple(name for name in names if name not in blamed)
         if len(without) < manifest.witnessing.required:
             return names
         for name in names:
-            if name in kept_back:
-                self._notice(f"{name}: gave no link in the last turn: left out of the next")
+            if name in blamed:
+                self._notice(f"{name}: {blamed[name]} in the last turn: left out of the next")
         return without
 
-    def _kept_back(self) -> set[str]:
-        """Who was named in the last turn of the log and gave no link in one of its draws."""
+    def _blamed(self) -> dict[str, str]:
+        """Who was named in the last turn of the log and made one of its draws short, and by what."""
         ledger = self._ledger
-        found: set[str] = set()
+        found: dict[str, str] = {}
         if ledger.state.turns and ledger.state.links:
             key = ledger.manifest.coordinator
             draw = open_record(Draw, ledger.envelope(Draw.kind)[1], key)
             second = open_record(SecondDraw, ledger.envelope(SecondDraw.kind)[1], key)
+            closed = open_record(RevealClose, ledger.envelope(RevealClose.kind)[1], key)
+            late = self._late(parse_head(ledger.manifest, draw.head), closed.pulse)
+            found |= {item.witness: "cosigned late" for item in draw.links if item.witness in late}
             for links in (draw.links, second.links):
-                found |= {item.witness for item in links} - given_links(links).keys()
+                silent = {item.witness for item in links} - given_links(links).keys()
+                found |= dict.fromkeys(silent, "gave no link")
         return found
+
+    def _late(self, head: Cosigned, pulse: int | None) -> tuple[str, ...]:
+        beacon = self._ledger.manifest.beacon
+        return late_cosigners(beacon, pulse, head) if beacon and pulse else ()
 
     def attest(self, kind: str) -> tuple[str, dict[str, tuple[str, str]]]:
         """The durable head before a draw of `kind` with its cosignatures, and the links shown for it.
 
         All witnesses of the manifest are asked to cosign, those of the turn that did for their links. No link
-        is asked for before enough cosigned: until then none may be known. Raises ProtocolError saying who is
-        missing.
+        is asked for before enough cosigned: until then none may be known. A cosignature later than the pulse
+        that is due makes the draw short; it is left out where the open does not name its witness and there
+        are enough others. Raises ProtocolError saying who is missing.
         """
         ledger, manifest = self._ledger, self._ledger.manifest
         turn = ledger.state.open_turn
         names, number = turn.open.witnesses, link_number(turn, kind)
         note = self._witnesses.cosign(ledger.head, ledger.consistency, witness_names(manifest))
+        if kind == Draw.kind:
+            note = self._without_late(note)
         head = parse_head(manifest, note)
         asked = [name for name in names if name in head.names]
         links: dict[str, tuple[str, str]] = {}
@@ -257,6 +291,39 @@ class Notary:
             if name not in links:
                 self._notice(f"{name}: no link for the {kind} of round {turn.open.round}: all is audited")
         return note, links
+
+    def _without_late(self, note: str) -> str:
+        """The cosigned head of a draw without late cosignatures that can be left out."""
+        manifest, turn = self._ledger.manifest, self._ledger.state.open_turn
+        head = parse_head(manifest, note)
+        late = self._late(head, due_pulse(self._ledger.state))
+        if not late:
+            return note
+        spare = {name for name in late if name not in turn.open.witnesses}
+        if len(head.names) - len(spare) < manifest.witnessing.required:
+            spare = set()
+        for name in late:
+            if name not in spare:
+                late_by = f"cosigned the head of round {turn.open.round} after its pulse, by its clock"
+                self._notice(f"{name}: {late_by}: all is audited")
+        plain = plain_note(note)
+        lines = zip(head.names, note[len(plain) :].splitlines(keepends=True), strict=True)
+        return plain + "".join(line for name, line in lines if name not in spare)
+
+    def next_pulse(self) -> int | None:
+        """The number of the pulse that the turn's draw is to wait for; None without a beacon."""
+        return self._beacon.next_number()
+
+    def pulse(self) -> Pulse | None:
+        """The pulse that the turn's draw waits for; None, with a notice, where it cannot be had."""
+        number = due_pulse(self._ledger.state)
+        if number is None:
+            return None
+        try:
+            return self._beacon.pulse(number)
+        except BarnraiseError as error:
+            self._notice(f"beacon: {str(error).removesuffix('.')}: all is audited")
+            return None
 
     def publish(self) -> str:
         """Put cosignatures to the newest head, as far as they come; the head's note as it then lies there."""

@@ -16,8 +16,9 @@ from typing import Any
 from pipeline.config import Config, parse_config
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
+from pipeline.http_client import Transport
 from pipeline.run import View, continue_run, create_run
-from pipeline.witness_client import Transport, in_process
+from pipeline.witness_client import in_process
 from pipeline.witnessing import Enlisted
 from verification.errors import StorageError
 from verification.keys import PrivateKey
@@ -88,7 +89,10 @@ class TinyWitnesses:
     Those in `dead` do not answer; `asked` notes who was asked for what, and `before` is called with it first.
     """
 
-    def __init__(self, folder: Path, required: int = 2) -> None:
+    def __init__(
+        self, folder: Path, required: int = 2, clock: Callable[[], int] = lambda: 1_800_000_000
+    ) -> None:
+        self._clock = clock
         self.dead: set[str] = set()
         self.asked: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] = lambda name, what: None
@@ -97,13 +101,12 @@ class TinyWitnesses:
             required, tuple((w.vkey, self._transport(name)) for name, w in self.witnesses.items())
         )
 
-    @staticmethod
-    def _make(folder: Path, name: str) -> Witness:
+    def _make(self, folder: Path, name: str) -> Witness:
         place = folder / name.rsplit("/", 1)[1]
         if not (place / "key").exists():
             PrivateKey.generate().save(place / "key")
         key = PrivateKey.load(place / "key")
-        return Witness(key, name, WitnessStore(place / "store"), lambda: 1_800_000_000, None)
+        return Witness(key, name, WitnessStore(place / "store"), self._clock, None)
 
     def _transport(self, name: str) -> Transport:
         def ask(method: str, path: str, body: bytes) -> tuple[int, bytes]:
@@ -137,11 +140,16 @@ def run_to_end(
 
 
 def make_run(
-    folder: Path, home: Path, config: Config | None = None, *, witnesses: TinyWitnesses | None = None
+    folder: Path,
+    home: Path,
+    config: Config | None = None,
+    *,
+    witnesses: TinyWitnesses | None = None,
+    beacon: str | None = None,
 ) -> None:
     """Create a run folder, without training."""
     enlisted = witnesses.enlisted if witnesses else None
-    create_run(config or tiny_config(), RunFolder(folder), home, quiet, None, enlisted)
+    create_run(config or tiny_config(), RunFolder(folder), home, quiet, None, enlisted, beacon)
 
 
 def tiny_run(

@@ -3,8 +3,8 @@
 Owns the order of the checks and the answer. Written from `docs/protocol.md` alone; it shares formats
 with what writes runs, no code. It needs no arrays: what payloads decode to and checkpoints hold is
 level 2, whether the work was done is level 3. It never raises on what lies in the folder, but for
-`UsageError` when that is no run of this protocol at all. The log is gone through once, and of what it
-tells only what later entries are held against is kept.
+`UsageError` when that is no run of this protocol at all, or one that cannot be checked here. The log is
+gone through once, and of what it tells only what later entries are held against is kept.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 from verification.errors import FormatError, StorageError, UsageError
 from verification.fsck_anchor import Anchors
+from verification.fsck_envelope import Envelope
 from verification.fsck_files import FileCheck
 from verification.fsck_findings import Failure, Findings, Progress, Record, Report, Turn, TurnSink
-from verification.fsck_formats import MAX_ENTRY, PROTOCOL, Envelope, VerifierKey, read_file
+from verification.fsck_formats import MAX_ENTRY, PROTOCOL, VerifierKey, read_file
 from verification.fsck_index import Index
 from verification.fsck_json import parse_canonical, sha256_text, write_canonical
 from verification.fsck_log import LogReader
@@ -47,8 +48,8 @@ def check_run(
 
     `turns` is given each turn when the log has told all of it, right or wrong; without it they are
     gathered in the answer, and memory grows with the log. Raises UsageError when there is no run, a run
-    of another protocol, or one of the above is none of what it must be; StorageError when the machine has
-    no room.
+    of another protocol, or one of the above is none of what it must be, or when the run names a beacon and
+    the package that checks one is not installed; StorageError when the machine has no room.
     """
     anchors = Anchors(vkey=vkey, expect_head=expect_head, witness_policy=witness_policy, receipt=receipt)
     if not run.is_dir():

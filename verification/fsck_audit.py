@@ -6,6 +6,7 @@ lottery is in `fsck_draws`.
 
 from __future__ import annotations
 
+from verification.fsck_beacon import is_short_of_pulse, pulse_holds, pulse_in_seed
 from verification.fsck_draws import (
     differences,
     draw_seed,
@@ -21,25 +22,42 @@ from verification.fsck_turn import Entry, Run, TurnState, check_ascending, place
 from verification.fsck_witness import check_cosigned_head, check_links
 
 
+def _check_pulse(run: Run, turn: TurnState, entry: Entry) -> None:
+    """The pulse that a draw shows, if any, is the one that the reveal-close names, and the beacon's."""
+    beacon, pulse, where = run.manifest["beacon"], entry.record["beacon"], place(entry)
+    if pulse is None:
+        return
+    number, signature = pulse["round"], pulse["signature"]
+    if number != turn.pulse:
+        what = f"the pulse in the draw of {turn.name} is not the one that its reveal-close names"
+        run.report.add(what, where, turn.pulse or "null", number)
+    if beacon is not None and not pulse_holds(beacon["public_key"], number, signature):
+        what = f"the signature of pulse {number} in the draw of {turn.name} does not hold"
+        run.report.add(what, where, f"a signature by {beacon['public_key']}", signature)
+
+
 def _check_link_and_seed(run: Run, turn: TurnState, entry: Entry, look: int) -> bool:
     """Head, links and seed of a draw; whether the draw is short."""
     record, where = entry.record, place(entry)
     root = run.tree.root()
     number = 2 * turn.open["turn"] + look
-    cosigners = check_cosigned_head(run, look + 1, entry, root)
+    cosigners, times = check_cosigned_head(run, look + 1, entry, root)
     check_links(run, turn, entry, number, root, cosigners)
     if not run.chain.holds(number, record["link"]):
         what = f"the link of {entry.kind} in {turn.name} is not link {number} of the draw chain"
         run.report.add(what, where, f"what hashes to link {run.chain.number}", record["link"])
     opened = {**turn.open, "run": run.run_id}
-    seed = draw_seed(opened, look, entry.index, root, record["link"], record["links"])
+    pulse = pulse_in_seed(record["beacon"]) if look == 1 else None
+    seed = draw_seed(opened, look, entry.index, root, record["link"], record["links"], pulse)
     run.report.equal(f"the seed of {entry.kind} in {turn.name} is wrong", where, seed, record["seed"])
-    return is_short(turn.open["witnesses"], record["links"])
+    short = is_short(turn.open["witnesses"], record["links"])
+    return short or (look == 1 and is_short_of_pulse(run.manifest["beacon"], record["beacon"], times))
 
 
 def check_draw(run: Run, turn: TurnState, entry: Entry) -> None:
-    """Head 2, links 2u + 1, the seed, and who is drawn: by it, for having another's payload, or all."""
+    """Head 2, links 2u + 1, pulse, seed, and who is drawn: by it, for having another's payload, or all."""
     record, where = entry.record, place(entry)
+    _check_pulse(run, turn, entry)
     turn.short = _check_link_and_seed(run, turn, entry, 1)
     certain = set(turn.roster) if turn.short else twins(turn.valid)
     turn.drawn = drawn_slots(record["seed"], turn.roster.values(), run.ledger.auditors, certain=certain)

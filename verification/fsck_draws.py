@@ -32,15 +32,21 @@ def uniform(seed: str, label: str, n: int) -> int:
 
 
 def draw_seed(
-    opened: Record, look: int, head_size: int, head_root: bytes, link: str, links: Sequence[Record]
+    opened: Record,
+    look: int,
+    head_size: int,
+    head_root: bytes,
+    link: str,
+    links: Sequence[Record],
+    pulse: Record | None,
 ) -> str:
     """The seed of a draw (look 1) or second draw (look 2) of the turn that `opened` opens.
 
-    `links` are the witnesses', as in the record.
+    `links` are the witnesses', as in the record; `pulse` is what `fsck_beacon` makes of the record's.
     """
     value = {
         "attempt": opened["attempt"],
-        "beacon": None,
+        "beacon": pulse,
         "head_root": head_root.hex(),
         "head_size": head_size,
         "link": link,

@@ -1,9 +1,9 @@
-"""The encodings of the protocol, read strictly: sections 1 and 2 and the notes of section 3.
+"""The encodings of the protocol, read strictly: section 1 and the notes of section 3.
 
-Owns bytes in, values out, for files, keys, signatures, hex floats, envelopes and signed notes; canonical
-JSON is `fsck_json`'s, cosignatures are `fsck_cosign`'s. Written from the protocol text alone; shares no code
-with what writes runs, nor its library for signatures. Everything here raises FormatError (or
-SignatureError, StorageError) on hostile bytes and nothing else.
+Owns bytes in, values out, for files, keys, signatures, hex floats and signed notes; canonical JSON is
+`fsck_json`'s, log entries are `fsck_envelope`'s, cosignatures are `fsck_cosign`'s. Written from the protocol
+text alone; shares no code with what writes runs, nor its library for signatures. Everything here raises
+FormatError (or SignatureError, StorageError) on hostile bytes and nothing else.
 """
 
 from __future__ import annotations
@@ -26,22 +26,12 @@ from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
 from verification.errors import FormatError, SignatureError, StorageError
-from verification.fsck_json import MAX_INTEGER, parse_canonical, write_canonical
+from verification.fsck_json import MAX_INTEGER, write_canonical
 
 PROTOCOL = 1
 MAX_ENTRY = 65_535
 
-_STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-_PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _KEY = re.compile(r"ed25519:[0-9a-f]{64}")
-_PREDICATE_TYPE = re.compile(r"barnraise:([a-z][a-z-]*):v1")
-_ENVELOPE_HEAD = b'{"payload":"'
-_ENVELOPE_REST = re.compile(
-    rb'","payloadType":"application/vnd\.in-toto\+json",'
-    rb'"signatures":\[\{"keyid":"(ed25519:[0-9a-f]{64})","sig":"([A-Za-z0-9+/=]*)"\}\]\}'
-)
-"""With base64 between them the one form of an envelope with a key as its hint; others are read as JSON."""
-_STATEMENT_KEYS = frozenset({"_type", "predicate", "predicateType", "subject"})
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,15}")
 _FIELD = 2**255 - 19
 _CURVE_D = -121665 * pow(121666, -1, _FIELD) % _FIELD
@@ -179,87 +169,6 @@ def proof_holds(public: bytes, proof: str, domain: str, value: Any) -> bool:
     except FormatError:
         return False
     return signature_holds(public, signature, domain.encode() + b"\0" + write_canonical(value))
-
-
-# --- envelopes ---
-
-
-@dataclass(slots=True)
-class Envelope:
-    """A DSSE envelope around an in-toto statement; nothing is said about who signed it."""
-
-    payload: bytes
-    keyid: str
-    signature: bytes
-    kind: str
-    subject: tuple[str, str]
-    predicate: Any
-
-    def signed_by(self, key: str) -> bool:
-        """Whether the key's holder signed this, and the envelope says so."""
-        if self.keyid != key:
-            return False
-        head = f"DSSEv1 {len(_PAYLOAD_TYPE)} {_PAYLOAD_TYPE} {len(self.payload)} "
-        try:
-            public = parse_key(key)
-        except SignatureError:
-            return False
-        return signature_holds(public, self.signature, head.encode() + self.payload)
-
-
-def _exactly(value: Any, what: str, *keys: str) -> list[Any]:
-    if not isinstance(value, dict) or {*keys} != value.keys():
-        raise FormatError(f"{what} has other members", expected=", ".join(sorted(keys)))
-    return [value[key] for key in keys]
-
-
-def _only(value: Any, what: str) -> Any:
-    if not isinstance(value, list) or len(value) != 1:
-        raise FormatError(f"{what} is not a list of one")
-    return value[0]
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise FormatError(f"{what} is not text")
-    return value
-
-
-def _open_envelope(data: bytes) -> tuple[bytes, str, bytes]:
-    """Payload, key id and signature."""
-    if data.startswith(_ENVELOPE_HEAD):
-        start = len(_ENVELOPE_HEAD)
-        end = data.find(b'"', start)
-        rest = _ENVELOPE_REST.fullmatch(data, max(end, start))
-        if rest is not None:
-            # What is base64 in its one form holds nothing that JSON would write in another way.
-            return parse_base64(data[start:end]), rest[1].decode(), parse_base64(rest[2])
-    payload_any, payload_type, signatures = _exactly(
-        parse_canonical(data), "the envelope", "payload", "payloadType", "signatures"
-    )
-    if payload_type != _PAYLOAD_TYPE:
-        raise FormatError("the envelope holds another type", expected=_PAYLOAD_TYPE, got=str(payload_type))
-    keyid_any, sig_any = _exactly(_only(signatures, "signatures"), "the signature", "keyid", "sig")
-    signature = parse_base64(_text(sig_any, "sig"))
-    return parse_base64(_text(payload_any, "payload")), _text(keyid_any, "keyid"), signature
-
-
-def parse_envelope(data: bytes) -> Envelope:
-    """One log entry as an envelope around a statement of this protocol (section 2)."""
-    payload, keyid, signature = _open_envelope(data)
-    statement = parse_canonical(payload)
-    if not isinstance(statement, dict) or statement.keys() != _STATEMENT_KEYS:
-        raise FormatError("the statement has other members", expected=", ".join(sorted(_STATEMENT_KEYS)))
-    kind_of, predicate_type, subjects = statement["_type"], statement["predicateType"], statement["subject"]
-    if kind_of != _STATEMENT_TYPE:
-        raise FormatError("the statement has another type", expected=_STATEMENT_TYPE, got=str(kind_of))
-    kind = _PREDICATE_TYPE.fullmatch(_text(predicate_type, "predicateType"))
-    if kind is None:
-        raise FormatError("unknown predicate type", expected="barnraise:NAME:v1", got=str(predicate_type))
-    digest, name = _exactly(_only(subjects, "subject"), "the subject", "digest", "name")
-    (subject_hex,) = _exactly(digest, "the subject's digest", "sha256")
-    subject = (_text(name, "the subject's name"), _text(subject_hex, "the subject's digest"))
-    return Envelope(payload, keyid, signature, kind.group(1), subject, statement["predicate"])
 
 
 # --- signed notes ---

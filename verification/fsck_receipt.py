@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 from verification.errors import FormatError
 from verification.fsck_cosign import WitnessKey, parse_cosignature
+from verification.fsck_envelope import parse_envelope
 from verification.fsck_findings import Record
 from verification.fsck_formats import (
     Checkpoint,
     VerifierKey,
     parse_base64,
     parse_decimal,
-    parse_envelope,
 )
 from verification.fsck_json import parse_canonical
 from verification.fsck_log import node_hash
 from verification.fsck_policy import Policy, Signer
-from verification.fsck_shapes import NAME, RECORDS, members, text
+from verification.fsck_schema import members, text
+from verification.fsck_shapes import NAME, RECORDS
 
 _FIRST = "c2sp.org/tlog-proof@v1"
 _EXTRA = members({"entry": text, "member": NAME})

@@ -12,10 +12,12 @@ from pathlib import PurePosixPath
 
 from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError
 from verification.fsck_audit import check_draw, check_second_draw, check_served, check_verdict
+from verification.fsck_beacon import check_beacon
 from verification.fsck_close import check_round_close
 from verification.fsck_draws import Chain, Witness
+from verification.fsck_envelope import Envelope, parse_envelope
 from verification.fsck_findings import Record, Report, Turn, TurnSink
-from verification.fsck_formats import Envelope, VerifierKey, make_verifier_key, parse_envelope, parse_key
+from verification.fsck_formats import VerifierKey, make_verifier_key, parse_key
 from verification.fsck_index import Index
 from verification.fsck_json import hash_object
 from verification.fsck_ledger import Ledger
@@ -88,7 +90,8 @@ class Ground:
 def check_manifest(manifest: Record, report: Report) -> Ground | None:
     """Check a manifest's shape and whatever in it follows from the rest of it.
 
-    Returns None when nothing can be built on this manifest.
+    Returns None when nothing can be built on this manifest. Raises UsageError when it names a beacon and what
+    checks a beacon is not installed.
     """
     where = "log entry 0, manifest"
     try:
@@ -96,6 +99,7 @@ def check_manifest(manifest: Record, report: Report) -> Ground | None:
         public = parse_key(manifest["coordinator"])
         key = make_verifier_key(manifest["origin"], public)
         witnesses = read_witnesses(manifest, report)
+        check_beacon(manifest, report)
     except (FormatError, SignatureError) as error:
         report.add(f"the manifest is malformed: {error.what}", where, error.expected, error.got)
         return None
@@ -217,7 +221,8 @@ class Replay:
             if self._has_signed(kind):
                 what += f": the {kind} of one turn is signed twice"
             raise ProtocolError(what, expected=" or ".join(allowed), got=kind)
-        RECORDS[kind](envelope.predicate, kind)
+        if not envelope.fits:
+            RECORDS[kind](envelope.predicate, kind)
         entry = Entry(index, leaf, envelope, envelope.predicate)
         self._check_frame(entry)
         if kind == "enrol":

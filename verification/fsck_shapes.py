@@ -6,20 +6,30 @@ rules refer to. Whether the values are right is for the rules.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from verification.errors import FormatError
-from verification.fsck_findings import shown
+from verification.fsck_beacon import BEACON_SCHEME
 from verification.fsck_formats import PROTOCOL, parse_hex_float
 from verification.fsck_json import MAX_INTEGER
-
-At = str | tuple[Any, str | int]
-"""A place in a record: its name, or the place it is in and a key or a number there."""
-Shape = Callable[[Any, At], None]
-"""Takes a value and its place in the record; raises FormatError when the value does not fit."""
+from verification.fsck_schema import (
+    At,
+    Shape,
+    boolean,
+    choice,
+    hex_float,
+    integer,
+    list_of,
+    members,
+    nullable,
+    pair,
+    pattern,
+    span,
+    strings,
+    text,
+    wrong,
+)
 
 REFUSALS = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
 REASONS = (*REFUSALS, "late", "no-eligible-auditor", "unaudited", "unconfirmed", "disputed", "failed-audit")
@@ -29,145 +39,12 @@ DIFFERENCES = ("trace", "payload", "next_state", "loss")
 MILLION = 1_000_000
 
 
-def _named(at: At) -> str:
-    if isinstance(at, str):
-        return at
-    inside, key = at
-    return f"{_named(inside)}[{key}]" if isinstance(key, int) else f"{_named(inside)}.{key}"
-
-
-def _wrong(at: At, expected: str, value: object) -> FormatError:
-    return FormatError(f"{_named(at)} does not fit", expected=expected, got=shown(value))
-
-
-def integer(low: int = 0, high: int = MAX_INTEGER) -> Shape:
-    """An integer in [low, high]; true and false are none."""
-
-    def check(value: Any, at: At) -> None:
-        if type(value) is not int or not low <= value <= high:
-            raise _wrong(at, f"an integer in [{low}, {high}]", value)
-
-    return check
-
-
-def pattern(expression: str, named: str) -> Shape:
-    """Text that matches as a whole."""
-    fits = re.compile(expression).fullmatch
-
-    def check(value: Any, at: At) -> None:
-        if not isinstance(value, str) or not fits(value):
-            raise _wrong(at, named, value)
-
-    return check
-
-
-def choice(*options: object) -> Shape:
-    """One of a few values, of the same type."""
-
-    def check(value: Any, at: At) -> None:
-        if not any(type(value) is type(option) and value == option for option in options):
-            raise _wrong(at, " or ".join(map(repr, options)), value)
-
-    return check
-
-
-def list_of(shape: Shape, least: int = 0) -> Shape:
-    """A list whose every element fits."""
-
-    def check(value: Any, at: At) -> None:
-        if not isinstance(value, list) or len(value) < least:
-            raise _wrong(at, f"a list of at least {least}", value)
-        for i, element in enumerate(value):
-            shape(element, (at, i))
-
-    return check
-
-
-def pair(first: Shape, second: Shape) -> Shape:
-    """A list of exactly two."""
-
-    def check(value: Any, at: At) -> None:
-        if not isinstance(value, list) or len(value) != 2:
-            raise _wrong(at, "a list of two", value)
-        first(value[0], (at, 0))
-        second(value[1], (at, 1))
-
-    return check
-
-
-def members(table: Mapping[str, Shape], *, others: bool = False) -> Shape:
-    """An object with exactly these keys (or, with `others`, at least these)."""
-
-    keys = frozenset(table)
-    shapes = tuple(table.items())
-
-    def check(value: Any, at: At) -> None:
-        if not isinstance(value, dict):
-            raise _wrong(at, "an object", value)
-        if keys != value.keys():
-            missing = sorted(keys - value.keys())
-            extra = [] if others else sorted(value.keys() - keys)
-            if missing or extra:
-                raise _wrong(at, f"keys {', '.join(sorted(table))}", f"missing {missing}, unknown {extra}")
-        for key, shape in shapes:
-            shape(value[key], (at, key))
-
-    return check
-
-
-def nullable(shape: Shape) -> Shape:
-    """null, or what fits."""
-
-    def check(value: Any, at: At) -> None:
-        if value is not None:
-            shape(value, at)
-
-    return check
-
-
-def text(value: Any, at: At) -> None:
-    """Any text."""
-    if not isinstance(value, str):
-        raise _wrong(at, "text", value)
-
-
-def boolean(value: Any, at: At) -> None:
-    """true or false."""
-    if not isinstance(value, bool):
-        raise _wrong(at, "true or false", value)
-
-
-def hex_float(value: Any, at: At) -> None:
-    """A HEXFLOAT."""
-    if not isinstance(value, str):
-        raise _wrong(at, "a hex float", value)
-    parse_hex_float(value)
-
-
-def strings(value: Any, at: At) -> None:
-    """An object of strings."""
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise _wrong(at, "an object of strings", value)
-
-
-def span(value: Any, at: At) -> None:
-    """A range `[start, stop]` of at least one position."""
-    pair(integer(), integer())(value, at)
-    if value[0] >= value[1]:
-        raise _wrong(at, "start < stop", value)
-
-
-def keys_by_member(value: Any, at: At) -> None:
-    """An object from member to KEY."""
+def _keys_by_member(value: Any, at: At) -> None:
     if not isinstance(value, dict):
-        raise _wrong(at, "an object from member to key", value)
+        raise wrong(at, "an object from member to key", value)
     for member, key in value.items():
         NAME(member, at)
         KEY(key, at)
-
-
-def _array(value: Any, at: At) -> None:
-    pair(text, list_of(integer(1)))(value, at)
 
 
 _NUMBER = integer()
@@ -177,9 +54,12 @@ BLAKE3 = pattern("blake3:[0-9a-f]{64}", "a blake3 digest")
 DIGEST = pattern("(sha256|blake3):[0-9a-f]{64}", "a digest")
 KEY = pattern("ed25519:[0-9a-f]{64}", "a key")
 HEX64 = pattern("[0-9a-f]{64}", "64 hex digits")
+HEX96 = pattern("[0-9a-f]{96}", "96 hex digits")
+HEX192 = pattern("[0-9a-f]{192}", "192 hex digits")
 NAME = pattern("[a-z0-9._-]{1,64}", "1 to 64 of a-z 0-9 . _ -")
 CLASS = pattern("[ -~]{1,200}", "1 to 200 printable ASCII characters")
 
+_ARRAY = pair(text, list_of(integer(1)))
 _SLOTS = list_of(_NUMBER)
 _PAIR_OF_ARRAYS = members({"outer": BLAKE3, "weights": BLAKE3})
 _FILE = pattern(r"(?!tokenizer\.json\Z)[a-z0-9][a-z0-9._-]{0,99}", "a file name of a shard")
@@ -218,10 +98,13 @@ _CONFIG: dict[str, dict[str, Shape]] = {
     },
     "checkpoint": {"every": integer(1)},
     "eval": {"every": integer(1)},
-    "identity": {"allow": keys_by_member},
+    "identity": {"allow": Shape(_keys_by_member)},
 }
 _CHAIN = members({"end": SHA256, "length": _NUMBER})
 _WITNESS = members({"chain": _CHAIN, "proof": text, "vkey": text})
+_BEACON = members(
+    {"genesis": _NUMBER, "period": integer(1), "public_key": HEX192, "scheme": choice(BEACON_SCHEME)}
+)
 _MANIFEST: dict[str, Shape] = {
     "protocol": choice(PROTOCOL),
     "name": text,
@@ -232,11 +115,12 @@ _MANIFEST: dict[str, Shape] = {
     "versions": strings,
     "source": DIGEST,
     "dataset": _DATASET,
-    "arrays": list_of(_array, 1),
+    "arrays": list_of(_ARRAY, 1),
     "initial": _PAIR_OF_ARRAYS,
     "zero_state": BLAKE3,
     "objective": choice("next-token-v1"),
     "witnessing": members({"required": _NUMBER, "witnesses": list_of(_WITNESS)}),
+    "beacon": nullable(_BEACON),
     "codec": text,
     "aggregation": choice("median-clip-weighted-mean-v1"),
     "config": members({k: members(v, others=True) for k, v in _CONFIG.items()}, others=True),
@@ -289,6 +173,7 @@ _REJECTED = members(
 _CREDIT = members({"earned": _NUMBER, "forfeited": _NUMBER, "member": NAME, "vested": _NUMBER})
 
 _LINKS = list_of(members({"link": nullable(HEX64), "proof": nullable(text), "witness": text}))
+_PULSE = members({"round": integer(1), "signature": HEX96})
 
 _OF_RUN: dict[str, Shape] = {"protocol": choice(PROTOCOL), "run": SHA256}
 _OF_TURN: dict[str, Shape] = {**_OF_RUN, "round": integer(1), "attempt": _NUMBER}
@@ -332,9 +217,10 @@ RECORDS: dict[str, Shape] = {
             "head": text,
             "revealed": _SLOTS,
             "refused": list_of(members({"reason": choice(*REFUSALS), "slot": _NUMBER})),
+            "pulse": nullable(integer(1)),
         }
     ),
-    "draw": members({**_OF_TURN, **_DRAW, "drawn": _CALLED}),
+    "draw": members({**_OF_TURN, **_DRAW, "beacon": nullable(_PULSE), "drawn": _CALLED}),
     "served": members({**_OF_TURN, "served": _SLOTS, "unserved": _SLOTS}),
     "verdict": members(
         {

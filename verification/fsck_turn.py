@@ -13,8 +13,9 @@ from typing import Any
 from verification.errors import FormatError, ProtocolError
 from verification.fsck_cosign import WitnessKey
 from verification.fsck_draws import Chain, Witness
+from verification.fsck_envelope import Envelope
 from verification.fsck_findings import Record, Report, Turn
-from verification.fsck_formats import Checkpoint, Envelope, VerifierKey, parse_checkpoint
+from verification.fsck_formats import Checkpoint, VerifierKey, parse_checkpoint
 from verification.fsck_index import Index
 from verification.fsck_json import hash_object
 from verification.fsck_ledger import Ledger
@@ -91,6 +92,8 @@ class TurnState:
     valid: dict[int, Record] = field(default_factory=dict)
     """Openings of the valid reveals."""
     refused: dict[int, str] = field(default_factory=dict)
+    pulse: int | None = None
+    """Number of the beacon's pulse that the reveal-close names."""
     draw: Record | None = None
     short: bool = False
     """Whether the draw is short."""
@@ -353,7 +356,7 @@ def _possible(run: Run, turn: TurnState, slot: int) -> tuple[set[str], str]:
 
 
 def check_reveal_close(run: Run, turn: TurnState, entry: Entry) -> None:
-    """Which reveals are valid, and why the others are not."""
+    """Which reveals are valid, and why the others are not; for which pulse the draw waits."""
     record, where = entry.record, place(entry)
     # Head 1 is signed before the first reveal, so that no reveal can have shaped it.
     _check_plain_head(run, 1, entry, turn.committed_size, turn.committed_root)
@@ -375,4 +378,10 @@ def check_reveal_close(run: Run, turn: TurnState, entry: Entry) -> None:
             turn.valid[slot] = turn.reveals[slot]["opening"]
         else:
             turn.refused[slot] = "unrevealed" if said == "revealed" else said
+    if (record["pulse"] is None) != (run.manifest["beacon"] is None):
+        named = "the run names" if record["pulse"] is None else "the run does not name"
+        what = f"the reveal-close of {turn.name} has the wrong pulse: {named} a beacon"
+        expected = "the number of a pulse" if record["pulse"] is None else "null"
+        run.report.add(what, where, expected, "null" if record["pulse"] is None else record["pulse"])
+    turn.pulse = record["pulse"]
     turn.reveal_close = record

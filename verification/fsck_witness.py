@@ -74,14 +74,17 @@ def check_cosignatures(
     return good
 
 
-def check_cosigned_head(run: Run, number: int, entry: Entry, root: bytes) -> set[str]:
-    """A draw's head; the names of the manifest's witnesses that cosigned it, named in the open or not."""
+def check_cosigned_head(run: Run, number: int, entry: Entry, root: bytes) -> tuple[set[str], list[int]]:
+    """A draw's head; the names of the manifest's witnesses that cosigned it, named in the open or not.
+
+    With them the times of all cosignatures on it, in seconds since 1970.
+    """
     where, report = place(entry), run.report
     try:
         head, lines = parse_cosigned(entry.record["head"])
     except FormatError as error:
         report.add(f"head {number} is no checkpoint: {error.what}", where, error.expected, error.got)
-        return set()
+        return set(), []
     fits = check_head(run, number, entry, head, entry.index, root)
     what = f"head {number}"
     keys = check_cosignatures(run.witnesses, head, lines, what=what, where=where, report=report)
@@ -91,7 +94,7 @@ def check_cosigned_head(run: Run, number: int, entry: Entry, root: bytes) -> set
         report.add(text, where, f"at least {run.settings.required} of {list(run.witnesses)}", sorted(names))
     if fits:
         run.on_head(Head(head.size, head.root, tuple(keys)))
-    return names
+    return names, [line.time for line in lines]
 
 
 def check_links(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from verification.beacon import Pulse
 from verification.durable import read_secret, write_secret
 from verification.encoding import digest_hex, hash_object
 from verification.errors import FormatError, ProtocolError, UsageError
@@ -148,11 +149,12 @@ def draw_seed(
     head: Checkpoint,
     link: str,
     witnesses: Sequence[tuple[str, str | None]] = (),
+    beacon: Pulse | None = None,
 ) -> str:
     """The seed of a draw, as digest text. `head` is the head before the draw, `run` the run id as in records.
 
-    `witnesses` are the names and links of the turn's witnesses, None where one gave none. Raises FormatError
-    when `run` or a link is not of its form.
+    `witnesses` are the names and links of the turn's witnesses, None where one gave none; `beacon` is the
+    pulse that the draw shows, in look 1 only. Raises FormatError when `run` or a link is not of its form.
     """
     digest_hex(run)
     for text in (link, *(shown for _, shown in witnesses if shown is not None)):
@@ -162,7 +164,7 @@ def draw_seed(
         "barnraise/draw/v1",
         {
             "attempt": attempt,
-            "beacon": None,
+            "beacon": {"randomness": beacon.randomness, "round": beacon.round} if beacon else None,
             "head_root": head.root.hex(),
             "head_size": head.size,
             "link": link,

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from verification.beacon import Pulse
 from verification.credits import Standing, TurnResult, after_turn
+from verification.errors import ProtocolError
 from verification.handout import Need, give_back, hand_out, learning_rates, next_steps, steps_when_late
 from verification.judge import Outcome, bears_out, missed_auditors, settle
 from verification.lottery import (
@@ -39,7 +41,7 @@ from verification.records import (
     WitnessLink,
 )
 from verification.state import RunState, Turn
-from verification.witnessing import check_named, checked_links, is_short, parse_head
+from verification.witnessing import check_named, checked_links, is_short, late_cosigners, parse_head
 
 EVERY_TIME = 1_000_000
 
@@ -111,23 +113,54 @@ def link_number(turn: Turn, kind: str) -> int:
     return 2 * turn.open.turn + (1 if kind == Draw.kind else 2)
 
 
-def plan_draw(state: RunState, head: str, link: str, links: Links) -> Draw:
-    """The audit draw over the roster of the open, seeded by head 2, the coordinator's link and witnesses'.
+def due_pulse(state: RunState) -> int | None:
+    """The number of the pulse that the turn's draw waits for; None without a beacon or a reveal-close yet."""
+    closed = state.open_turn.reveal_close
+    return closed.pulse if closed else None
 
-    `head` is the note of head 2 with its cosignatures. Raises one of the family when those or the links do
-    not hold, or when they are too few.
+
+def plan_draw(state: RunState, head: str, link: str, links: Links, beacon: Pulse | None = None) -> Draw:
+    """The audit draw over the roster of the open, seeded by head 2, all links, and the beacon's pulse.
+
+    `head` is the note of head 2 with its cosignatures. `beacon` is the pulse that is due, None where it could
+    not be had. Its number is checked here; its signature, which takes half a second, is checked by who
+    fetches the pulse and by the level 1 checker. Raises one of the family when cosignatures or links do not
+    hold or are too few, or the pulse is another.
     """
     turn = state.open_turn
     cosigned, shown = _attested(state, Draw.kind, head, links)
-    seed = _seed(state, 1, cosigned, link, shown)
-    certain = _twins(turn) if not is_short(shown) else {entry.slot for entry in turn.open.roster}
+    if beacon and beacon.round != due_pulse(state):
+        raise ProtocolError(
+            "a draw shows another pulse than its reveal-close names",
+            expected=due_pulse(state) or "none",
+            got=beacon.round,
+        )
+    seed = _seed(state, 1, cosigned, link, shown, beacon)
+    short = is_short(shown) or _without_pulse(state, cosigned, beacon)
+    certain = {entry.slot for entry in turn.open.roster} if short else _twins(turn)
     roster = [
         Candidate(e.slot, e.operator, e.numerics_class, EVERY_TIME if e.slot in certain else e.audit_ppm)
         for e in turn.open.roster
     ]
     drawn = draw_audits(seed, roster, _auditors(turn))
     slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
-    return Draw(PROTOCOL, state.run, state.round, state.attempt, head, link, shown, seed, slots)
+    return Draw(PROTOCOL, state.run, state.round, state.attempt, head, link, shown, seed, slots, beacon)
+
+
+def _without_pulse(state: RunState, head: Cosigned, shown: Pulse | None) -> bool:
+    """Whether a draw is short for its pulse: none is shown, or it was out before the head was cosigned."""
+    beacon = state.manifest.beacon
+    if beacon is None:
+        return False
+    return shown is None or bool(late_cosigners(beacon, shown.round, head))
+
+
+def _was_short(state: RunState, draw: Draw) -> bool:
+    """Whether a draw of the log is short."""
+    if is_short(draw.links):
+        return True
+    beacon = state.manifest.beacon  # without one the cosignatures need not be read again
+    return beacon is not None and _without_pulse(state, parse_head(state.manifest, draw.head), draw.beacon)
 
 
 def plan_second_draw(state: RunState, head: str, link: str, links: Links) -> SecondDraw:
@@ -144,7 +177,7 @@ def plan_second_draw(state: RunState, head: str, link: str, links: Links) -> Sec
             order = tuple(auditors[name] for name in item.auditors)
             looks.append(FirstLook(item.slot, verdict.outcome, auditors[verdict.auditor], order, missed))
     # Either short draw leaves a choice: of the auditors of look 1, or of who is looked at twice.
-    short = is_short(shown) or (turn.draw is not None and is_short(turn.draw.links))
+    short = is_short(shown) or (turn.draw is not None and _was_short(state, turn.draw))
     rate = EVERY_TIME if short else state.config["audit"]["second_look_ppm"]
     drawn = draw_second_looks(seed, looks, rate)
     slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
@@ -167,7 +200,14 @@ def _twins(turn: Turn) -> set[int]:
     return {slot for slot, payload in zip(slots, payloads, strict=True) if payloads.count(payload) > 1}
 
 
-def _seed(state: RunState, look: Literal[1, 2], head: Cosigned, link: str, shown: Shown) -> str:
+def _seed(
+    state: RunState,
+    look: Literal[1, 2],
+    head: Cosigned,
+    link: str,
+    shown: Shown,
+    beacon: Pulse | None = None,
+) -> str:
     return draw_seed(
         run=state.run,
         round_number=state.round,
@@ -177,6 +217,7 @@ def _seed(state: RunState, look: Literal[1, 2], head: Cosigned, link: str, shown
         head=head.checkpoint,
         link=link,
         witnesses=[(item.witness, item.link) for item in shown],
+        beacon=beacon,
     )
 
 

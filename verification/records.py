@@ -1,7 +1,8 @@
 """The frozen records of a run, one dataclass for each predicate of docs/protocol.md, section 4.
 
-Owns their fields, types and simple ranges; those that bind keys to names are in identity.py and named here
-too. Does not own their envelopes (sealing.py), which record may follow which (rounds.py) or how it travels.
+Owns their fields, types and simple ranges; those that bind keys to names are in identity.py, a beacon's words
+in beacon.py, and both are named here too. Does not own their envelopes (sealing.py), which record may follow
+which (rounds.py) or how it travels.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from verification.beacon import Beacon as Beacon  # noqa: PLC0414 - named here too
+from verification.beacon import Pulse as Pulse  # noqa: PLC0414 - named here too
 from verification.encoding import (
+    MAX_INTEGER,
     canonical_json,
     digest_hex,
     hash_object,
@@ -91,6 +95,7 @@ class Manifest:
     codec: str
     aggregation: Literal["median-clip-weighted-mean-v1"]
     config: dict  # type: ignore[type-arg]  # raw JSON of the resolved configuration
+    beacon: Beacon | None = None
 
     def __post_init__(self) -> None:
         digest_hex(self.zero_state)
@@ -262,7 +267,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class RevealClose:
-    """Who revealed; `head` is checkpoint 1."""
+    """Who revealed; `head` is checkpoint 1, `pulse` the number of the pulse that the draw waits for."""
 
     kind: ClassVar[str] = "reveal-close"
     protocol: int
@@ -272,6 +277,11 @@ class RevealClose:
     head: str
     revealed: tuple[int, ...]
     refused: tuple[Refusal, ...]
+    pulse: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pulse is not None:
+            require(1 <= self.pulse <= MAX_INTEGER, "a pulse's number is out of range", self.pulse)
 
 
 @dataclass(frozen=True)
@@ -293,7 +303,7 @@ class WitnessLink:
 
 @dataclass(frozen=True)
 class Draw:
-    """The audit lottery; `head` is checkpoint 2, with its cosignatures."""
+    """The audit lottery; `head` is checkpoint 2, with its cosignatures, `beacon` the pulse that came."""
 
     kind: ClassVar[str] = "draw"
     protocol: int
@@ -305,6 +315,7 @@ class Draw:
     links: tuple[WitnessLink, ...]
     seed: str
     drawn: tuple[SlotAuditors, ...]
+    beacon: Pulse | None = None
 
 
 @dataclass(frozen=True)

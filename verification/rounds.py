@@ -2,7 +2,8 @@
 
 Owns legal transitions, so that a coordinator that was killed knows from the log where it was. Does no I/O and
 draws nothing at random. What a member claims is checked before it gets here (intake.py); what the
-coordinator writes must be what plans.py derives.
+coordinator writes must be what plans.py derives. Of a beacon's pulse it checks form and number; its
+signature, which takes half a second, is checked by who fetches the pulse and by the level 1 checker.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def _closes_reveals(state: RunState, turn: Turn, record: RevealClose) -> bool:
     refused = [item.slot for item in record.refused]
     fresh = [turn.reveals[slot].opening.payload for slot in record.revealed if slot in turn.reveals]
     return (
-        len(fresh) == len(record.revealed)
+        (record.pulse is None) == (state.manifest.beacon is None)
+        and len(fresh) == len(record.revealed)
         and not state.used.intersection(fresh)
         and list(record.revealed) == sorted(record.revealed)
         and refused == sorted(refused)
@@ -196,7 +198,8 @@ def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
             state = replace(state, payloads=state.payloads | fresh)
         case Draw():
             _expect(turn.reveal_close is not None and turn.draw is None, record)
-            planned = plan_draw(state, record.head, record.link, given_links(record.links))
+            found = given_links(record.links)
+            planned = plan_draw(state, record.head, record.link, found, record.beacon)
             _expect(record == planned, record)
             turn, state = replace(turn, draw=record), _link(state, turn, record)
         case Served():

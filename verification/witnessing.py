@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from verification.beacon import Beacon
 from verification.encoding import Json
 from verification.errors import FormatError, ProtocolError
 from verification.fields import HEX32
@@ -40,7 +41,10 @@ def witness_keys(manifest: Manifest) -> frozenset[str]:
 
 
 def check_witnessing(manifest: Manifest) -> None:
-    """Raise one of the family unless the manifest's witnesses are well-formed and stand by their chains."""
+    """Raise one of the family unless the manifest's witnesses are well-formed and stand by their chains.
+
+    A beacon needs some: the times of their cosignatures say that a head was fixed before its pulse.
+    """
     witnesses, required = manifest.witnessing.witnesses, manifest.witnessing.required
     names, keys = witness_names(manifest), witness_keys(manifest)
     if len({*names}) != len(witnesses) or len(keys) != len(witnesses):
@@ -53,6 +57,8 @@ def check_witnessing(manifest: Manifest) -> None:
             expected=f"{min(1, len(witnesses))} to {len(witnesses)}",
             got=required,
         )
+    if manifest.beacon and not required:
+        raise ProtocolError("a run with a beacon has no witnesses", expected="at least 1 required", got=0)
     for witness in witnesses:
         if witness.chain.length < manifest.draw_chain.length:
             raise ProtocolError(
@@ -176,3 +182,12 @@ def links_after(
 def is_short(links: Sequence[WitnessLink]) -> bool:
     """Whether a named witness gave no link: then everything is drawn."""
     return any(item.link is None for item in links)
+
+
+def late_cosigners(beacon: Beacon, number: int, head: Cosigned) -> tuple[str, ...]:
+    """Who cosigned a head when, by its own clock, pulse `number` was out already.
+
+    Such a pulse may have been known while the head could still be chosen: the draw is short.
+    """
+    published = beacon.published(number)
+    return tuple(name for name, time in zip(head.names, head.times, strict=True) if time >= published)

@@ -1,7 +1,8 @@
 """A made-up run in memory: records of whole turns from keys made of seeds, no files, no training.
 
 A `Fate` says what becomes of a slot in a turn. `Play.turn` writes the records that follow from it. There may
-be witnesses, made of seeds too; `Play.absent` and `Play.mute` say which of them fail.
+be witnesses, made of seeds too; `Play.absent` and `Play.mute` say which of them fail. With a beacon, a draw
+shows a pulse of the right form that nobody signed; `Play.lead` and `Play.pulseless` make it short.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from verification.judge import Recomputed, differences, settle, trace_root
 from verification.keys import PrivateKey
 from verification.lottery import HashChain
 from verification.notes import Checkpoint, cosign, sign_checkpoint, vkey, witness_vkey
-from verification.plans import plan_close, plan_draw, plan_open, plan_run_close, plan_second_draw
+from verification.plans import due_pulse, plan_close, plan_draw, plan_open, plan_run_close, plan_second_draw
 from verification.records import (
     Base,
+    Beacon,
     CommitClose,
     Commitment,
     DrawChain,
@@ -30,6 +32,7 @@ from verification.records import (
     KeyRotation,
     Manifest,
     Opening,
+    Pulse,
     Record,
     Refusal,
     Reveal,
@@ -46,6 +49,7 @@ from verification.state import RunState
 from verification.statements import sign_object
 
 ORIGIN = "example/fake"
+NOON = 1_800_000_000  # a head of n entries is cosigned n seconds later
 CHAIN = HashChain(b"\x07" * 32, 400)
 CONTRIBUTORS = {"c0": "op-a", "c1": "op-a", "c2": "op-b", "c3": "op-c"}
 AUDITORS = {"a0": "op-x", "a1": "op-y", "a2": "op-b"}
@@ -110,7 +114,7 @@ class FakeWitness:
         return Witness(chain, sign_object("barnraise/witness-chain/v1", claim, self.key), self.vkey)
 
     def line(self, head_: Checkpoint) -> str:
-        return cosign(head_, self.name, self.key, 1_800_000_000 + head_.size)
+        return cosign(head_, self.name, self.key, NOON + head_.size)
 
     def link(self, head_: Checkpoint, number: int, /, **changes: Json) -> tuple[str, str]:
         link = self.chain.link(number)
@@ -138,7 +142,17 @@ def _witnessing(count: int) -> Witnessing:
     return witnessing(count, vkey(ORIGIN, key("coordinator").public))
 
 
-def manifest(witnesses: int = 0, **sections: Mapping[str, Any]) -> Manifest:
+def made_up_beacon(genesis: int = NOON - 1000, period: int = 3) -> Beacon:
+    """A beacon of the right form whose key nobody looked at."""
+    return Beacon(genesis, period, hashlib.sha384(b"beacon").hexdigest() * 2, "bls-unchained-g1-rfc9380")
+
+
+def made_up_pulse(number: int) -> Pulse:
+    """A pulse of the right form that no beacon ever signed."""
+    return Pulse(number, hashlib.sha384(f"pulse {number}".encode()).hexdigest())
+
+
+def manifest(witnesses: int = 0, beacon: Beacon | None = None, **sections: Mapping[str, Any]) -> Manifest:
     public = key("coordinator").public
     return Manifest(
         protocol=1,
@@ -158,6 +172,7 @@ def manifest(witnesses: int = 0, **sections: Mapping[str, Any]) -> Manifest:
         codec="topk8of32-eliasfano-2bit-e5m3-v1",
         aggregation="median-clip-weighted-mean-v1",
         config=config(**sections),
+        beacon=beacon,
     )
 
 
@@ -168,10 +183,13 @@ def enrolments(run: str, auditors: Mapping[str, str] = AUDITORS) -> list[Enrol]:
 
 
 def started(
-    auditors: Mapping[str, str] = AUDITORS, witnesses: int = 0, **sections: Mapping[str, Any]
+    auditors: Mapping[str, str] = AUDITORS,
+    witnesses: int = 0,
+    beacon: Beacon | None = None,
+    **sections: Mapping[str, Any],
 ) -> RunState:
     """The state after all enrolments."""
-    state = begin(manifest(witnesses, **sections))
+    state = begin(manifest(witnesses, beacon, **sections))
     for record in enrolments(state.run, auditors):
         state = apply(state, record)
     return state
@@ -314,6 +332,8 @@ class Play:
         self.records: list[Record] = []
         self.absent: set[str] = set()
         self.mute: set[str] = set()
+        self.lead = 5  # seconds from the cosignatures of head 2 to the pulse that is named, or a little more
+        self.pulseless = False
 
     def add(self, record: Record) -> None:
         self.state = apply(self.state, record)
@@ -356,11 +376,15 @@ class Play:
                 self.add(reveal(open_, open_.entry(slot), script[slot].copies))
         refused = tuple(Refusal(slot, script[slot].refused) for slot in came if script[slot].refused)  # type: ignore[arg-type]
         revealed = tuple(slot for slot in came if not script[slot].refused)
-        self.add(RevealClose(*self.place, self._head(1)[1], revealed, refused))
+        beacon = self.state.manifest.beacon
+        number = beacon.first_from(NOON + self._head(2)[0].size + self.lead) if beacon else None
+        self.add(RevealClose(*self.place, self._head(1)[1], revealed, refused, number))
 
     def _audit(self, script: Mapping[int, Fate]) -> None:
         number = self.state.open_turn.open.turn
-        self.add(plan_draw(self.state, *self._attested(2, 2 * number + 1)))
+        due = due_pulse(self.state)
+        pulse = made_up_pulse(due) if due and not self.pulseless else None
+        self.add(plan_draw(self.state, *self._attested(2, 2 * number + 1), pulse))
         turn = self.state.open_turn
         assert turn.draw
         assert turn.reveal_close
@@ -409,9 +433,9 @@ def played(script: list[dict[int, Fate]], state: RunState | None = None, good: F
     return play
 
 
-def rich_run() -> list[Record]:
+def rich_run(beacon: Beacon | None = None) -> list[Record]:
     """A whole run, enrolments included, in which most things happen; its third turn is void."""
-    state = started(witnesses=3, audit={"probation_rounds": 9})
+    state = started(witnesses=3, beacon=beacon, audit={"probation_rounds": 9})
     play = Play(begin(state.manifest))
     for record in enrolments(state.run):
         play.add(record)
@@ -425,6 +449,7 @@ def rich_run() -> list[Record]:
     for number, turn in enumerate(script):
         play.absent, play.mute = ({WITNESSES[2]}, set()) if number == 1 else (set(), set())
         play.mute = {WITNESSES[0]} if number == 3 else set()
+        play.pulseless, play.lead = number == 2, -5 if number == 1 else 5
         if number == 4:
             play.add(rotation(state.run, "c1", "c1", "c1 again"))
             play.add(rotation(state.run, "a0", "a0", "a0 again"))

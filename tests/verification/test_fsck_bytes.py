@@ -6,8 +6,10 @@ The other half of each test: it shares no code with the checker.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
+import sys
 from typing import Any
 
 import blake3
@@ -76,6 +78,37 @@ def cosignature(note: str, name: str, time: int = 1_700_000_000, signer: str = "
 
 def cosigned(note: str, *names: str) -> str:
     return note + "".join(cosignature(note, name) for name in names)
+
+
+@functools.cache
+def _bls() -> tuple[Any, Any, Any]:
+    limit = sys.getrecursionlimit()
+    from py_ecc import optimized_bls12_381
+    from py_ecc.bls import hash_to_curve, point_compression
+
+    sys.setrecursionlimit(limit)
+    return optimized_bls12_381, point_compression, hash_to_curve
+
+
+def _beacon_secret(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(b"beacon of " + name.encode()).digest()) >> 8
+
+
+@functools.cache
+def beacon_key(name: str = "beacon") -> str:
+    """A beacon's public key, in hex; its secret is made of its name."""
+    curve, points, _ = _bls()
+    return "{:096x}{:096x}".format(*points.compress_G2(curve.multiply(curve.G2, _beacon_secret(name))))
+
+
+@functools.cache
+def pulse_signature(number: int, name: str = "beacon") -> str:
+    """The signature of a pulse of a beacon, in hex."""
+    curve, points, hashing = _bls()
+    message = hashlib.sha256(number.to_bytes(8, "big")).digest()
+    domain = b"BLS_SIG_BLS12381G1_XMD:SHA-256_SSWU_RO_NUL_"
+    point = curve.multiply(hashing.hash_to_G1(message, domain, hashlib.sha256), _beacon_secret(name))
+    return f"{points.compress_G1(point):096x}"
 
 
 def note_of(entries: list[bytes], signer: str = "coordinator", origin: str = ORIGIN) -> str:

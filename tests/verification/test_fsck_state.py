@@ -13,12 +13,13 @@ from tests.verification.test_fsck_bytes import (
     ORIGIN,
     b3,
     canon,
-    cosigned,
+    cosignature,
     dom,
     envelope,
     key_text,
     log_files,
     note_of,
+    pulse_signature,
     sha,
     sign_object,
     tree_root,
@@ -38,6 +39,9 @@ MEMBERS = [
     ("wim", "auditor", "wind", "c2"),
     ("vic", "auditor", "vale", "c2"),
 ]
+
+TIME = 1_700_000_000
+"""When witnesses cosign."""
 
 
 def links_of(name: str) -> list[bytes]:
@@ -83,6 +87,12 @@ class State:
         self.members = [*MEMBERS, *(over.pop("more", None) or [])]
         self.witnesses: list[str] = over.pop("witnesses", [])
         self.required: int = over.pop("required", min(1, len(self.witnesses)))
+        self.beacon: dict[str, Any] | None = over.pop("beacon", None)
+        # turn -> pulse that its draw waits for, where it is not 5 and the turn; turns that do without it
+        self.pulses: dict[int, int] = over.pop("pulses", {})
+        self.dark: list[int] = over.pop("dark", [])
+        # (turn, look) -> witness -> time of its cosignature, where it is another than all others'
+        self.times: dict[tuple[int, int], dict[str, int]] = over.pop("times", {})
         # turn -> witnesses that the open names; all, where a turn is not there
         self.named: dict[int, list[str]] = over.pop("named", {})
         # (turn, look) -> witnesses that do not cosign, and that cosign and give no link
@@ -127,6 +137,7 @@ class State:
         self.unvested: list[tuple[int, str, int]] = []
         self.base = self.manifest["initial"]
         self.round, self.attempt, self.turn = 1, 0, 0
+        self.look = 0
         self.tokens = 0
         self.accepted_payloads: list[bytes] = []
         self.rejected_payloads: list[bytes] = []
@@ -161,6 +172,7 @@ class State:
                 "required": self.required,
                 "witnesses": [self.witness_entry(name) for name in self.witnesses],
             },
+            "beacon": self.beacon,
             "codec": "topk8of32-eliasfano-2bit-e5m3-v1",
             "aggregation": "median-clip-weighted-mean-v1",
             "config": self.config,
@@ -196,7 +208,8 @@ class State:
 
     def head(self, *cosigners: str) -> str:
         self.heads.append(len(self.entries))
-        return cosigned(note_of(self.entries), *cosigners)
+        note, times = note_of(self.entries), self.times.get((self.turn, self.look), {})
+        return note + "".join(cosignature(note, name, times.get(name, TIME)) for name in cosigners)
 
     def open_witnesses(self) -> list[str]:
         return self.named.get(self.turn, self.witnesses)
@@ -224,7 +237,27 @@ class State:
             lines.append({"link": None if gone else link, "proof": None if gone else proof, "witness": name})
         return lines
 
+    def named_pulse(self) -> int | None:
+        """What the reveal-close says."""
+        return None if self.beacon is None else self.pulses.get(self.turn, 5 + self.turn)
+
+    def shown_pulse(self) -> dict[str, Any] | None:
+        """What the draw shows."""
+        number = self.named_pulse()
+        if number is None or self.turn in self.dark:
+            return None
+        return {"round": number, "signature": pulse_signature(number)}
+
+    def seed_pulse(self, pulse: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What the seed takes of it."""
+        if pulse is None:
+            return None
+        randomness = hashlib.sha256(bytes.fromhex(pulse["signature"])).hexdigest()
+        return {"randomness": randomness, "round": pulse["round"]}
+
     def link_and_seed(self, look: int) -> dict[str, Any]:
+        self.look = look
+        shown = {"beacon": self.shown_pulse()} if look == 1 else {}
         away = self.away.get((self.turn, look), [])
         head = self.head(*(name for name in self.cosigners() if name not in away))
         links = self.links(look)
@@ -240,14 +273,23 @@ class State:
                 "head_size": len(self.entries),
                 "head_root": tree_root(self.entries).hex(),
                 "link": link,
-                "beacon": None,
+                "beacon": self.seed_pulse(shown.get("beacon")),
                 "witnesses": [[line["witness"], line["link"]] for line in links],
             },
         )
-        return {"head": head, "link": link, "links": links, "seed": seed}
+        return {"head": head, "link": link, "links": links, "seed": seed, **shown}
 
     def is_short(self, chance: dict[str, Any]) -> bool:
-        return any(line["link"] is None for line in chance["links"])
+        if any(line["link"] is None for line in chance["links"]):
+            return True
+        if self.beacon is None or "beacon" not in chance:
+            return False
+        if chance["beacon"] is None:
+            return True
+        earlier = self.beacon["period"] * (chance["beacon"]["round"] - 1)
+        away, times = self.away.get((self.turn, 1), []), self.times.get((self.turn, 1), {})
+        last = max(times.get(name, TIME) for name in self.cosigners() if name not in away)
+        return not last < self.beacon["genesis"] + earlier
 
     def change_keys(self) -> None:
         """What stands in the log before the next open."""

@@ -173,7 +173,8 @@ class Writer(State):
                     self.files[f"state/{b3(start)[7:]}"] = start
         revealed = [s for s in committed if fate[s] is None]
         refused = [{"reason": fate[s], "slot": s} for s in committed if fate[s] is not None]
-        self.add("reveal-close", self.in_turn(head=head, revealed=revealed, refused=refused))
+        close = self.in_turn(head=head, revealed=revealed, refused=refused, pulse=self.named_pulse())
+        self.add("reveal-close", close)
         self.committed = reveals
         return {s: reveals[s] for s in revealed}
 

@@ -173,6 +173,7 @@ CHANGES: dict[str, Any] = {
     "ms": (1, 2, 3, 4, 5),
     "revealed": (0, 1, 2, 3, 4),
     "refused": None,
+    "pulse": 5,
     "served": (9,),
     "unserved": (9,),
     "looks": None,
