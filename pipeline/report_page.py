@@ -11,6 +11,7 @@ from html import escape
 from importlib import resources
 
 from pipeline.report import Balance, ClosedTurn, RunStory, Work
+from pipeline.report_audits import auditor_counts, calls
 from pipeline.report_plots import (
     bytes_chart,
     cell_class,
@@ -247,34 +248,37 @@ def _lottery(story: RunStory) -> str:
         for turn in story.turns
     ]
     table = _table(("round", "drawn ← audited by, and the seeds of both looks"), rows)
-    return words + f'<div class="tall">{table}</div>'
+    return words + f'<div class="tall">{table}</div>' + _auditors(story)
 
 
 def _drawn(work: Work) -> str:
     """A drawn contributor with those that were asked, up to the one that answered."""
-    given = {verdict.look: verdict for verdict in work.verdicts}
     asked = []
-    for look, order in enumerate(work.asked, start=1):
-        verdict = given.get(1 if look == 1 else 2)
-        reached = order.index(verdict.auditor) if verdict else len(order)
-        asked += [f"{escape(name)}&nbsp;…" for name in order[:reached] if work.reason not in _NOT_ASKED]
-        if verdict:
-            mark = "✓" if verdict.outcome == "pass" else "✗"
-            asked.append(f'<span class="{verdict.outcome}">{escape(verdict.auditor)}&nbsp;{mark}</span>')
+    for call in calls(work):
+        if call.verdict is None:
+            asked.append(f"{escape(call.auditor)}&nbsp;…")
+        else:
+            mark = "✓" if call.verdict.outcome == "pass" else "✗"
+            asked.append(f'<span class="{call.verdict.outcome}">{escape(call.auditor)}&nbsp;{mark}</span>')
     by = ", ".join(asked) or f'<span class="muted">{escape(work.reason or "nobody")}</span>'
     return f'<span class="draw"><b>{escape(work.entry.member)}</b> ← {by}</span> '
 
 
-# These were settled before anybody was asked to audit.
-_NOT_ASKED = (
-    "late",
-    "unrevealed",
-    "opening-mismatch",
-    "malformed-payload",
-    "duplicate-payload",
-    "unserved",
-    "no-eligible-auditor",
-)
+def _auditors(story: RunStory) -> str:
+    names = [b.member.member for b in story.balances if b.member.role == "auditor"]
+    rows = [
+        (escape(count.auditor), *(f"{n:,}" for n in (count.first, count.looks, count.failed, count.missed)))
+        for count in auditor_counts(names, story.turns)
+    ]
+    if not rows:
+        return ""
+    words = (
+        '<p class="caption">The draw orders the auditors; the first that answers judges. Whoever was asked '
+        "and gave no verdict is <em>missed</em> in the log. Only the coordinator knows whether it asked: an "
+        "auditor that often stands first and is often missed is away, or not wanted.</p>"
+    )
+    head = ("auditor", "drawn first", "verdicts", "of these fail", "missed")
+    return words + _table(head, rows)
 
 
 def _identity(story: RunStory) -> str:

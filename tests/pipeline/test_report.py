@@ -4,10 +4,12 @@ import random
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,9 @@ from hypothesis import strategies as st
 from data_prep.prepare import unigram_cross_entropy
 from pipeline.config import parse_config
 from pipeline.folder import RunFolder
-from pipeline.report import RunStory, read_story, write_report
+from pipeline.ledger import read_entries
+from pipeline.report import RunStory, open_log, read_story, write_report
+from pipeline.report_audits import auditor_counts
 from pipeline.report_page import page
 from pipeline.report_plots import MOST_BARS, credits_chart, grid, short_number, spread, ticks, tokens_chart
 from pipeline.roster import parse_drills
@@ -24,6 +28,7 @@ from pipeline.run import View, continue_run, create_run, member_folder
 from verification.errors import BarnraiseError, UsageError
 from verification.keys import PrivateKey
 from verification.log import Log
+from verification.records import Draw, SecondDraw, SlotAuditors, Verdict
 
 CONFIG: dict[str, dict[str, object]] = {
     "run": {"rounds": 3},
@@ -315,3 +320,43 @@ def test_labels_keep_their_distance(heights: list[float]) -> None:
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (88_832, "88.8k"), (1.2e7, "12M")])
 def test_short_numbers(value: float, text: str) -> None:
     assert short_number(value) == text
+
+
+def test_auditors_are_counted_as_the_log_has_them(made: tuple[RunFolder, Path], story: RunStory) -> None:
+    auditors = [b.member.member for b in story.balances if b.member.role == "auditor"]
+    manifest, log = open_log(made[0])
+    records = [record for record, _ in read_entries(log, manifest)]
+    verdicts = Counter((record.auditor, record.outcome) for record in records if isinstance(record, Verdict))
+    counts = auditor_counts(auditors, story.turns)
+    assert [count.auditor for count in counts] == auditors
+    for count in counts:
+        assert count.looks == verdicts[count.auditor, "pass"] + verdicts[count.auditor, "fail"]
+        assert count.failed == verdicts[count.auditor, "fail"]
+        assert count.missed == 0
+        assert f"<td>{count.auditor}</td><td>{count.first:,}</td><td>{count.looks:,}</td>" in page(story)
+    orders = [item.auditors for r in records if isinstance(r, Draw | SecondDraw) for item in _items(r)]
+    assert sum(count.first for count in counts) == sum(bool(order) for order in orders)
+
+
+def _items(draw: Draw | SecondDraw) -> Sequence[SlotAuditors]:
+    return draw.drawn if isinstance(draw, Draw) else draw.looks
+
+
+def test_who_was_passed_over_is_missed(story: RunStory) -> None:
+    audited = next(
+        work for turn in story.turns for work in turn.work if work.reason is None and work.verdicts
+    )
+    name = audited.asked[0][0]
+    other = audited.asked[0][1]
+    turn = story.turns[0]
+
+    def counted(**changes: Any) -> list[tuple[int, int, int]]:
+        work = replace(audited, **changes)
+        counts = auditor_counts((name, other), [replace(turn, work=(work,))])
+        return [(count.first, count.looks, count.missed) for count in counts]
+
+    by_other = replace(audited.verdicts[0], auditor=other, look=1)
+    order = ((name, other), ())
+    assert counted(asked=order, verdicts=(by_other,)) == [(1, 0, 1), (0, 1, 0)]
+    assert counted(asked=order, verdicts=(), reason="unaudited") == [(1, 0, 1), (0, 0, 1)]
+    assert counted(asked=order, verdicts=(), reason="unserved") == [(1, 0, 0), (0, 0, 0)]
