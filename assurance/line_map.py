@@ -66,17 +66,19 @@ class Tracer:
             caller = caller.f_back
 
     def judges(self, file: str, first: int, last: int, most: float) -> list[str]:
-        """Tests of the lines `first` to `last`: those that fire one, then the others, quickest first.
+        """Tests of the lines `first` to `last`: those that fire one, then the others.
 
-        As many of either as would take `most` seconds.
+        As many of either as would take `most` seconds: those of the file that is named after this one first,
+        where there is one, then the quickest.
         """
         lines = [(file, line) for line in range(first, last + 1)]
         fired = {test for line in lines for test in self.fired.get(line, ())}
         ran = {test for line in lines for test in self.ran.get(line, ())} - fired
-        return [*self._quickest(fired, most), *self._quickest(ran, most)]
+        own = f"test_{file}::"
+        return [*self._likeliest(fired, own, most), *self._likeliest(ran, own, most)]
 
-    def _quickest(self, tests: Iterable[str], most: float) -> list[str]:
-        ordered = sorted(tests, key=self._cost)
+    def _likeliest(self, tests: Iterable[str], own: str, most: float) -> list[str]:
+        ordered = sorted(tests, key=lambda test: (own not in test, self._cost(test)))
         until = accumulate(map(self._cost, ordered))
         return [test for test, seconds in zip(ordered, until, strict=True) if seconds <= most]
 

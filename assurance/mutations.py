@@ -44,6 +44,7 @@ def _files(*names: str) -> tuple[str, ...]:
 
 
 _FSCK = _files(
+    "fsck",
     *("fsck_rules", "fsck_lies", "fsck_formats", "fsck_witness", "fsck_members", "fsck_anchor"),
     *("fsck_folders", "fsck_state", "fsck_json", "fsck_envelope", "fsck_stream", "fsck_honest"),
     "fsck_beacon",

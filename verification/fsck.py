@@ -17,7 +17,7 @@ from verification.fsck_anchor import Anchors
 from verification.fsck_envelope import Envelope
 from verification.fsck_files import FileCheck
 from verification.fsck_findings import Failure, Findings, Progress, Record, Report, Turn, TurnSink
-from verification.fsck_formats import MAX_ENTRY, PROTOCOL, VerifierKey, read_file
+from verification.fsck_formats import MAX_ENTRY, PROTOCOL, read_file
 from verification.fsck_index import Index
 from verification.fsck_json import parse_canonical, sha256_text, write_canonical
 from verification.fsck_log import LogReader
@@ -91,7 +91,7 @@ class _Check:
         if self.files is not None:
             self.files.end(story)
         key = self.ground.log_key if self.ground is not None else None
-        signed = self._check_checkpoint(key)
+        signed = self._check_checkpoint()
         checkpoint = self.log.checkpoint
         anchored = self.anchors.answer(key, self.log.tree.size, signed=signed, report=self.report)
         return Findings(
@@ -176,15 +176,15 @@ class _Check:
             report.equal(what, "manifest.json", run_id, self.written_id)
         return logged, run_id
 
-    def _check_checkpoint(self, key: VerifierKey | None) -> bool:
+    def _check_checkpoint(self) -> bool:
         """Whether log/checkpoint is signed with the log's key; its cosignatures are checked too."""
         checkpoint, ground, where = self.log.checkpoint, self.ground, "log/checkpoint"
-        if checkpoint is None or key is None or ground is None:
+        if checkpoint is None or ground is None:
             return False
-        signed = checkpoint.signed_by(key)
+        signed = checkpoint.signed_by(ground.log_key)
         if not signed:
             what = "the checkpoint is not signed with the log's key"
-            self.report.add(what, where, str(key), checkpoint.origin)
+            self.report.add(what, where, str(ground.log_key), checkpoint.origin)
         cosigners = check_cosignatures(
             ground.witnesses,
             checkpoint,

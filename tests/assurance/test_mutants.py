@@ -68,6 +68,9 @@ def test_tests_that_fire_a_line_judge_first() -> None:
     tracer.seconds |= {"slow": 50.0, "quick": 1.0, "fires": 20.0}
     assert tracer.judges("a.py", 2, 4, 30.0) == ["fires", "quick"]
     assert tracer.judges("a.py", 4, 9, 30.0) == []
+    tracer.ran[("b.py", 7)] |= {"t/test_c.py::quick", "t/test_b.py::own", "t/test_b.py::more"}
+    tracer.seconds |= {"t/test_c.py::quick": 0.1, "t/test_b.py::own": 2.0, "t/test_b.py::more": 1.0}
+    assert tracer.judges("b.py", 7, 7, 3.0) == ["t/test_b.py::more", "t/test_b.py::own"]
 
 
 def test_the_files_that_judge_are_there() -> None:

@@ -1,0 +1,101 @@
+"""Level 1 as a whole: what stands in for a manifest or a checkpoint that is not there, and progress."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.verification.test_fsck_bytes import canon, cosigned, log_files, note_of, vkey, witness_vkey
+from tests.verification.test_fsck_writer import Writer
+from verification.errors import UsageError
+from verification.fsck import Findings, check_run
+
+WITNESS = "w1.example"
+POLICY = f"log {vkey()}\nwitness w1 {witness_vkey(WITNESS)}\nquorum w1\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Writer:
+    writer = Writer(tmp_path / "run", witnesses=[WITNESS], script={}, silent={}).run(turns=1)
+    writer.write()
+    (writer.folder / "log" / "checkpoint").write_text(cosigned(note_of(writer.entries), WITNESS))
+    (tmp_path / "policy").write_text(POLICY)
+    return writer
+
+
+def anchored(writer: Writer) -> Findings:
+    return check_run(writer.folder, vkey=vkey(), witness_policy=writer.folder.parent / "policy")
+
+
+def whats(found: Findings) -> list[tuple[str, str]]:
+    return [(failure.where, failure.what) for failure in found.failures]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "manifest.json cannot be read"),
+        (b"{", "not JSON"),
+        (b'{"a": 1}', "JSON is not canonical"),
+        (b" " * 65_536, "manifest.json is too long"),
+    ],
+)
+def test_a_manifest_file_that_cannot_be_read_is_all_that_is_wrong(
+    run: Writer, data: bytes | None, words: str
+) -> None:
+    path = run.folder / "manifest.json"
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    assert whats(anchored(run)) == [("manifest.json", f"manifest.json: {words}")]
+
+
+def test_without_a_checkpoint_nothing_is_anchored(run: Writer) -> None:
+    assert anchored(run).anchored == "vkey+witness-policy"
+    (run.folder / "log" / "checkpoint").unlink()
+    found = anchored(run)
+    assert ("log/checkpoint", "checkpoint cannot be read (nothing in the log was checked)") in whats(found)
+    assert found.anchored is None
+
+
+def test_without_a_manifest_to_go_by_nothing_is_anchored(run: Writer) -> None:
+    (run.folder / "manifest.json").write_bytes(canon({**run.manifest, "coordinator": "nobody"}))
+    for name, data in log_files([b"x"], note_of([b"x"])).items():
+        (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.folder / name).write_bytes(data)
+    found = anchored(run)
+    assert found.anchored is None
+    assert any(what.startswith("the manifest is malformed") for _, what in whats(found))
+    assert any(what == "the log's key is not the one expected" for _, what in whats(found))
+    assert any(what == "the log is none of the witness policy's" for _, what in whats(found))
+
+
+@pytest.mark.parametrize("manifest", [{}, {"protocol": "1"}, {"protocol": True}, [], 1])
+def test_an_empty_log_is_named_whatever_the_manifest_is(tmp_path: Path, manifest: Any) -> None:
+    run = tmp_path / "run"
+    for name, data in log_files([], note_of([])).items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(data)
+    (run / "manifest.json").write_bytes(canon(manifest))
+    assert ("log", "the log holds no entry") in whats(check_run(run))
+
+
+def test_a_run_of_another_protocol_is_for_another_release(run: Writer) -> None:
+    other = {**json.loads((run.folder / "manifest.json").read_bytes()), "protocol": 2}
+    (run.folder / "manifest.json").write_bytes(canon(other))
+    assert not anchored(run).ok
+    run.entries[0] = b"no manifest"
+    run.write()
+    (run.folder / "manifest.json").write_bytes(canon(other))
+    with pytest.raises(UsageError, match="another protocol version"):
+        anchored(run)
+
+
+def test_progress_is_told_now_and_then(run: Writer) -> None:
+    told: list[str] = []
+    check_run(run.folder, progress=lambda what, done, of: told.append(f"{what} {done}/{of}"))
+    size = len(run.entries)
+    assert [text for text in told if text.startswith("records")] == [f"records {size}/{size}"]
