@@ -99,7 +99,8 @@ def _change(
 
     how, part = dice.random(), at[key]
     if how < 0.4:
-        put(json.loads(json.dumps(odd)) if _is_list(odd := dice.choice(_ODD)) else odd)
+        odd = dice.choice(_ODD)
+        put(json.loads(json.dumps(odd)) if isinstance(odd, (list, dict)) else odd)  # changed again later
     elif how < 0.5:
         other, other_key = _inside(top, dice.choice(paths))
         put(json.loads(json.dumps(other[other_key])))

@@ -1,7 +1,6 @@
 """Where records of the right form meet rules, with values of any kind, for fuzz_targets.py.
 
-Owns the state machine, the coordinator's intake, the reading of a log and of a whole folder. Does not own the
-table.
+Owns the state machine, the coordinator's intake and the reading of a log. Does not own the table.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def _rules(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
 _COORDINATORS = ("round-open", "commit-close", "reveal-close", "draw", "served", "round-close", "run-close")
 
 
-@target("envelope: log entries", json=True, wrap=sealed, share=0.2)
+@target("envelope: log entries", json=True, wrap=sealed, share=0.1, why="a manifest is read before each")
 def _entries(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     """A log's last entry, as the writer's own reader meets it, rightly signed."""
     del folder
@@ -85,7 +84,7 @@ def _member_record(name: str) -> Callable[[bytes], bytes]:
 
 
 def _intake_target(name: str) -> None:
-    @target(f"intake: {name}", json=True, wrap=_member_record(name), share=0.25)
+    @target(f"intake: {name}", json=True, wrap=_member_record(name), share=0.25, small=0.2)
     def _(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
         """What a member sends. What is taken must be of the form that the independent checker asks for."""
         del folder
@@ -139,52 +138,18 @@ def _intakes() -> dict[str, tuple[Callable[[bytes], Any], Any]]:
             raise FormatError(refusal.reason if refusal else "neither")
         return found
 
+    def changed(data: bytes) -> Any:
+        return intake.check_identity_change(committed, "c0", data)
+
     return {
         "enrol": (lambda data: intake.check_enrolment(unstarted, data), enrolled),
         "commitment": (lambda data: intake.check_commitment(open_, slot, data), commitment),
         "reveal": (judged, reveal),
         "verdict": (lambda data: intake.check_verdict(turn, slot, 1, "a0", data), verdict),
+        "key-rotation": (changed, fake_run.rotation(committed.run, "c0", "c0", "c0 next")),
+        "key-revocation": (changed, fake_run.revocation(committed.run, "c0")),
     }
 
 
-for _name in ("enrol", "commitment", "reveal", "verdict"):
+for _name in ("enrol", "commitment", "reveal", "verdict", "key-rotation", "key-revocation"):
     _intake_target(_name)
-
-
-# --- a whole folder ---
-
-
-@target("run folder", json=True, share=0.03)
-def _run_folder(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
-    """A whole folder at level 1 with one record replaced, all signed again by whoever would sign it."""
-    from tests.verification.test_fsck_bytes import canon as plain
-    from tests.verification.test_fsck_bytes import envelope as sign
-    from tests.verification.test_fsck_bytes import log_files
-    from tests.verification.test_fsck_writer import Writer
-    from verification.fsck import check_run
-
-    writer = Writer(folder / "run").run(1)
-    writer.write()
-    played = list(writer.records)
-    subjects = [("dataset", writer.manifest["dataset"]["root"][7:]), *[writer.run_subject] * len(played)]
-
-    def check(data: bytes) -> None:
-        value = encoding.parse_canonical(data)
-        if not isinstance(value, dict) or set(value) != {"at", "predicate"} or type(value["at"]) is not int:
-            raise FormatError("not a case of this target")
-        at = value["at"] % len(played)
-        kind, _, signer = played[at]
-        changed = sign(kind, value["predicate"], signer, subjects[at])
-        if len(changed) > 65_535:
-            raise FormatError("too long for the log")
-        entries = [*writer.entries[:at], changed, *writer.entries[at + 1 :]]
-        for name, content in log_files(entries).items():
-            (folder / "run" / name).write_bytes(content)
-        (folder / "run" / "manifest.json").write_bytes(
-            plain(value["predicate"] if at == 0 else writer.manifest)
-        )
-        found = check_run(folder / "run")
-        if found.failures:
-            raise FormatError(found.failures[0].what)
-
-    return [check], [plain({"at": at, "predicate": record}) for at, (_, record, _) in enumerate(played)]

@@ -96,10 +96,11 @@ def _receipt_of(close: bytes) -> bytes:
     return tlog_proof.write_receipt(entry, member, 3, tree.inclusion_proof(3), note).encode()
 
 
-@target("receipt: close", json=True, wrap=_receipt_of, share=0.5)
-def _receipt(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
-    """A receipt of the very form, whose round-close says anything, rightly signed."""
-    del folder
+def _closes() -> list[Json]:
+    return [record for kind, record in records() if kind == "round-close" and record["accepted"]]
+
+
+def _receipt_parsers() -> tuple[Parser, ...]:
     rules = policy.parse_policy(f"log {VKEY}\nwitness w {WITNESS_VKEY}\nquorum w\n".encode())
 
     def own(data: bytes) -> None:
@@ -113,8 +114,21 @@ def _receipt(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
         receipt = fsck_receipt.parse_receipt(data)
         fsck_receipt.round_close_of(receipt, KEY.public)
 
-    closes = [record for kind, record in records() if kind == "round-close" and record["accepted"]]
-    return (own, by_policy, independent), [canon(record) for record in closes]
+    return own, by_policy, independent
+
+
+@target("receipt: close", json=True, wrap=_receipt_of, share=0.2, small=0.2)
+def _receipt(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """A receipt of the very form, whose round-close says anything, rightly signed."""
+    del folder
+    return _receipt_parsers(), [canon(record) for record in _closes()]
+
+
+@target("receipt: file", share=0.8, small=0.3)
+def _receipt_file(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """The same receipts with any bytes of theirs changed, signatures and proofs too."""
+    del folder
+    return _receipt_parsers(), [_receipt_of(canon(record)) for record in _closes()]
 
 
 def _request(folder: Path, path: str) -> Parser:

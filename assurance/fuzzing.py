@@ -18,7 +18,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -26,7 +26,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-from assurance import fuzz_targets_files, fuzz_targets_rules, fuzz_targets_witness  # noqa: F401 - the table
+from assurance import (  # noqa: F401 - the table
+    fuzz_targets_files,
+    fuzz_targets_folder,
+    fuzz_targets_members,
+    fuzz_targets_network,
+    fuzz_targets_rules,
+    fuzz_targets_typed,
+    fuzz_targets_witness,
+)
 from assurance.figures import Figure, main
 from assurance.fuzz_mutations import inputs
 from assurance.fuzz_targets import TARGETS, Target, make
@@ -38,7 +46,7 @@ MOST_GROWTH = 256 << 20  # of the process, over all inputs of a target
 MOST_TEXT = 20_000  # characters of an error's message
 TRACED_EVERY = 199
 FULL = 100_000
-GUIDED = 10_000  # of those, how many atheris makes
+GUIDED = 1_000  # how many more atheris makes, where it is installed
 SMALL = 40
 COMMAND = "python -m assurance.fuzzing --full"
 KINDS = {
@@ -66,6 +74,7 @@ class Outcome:
     most_bytes: int = 0
     growth: int = 0
     longest_text: int = 0
+    seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
 
@@ -83,6 +92,7 @@ class Outcome:
         self.tried += other.tried
         self.taken += other.taken
         self.guided += other.guided
+        self.seconds += other.seconds
         for name in ("slowest_s", "most_bytes", "growth", "longest_text"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
         for kind, count in other.counts.items():
@@ -173,12 +183,15 @@ def fuzz(target: Target, count: int, seed: int) -> Outcome:
     judge = Judge(target)
     with alarm():
         for data in target.seeds:
-            judge.check(target.wrap(data) if target.wrap else data, sound=True, traced=True)
+            judge.check(target.wrap(data) if target.wrap else data, sound=True, traced=not target.untraced)
         judge.outcome.tried = judge.outcome.taken = 0
+        started = time.process_time()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         source = inputs(target, random.Random(f"{target.name} {seed}"))
         for number in range(count):
-            judge.check(next(source), traced=number < 20 or number % TRACED_EVERY == 0)
+            traced = not target.untraced and (number < 20 or number % TRACED_EVERY == 0)
+            judge.check(next(source), traced=traced)
+    judge.outcome.seconds = time.process_time() - started
     judge.outcome.growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     return judge.outcome
 
@@ -189,7 +202,8 @@ def fuzz(target: Target, count: int, seed: int) -> Outcome:
 def child(arguments: list[str]) -> None:
     """`NAME COUNT SEED RESULT [guided]`: fuzz one target and write what came of it to the file RESULT."""
     name, count, seed, result = arguments[0], int(arguments[1]), int(arguments[2]), Path(arguments[3])
-    with tempfile.TemporaryDirectory(prefix="barnraise-fuzz-", dir=_memory_disk()) as folder:
+    # Within the parent's, which it removes however this process ends.
+    with tempfile.TemporaryDirectory(dir=result.parent) as folder:
         if arguments[4:] == ["guided"]:
             _guided(make(name, Path(folder)), count, seed, result, Path(folder))
         else:
@@ -212,7 +226,7 @@ def _guided(target: Target, count: int, seed: int, result: Path, folder: Path) -
         if target.wrap and len(data) % 2:
             with suppress(BarnraiseError):
                 data = target.wrap(data)
-        judge.check(data, traced=judge.outcome.tried % TRACED_EVERY == 0)
+        judge.check(data, traced=not target.untraced and judge.outcome.tried % TRACED_EVERY == 0)
         judge.outcome.guided = judge.outcome.tried
         if judge.outcome.tried % 500 == 0 or judge.outcome.tried >= count:
             result.write_text(json.dumps(asdict(judge.outcome)))
@@ -225,7 +239,7 @@ def _guided(target: Target, count: int, seed: int, result: Path, folder: Path) -
 
 def in_child(name: str, count: int, seed: int, *, guided: bool) -> Outcome:
     """`fuzz` in another process, which may hang or die."""
-    with tempfile.TemporaryDirectory(prefix="barnraise-fuzz-", dir=_memory_disk()) as folder:
+    with scratch_folder() as folder:
         result = Path(folder) / "result"
         start = (
             "import atheris\nwith atheris.instrument_imports(include=['verification', 'pipeline', 'model', "
@@ -247,25 +261,41 @@ def in_child(name: str, count: int, seed: int, *, guided: bool) -> Outcome:
         return outcome
 
 
-def _memory_disk() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for files that are written many times a second; in memory where there is such a disk."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return tempfile.TemporaryDirectory(prefix="barnraise-fuzz-", dir=place)
 
 
 def in_full(name: str) -> Outcome:
     """All inputs of one target: mutations, then coverage-guided ones where atheris is installed."""
-    count = round(FULL * TARGETS[name].share)
-    guided = round(GUIDED * TARGETS[name].share) if has_atheris() else 0
-    outcome = in_child(name, count - guided, 1, guided=False)
-    if guided:
-        outcome.merge(in_child(name, guided, 1, guided=True))
-    said = (
-        f"{outcome.tried:,} inputs ({outcome.guided:,} guided), {outcome.taken:,} taken",
-        f"slowest {1000 * outcome.slowest_s:.0f} ms, most {outcome.most_bytes / 2**20:.1f} MiB",
-        f"growth {outcome.growth >> 20} MiB, longest message {outcome.longest_text}",
-        f"{outcome.counts or 'sound'}",
-    )
-    print(f"{name}: {', '.join(said)}", *outcome.wrong, sep="\n    ", file=sys.stderr, flush=True)
+    outcome = in_child(name, round(FULL * TARGETS[name].share), 1, guided=False)
+    if has_atheris():
+        outcome.merge(in_child(name, max(1, round(GUIDED * TARGETS[name].share)), 1, guided=True))
     return outcome
+
+
+def in_full_all() -> Iterator[Outcome]:
+    """Every target, two at a time, the slow ones first; a line to stderr as each ends."""
+    started = time.monotonic()
+    names = sorted(TARGETS, key=lambda name: not TARGETS[name].why)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(in_full, name) for name in names]
+        for number, ended in enumerate(as_completed(waiting), 1):
+            outcome = ended.result()
+            rate = (outcome.tried - outcome.guided) / outcome.seconds if outcome.seconds else 0
+            said = (
+                f"{outcome.tried:,} inputs ({outcome.guided:,} guided), {outcome.taken:,} taken",
+                f"{rate:,.0f}/s of one core",
+                f"slowest {1000 * outcome.slowest_s:.0f} ms, most {outcome.most_bytes / 2**20:.1f} MiB",
+                f"growth {outcome.growth >> 20} MiB, longest message {outcome.longest_text}",
+                f"{outcome.counts or 'sound'}",
+            )
+            at = f"[{number}/{len(names)}, {time.monotonic() - started:.0f} s]"
+            print(f"{at} {outcome.name}: {', '.join(said)}", file=sys.stderr, flush=True)
+            for line in outcome.wrong:
+                print(f"    {line[:1500]}", file=sys.stderr, flush=True)
+            yield outcome
 
 
 def has_atheris() -> bool:
@@ -279,28 +309,30 @@ def has_atheris() -> bool:
 def measure(*, full: bool) -> Iterator[Figure]:
     """Malformed and hostile bytes for every parser."""
     if full:
-        with ThreadPoolExecutor(2) as threads:
-            outcomes = list(threads.map(in_full, TARGETS))
+        outcomes = list(in_full_all())
     else:
         outcomes = []
-        with tempfile.TemporaryDirectory(prefix="barnraise-fuzz-", dir=_memory_disk()) as folder:
+        with scratch_folder() as folder:
             for name in TARGETS:
                 place = Path(folder) / name
                 place.mkdir()
-                outcomes.append(fuzz(make(name, place), SMALL, 1))
+                outcomes.append(fuzz(make(name, place), round(SMALL * TARGETS[name].small), 1))
+                for line in outcomes[-1].wrong:
+                    print(line[:1500], file=sys.stderr)
     yield from figures(outcomes)
 
 
 def figures(outcomes: list[Outcome]) -> Iterator[Figure]:
     """What came of all targets together."""
-    for line in (line for outcome in outcomes for line in outcome.wrong):
-        print(line[:1500], file=sys.stderr)
     tried = sum(outcome.tried for outcome in outcomes)
     guided = sum(outcome.guided for outcome in outcomes)
     amounts: Counter[str] = Counter()
     for outcome in outcomes:
         amounts[outcome.name.split(":")[0]] += outcome.tried
-    note = f"{len(amounts)} parsers, {len(outcomes)} targets, {guided:,} inputs coverage-guided"
+    taken = sum(outcome.taken for outcome in outcomes)
+    note = (
+        f"{len(amounts)} parsers, {len(outcomes)} kinds of input; {taken:,} taken, {guided:,} coverage-guided"
+    )
     for kind, what in KINDS.items():
         count = sum(outcome.counts.get(kind, 0) for outcome in outcomes)
         where = ", ".join(outcome.name for outcome in outcomes if kind in outcome.counts)
@@ -313,7 +345,7 @@ def figures(outcomes: list[Outcome]) -> Iterator[Figure]:
         f"at least {FULL:,}",
         not short,
         COMMAND,
-        note=f"fewer: {', '.join(short)}" if short else f"{len(amounts)} parsers",
+        note=f"fewer: {', '.join(short)}" if short else f"{len(amounts)} parsers{_kinds(outcomes)}",
     )
     slow = max(outcomes, key=lambda outcome: outcome.slowest_s)
     yield Figure(
@@ -328,6 +360,15 @@ def figures(outcomes: list[Outcome]) -> Iterator[Figure]:
     yield Figure(
         "most growth of a process, MiB", mib, f"{MOST_GROWTH >> 20}", holds, COMMAND, note=grown.name
     )
+
+
+def _kinds(outcomes: list[Outcome]) -> str:
+    """What the amounts of whole parsers do not say: which kinds of their inputs are few, and why."""
+    why = {outcome.name: TARGETS[outcome.name].why for outcome in outcomes if outcome.name in TARGETS}
+    few = [f"{o.name} {o.tried:,} ({why[o.name]})" for o in outcomes if why.get(o.name)]
+    others = min((outcome.tried for outcome in outcomes if not why.get(outcome.name)), default=0)
+    text = f"; the kinds of input of one parser share its amount, each at least {others:,}"
+    return f"{text}, but for slow ones: {', '.join(few)}" if few else text
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
+    except BaseException as error:  # the library raises plain Exception, and its own panics beside it
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise FormatError(f"{path} is not a tokenizer", got=str(error)[:200]) from None
     end = tokenizer.token_to_id(END_TOKEN)
     if end != END_ID:

@@ -14,6 +14,7 @@ from typing import Literal
 from data_prep.dataset import Dataset
 from data_prep.manifest import TOKENIZER_FILE, DatasetManifest
 from model.numerics import THREADS, Profile, numerics_class, prepare
+from pipeline.replay_aggregation import checked_config
 from pipeline.source import source_digest
 from pipeline.vault import Vault
 from pipeline.work import Job
@@ -51,6 +52,7 @@ class Member:
         self.operator = operator
         self.vault = Vault(place.vault)
         self.manifest = parse_predicate(Manifest, parse_canonical(manifest))
+        checked_config({"config": self.manifest.config})
         if self.manifest.source != source_digest():
             raise ProtocolError(
                 f"{name} runs other source than the run was made with",

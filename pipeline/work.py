@@ -24,6 +24,7 @@ from model.arrays import (
 )
 from model.config import ModelConfig
 from model.hidden_state import state_specs, zero_state
+from model.init import array_specs
 from pipeline.compression import Codec, with_error_feedback
 from pipeline.config import Config, config_from_manifest
 from verification.encoding import blake3_digest, parse_hex_float
@@ -52,9 +53,19 @@ class Job:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Job:
-        """The job a manifest describes. Raises UsageError when its configuration is not valid here."""
+        """The job a manifest describes.
+
+        Raises UsageError when its configuration is not valid here, ProtocolError when its arrays are not its
+        model's: a member must not reserve memory for what nobody could train.
+        """
         config = config_from_manifest(manifest.config)
         specs = tuple(ArraySpec(name, shape) for name, shape in manifest.arrays)
+        if config.model.n_layers > len(specs) or specs != array_specs(config.model):
+            raise ProtocolError(
+                "the manifest's arrays are not its model's",
+                expected=f"those of {config.model.n_layers} layers",
+                got=f"{len(specs)} arrays",
+            )
         length = sum(int(np.prod(spec.shape)) for spec in specs)
         codec = Codec(config.compression.chunk, config.compression.k, length)
         return cls(manifest, config, config.model, specs, codec)
@@ -97,6 +108,21 @@ def _check(what: str, expected: str, got: str) -> None:
         raise ProtocolError(f"{what} is not the one the round opened with", expected=expected, got=got)
 
 
+def check_assignment(config: Config, entry: RosterEntry) -> None:
+    """Raise ProtocolError unless an assignment asks for steps of this run and for just their windows.
+
+    A coordinator could otherwise have a member list positions until its memory is full.
+    """
+    most = max([*config.train.steps, config.timing.max_steps])
+    windows = sum(stop - start for start, stop in entry.positions)
+    if entry.steps > most or windows != entry.steps * config.train.batch:
+        raise ProtocolError(
+            f"the assignment of {entry.member} is none of this run",
+            expected=f"at most {most} steps of {config.train.batch} windows",
+            got=f"{entry.steps} steps and {windows} windows",
+        )
+
+
 def positions_of(ranges: Sequence[Range]) -> list[int]:
     """The positions of a list of ranges, in order."""
     return [position for start, stop in ranges for position in range(start, stop)]
@@ -116,8 +142,9 @@ def do_work(
 ) -> Work:
     """Compute the contribution of `entry`, from base weights and start state to payload and next state.
 
-    Raises WorkError when training gives something that is not finite.
+    Raises ProtocolError as `check_assignment` does, WorkError when training gives something not finite.
     """
+    check_assignment(job.config, entry)
     from model.local_steps import local_steps  # noqa: PLC0415 - imports torch
 
     batches_SBT = data.batches(job.config.run.seed, positions_of(entry.positions), job.config.train.batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,3 +100,33 @@ def test_a_job_is_made_of_the_manifest_alone(here: World, tmp_path: Path) -> Non
     job = Job.of(here.manifest)
     assert job.codec.length == sum(spec.size for spec in job.specs)
     assert job.codec.name == here.manifest.codec
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": ((0, 2**53 - 1),)},
+        {"positions": ((0, 5),)},
+        {"positions": ()},
+        {"steps": 2**53 - 1, "positions": ((0, 2 * (2**53 - 1)),)},
+        {"steps": 10**9, "positions": ((0, 2 * 10**9),)},
+    ],
+)
+def test_an_assignment_that_no_run_gives_costs_nothing(here: World, changes: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError, match="is none of this run"):
+        work(here, **changes)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        (("model.norm.weight", (2**40,)),),
+        (),
+        lambda arrays: arrays[:-1],
+        lambda arrays: ((arrays[0][0], (2**40, 16)), *arrays[1:]),
+    ],
+)
+def test_arrays_that_are_not_the_models_reserve_nothing(here: World, arrays: Any) -> None:
+    named = arrays(here.manifest.arrays) if callable(arrays) else arrays
+    with pytest.raises(ProtocolError, match="not its model's"):
+        Job.of(replace(here.manifest, arrays=named))

@@ -1,0 +1,92 @@
+"""What a run's coordinator tells its members, with hostile content, for fuzz_targets.py.
+
+Owns manifests and opens as members take them, up to the work itself, which is left out: what it costs is for
+the one who asks for it to say. Needs torch. Does not own the table, nor what members tell the coordinator
+(fuzz_targets_rules.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from assurance.fuzz_targets import Parser, canon, target
+from verification import encoding, sealing
+from verification.errors import FormatError
+
+
+@cache
+def _world() -> Any:
+    """A tiny run, created and not trained, with its members."""
+    import tempfile
+
+    from model.numerics import THREADS, prepare
+
+    prepare("exact", THREADS)  # before anything imports torch
+    from tests.pipeline.tiny_world import world
+
+    return world(Path(tempfile.mkdtemp(prefix="barnraise-fuzz-world-")))
+
+
+class ComputingError(Exception):
+    """All was taken, and the work would begin."""
+
+
+def _sealed_open(data: bytes) -> bytes:
+    """An open of any content, signed by the run's coordinator."""
+    from verification.envelope import seal
+
+    value = encoding.parse_canonical(data)
+    if not isinstance(value, dict):
+        raise FormatError("not an object")
+    run = value.get("run")
+    digest = encoding.digest_hex(run) if isinstance(run, str) else "0" * 64
+    return seal("barnraise:round-open:v1", value, "run", digest, _world().key)
+
+
+def _begin_work(open_: Any, entry: Any, weights: Any, start: Any) -> Any:
+    """In the place of the work itself."""
+    del open_, entry, weights, start
+    raise ComputingError
+
+
+@target("told to a member: open", json=True, wrap=_sealed_open, share=0.9, small=0.03)
+def _open(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """An open that a contributor is to work on, by the rightful coordinator."""
+    del folder
+    here = _world()
+    contributor, checkpoint = here.c0, here.checkpoint
+    contributor.compute = _begin_work
+
+    def commit(data: bytes) -> None:
+        try:
+            contributor.commit(data, checkpoint)
+        except ComputingError:
+            return
+
+    return [commit], [canon(sealing.predicate(here.open()))]
+
+
+@target(
+    "told to a member: manifest", json=True, share=0.1, small=0.01, why="a private folder is made for each"
+)
+def _manifest(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """A manifest that a member is to begin a run by."""
+    from pipeline.contributor import Contributor
+    from pipeline.member import Place
+
+    here = _world()
+    count = iter(range(1 << 62))
+
+    def begin(data: bytes) -> None:
+        vault = folder / f"vault{next(count)}"
+        try:
+            member = Contributor("c0", "op-c0", data, Place(vault, here.folder.data))
+            member.missing_files()
+        finally:
+            shutil.rmtree(vault, ignore_errors=True)
+
+    return [begin], [canon(sealing.predicate(here.manifest))]
