@@ -59,6 +59,9 @@ def simulate(seeds: range, *, processes: int = 2, progress: bool = False) -> lis
         for done in as_completed(waiting):
             found += done.result()
             if progress:
+                for result in done.result():
+                    for text in result.violations:
+                        print(f"seed {result.seed}: {text}", file=sys.stderr, flush=True)
                 bad = sum(bool(result.violations) for result in found)
                 seconds = time.monotonic() - started
                 text = f"{len(found):,} of {len(seeds):,} seeds, {bad} with a violation, {seconds:.0f} s"
@@ -80,9 +83,6 @@ def measure(*, full: bool) -> Iterator[Figure]:
     counts = totals(results)
     for what, count in sorted(counts.items()):
         print(f"{count:>9,}  {what}", file=sys.stderr)
-    for result in results:
-        for text in result.violations:
-            print(f"seed {result.seed}: {text}", file=sys.stderr)
     command = COMMAND + (" --full" if full else "")
     bad = [result.seed for result in results if result.violations]
     note = f"{counts['run: turns']:,} turns, {seconds:.0f} s in two processes"

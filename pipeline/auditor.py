@@ -33,9 +33,17 @@ class Auditor(Member):
         """The signed verdict on a reveal, from the base checkpoint and the served start state.
 
         Raises ProtocolError when the pieces do not belong together; no verdict is better than one on
-        other bytes than the contributor's.
+        other bytes than the contributor's. An open that names this auditor with another key than its present
+        one gets none: a request that comes after a rotation must not bring about a second verdict.
         """
         open_ = self.opened(open_envelope)
+        named = next((auditor.key for auditor in open_.auditors if auditor.member == self.name), "nobody")
+        if named != self.key.public:
+            raise ProtocolError(
+                f"the open of turn {open_.turn} does not name {self.name} with its present key",
+                expected=self.key.public,
+                got=named,
+            )
         entry = open_.entry(slot)
         reveal = open_record(Reveal, bytes(reveal_envelope), entry.key)
         place = (reveal.run, reveal.round, reveal.attempt, reveal.slot)

@@ -18,7 +18,13 @@ from pipeline.http_client import Transport, http_address, http_transport
 from verification.beacon import SCHEME, check_key, check_pulse
 from verification.durable import write_atomic
 from verification.encoding import Json
-from verification.errors import BarnraiseError, FormatError, ProtocolError, StorageError, UsageError
+from verification.errors import (
+    BarnraiseError,
+    FormatError,
+    ProtocolError,
+    SignatureError,
+    UsageError,
+)
 from verification.records import Beacon, Pulse
 
 ADDRESS_FILE = "beacon"
@@ -51,13 +57,16 @@ class NoBeacon:
         raise ProtocolError("the run has no beacon", got=f"pulse {number}")
 
 
-def read_beacon(url: str) -> Beacon:
-    """What a beacon says it is, for the manifest. Only form and key are checked: the organiser chose it.
+def read_beacon(url: str, clock: Callable[[], float] = time.time) -> Beacon:
+    """What a beacon says it is, for the manifest.
 
+    Its key says nothing of when pulses come, so a wrong genesis would have turns name pulses that are out
+    already: a beacon that gives one before its time is refused. Who chose it has to be trusted in the rest.
     Raises UsageError for another address, scheme or pace and without py_ecc, SignatureError for an unusable
     key, StorageError or ProtocolError when it does not answer, FormatError when it says something else.
     """
-    found = _answer(_transport(url), "/info")
+    ask = _transport(url)
+    found = _answer(ask, "/info")
     scheme = found.get("schemeID")
     if scheme != SCHEME:
         raise UsageError(
@@ -73,6 +82,17 @@ def read_beacon(url: str) -> Beacon:
     if period > MAX_PERIOD_S:
         raise UsageError("the beacon is too slow", expected=f"at most {MAX_PERIOD_S} s a pulse", got=period)
     check_key(beacon)
+    now = math.ceil(clock())
+    if genesis > now:
+        raise UsageError("the beacon has not begun", expected=f"a genesis before {now}", got=genesis)
+    due = beacon.first_from(now + 2 * period)
+    if ask("GET", f"/public/{due}", b"")[0] == 200:
+        raise UsageError(
+            f"the beacon gives out pulse {due} before its time",
+            expected=f"none before {beacon.published(due)}, by its own genesis and period",
+            got=f"it at {now}",
+            hint="Compare genesis, period and key with what its operators publish, and mind the clock here.",
+        )
     return beacon
 
 
@@ -136,8 +156,8 @@ class BeaconClient:
         """A genuine pulse, waited for until one period and PATIENCE_S after it should have come.
 
         A clock that was put back meanwhile makes the wait no longer than that from the naming of a pulse.
-        Raises SignatureError or FormatError when the beacon gives another thing, ProtocolError when it gives
-        nothing in time, UsageError without py_ecc.
+        Raises ProtocolError when the beacon gives no such pulse in time, SignatureError when it gives one
+        that is not genuine, UsageError without py_ecc.
         """
         period = self._beacon.period
         until = min(max(0.0, self._beacon.published(number) - self._clock()), LEAD_S + period + 1)
@@ -146,11 +166,11 @@ class BeaconClient:
             self._sleep(until)
         while True:
             try:
-                found = _answer(self._ask, f"/public/{number}")
-            except (StorageError, ProtocolError) as error:
-                problem: BarnraiseError = error
-            else:
-                return self._checked(number, found)
+                return self._checked(number, _answer(self._ask, f"/public/{number}"))
+            except (SignatureError, UsageError):  # it will not become another
+                raise
+            except BarnraiseError as error:
+                problem = error
             left = start + patience - self._ticks()
             if left <= 0:
                 break

@@ -22,6 +22,7 @@ from pipeline.options import ResumeOptions, TrainOptions
 from pipeline.roster import parse_drills
 from pipeline.run import View, continue_run, create_run
 from pipeline.witnessing import Enlisted, read_policy
+from verification.errors import printable
 from verification.records import RoundClose
 
 
@@ -45,7 +46,7 @@ def resume(options: ResumeOptions, console: Console) -> int:
 
 
 def _dim(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(f"[dim]{escape(text)}[/]", highlight=False)
+    return lambda text: console.print(f"[dim]{escape(printable(text))}[/]", highlight=False)
 
 
 def _warn(text: str) -> None:

@@ -46,16 +46,19 @@ def http_transport(
     def ask(method: str, path: str, body: bytes) -> tuple[int, bytes]:
         connection = kind(host, port, timeout=timeout_s)
         hurry: threading.Timer | None = None
+        late = threading.Event()
         try:
             connection.connect()  # a TLS handshake as a whole is bounded by the socket's timeout
             # For all else that timeout is for each read; a byte now and then must not hold a run.
-            hurry = threading.Timer(timeout_s, _hang_up, [connection.sock])
+            hurry = threading.Timer(timeout_s, _hang_up, [connection.sock, late])
             hurry.start()
             connection.request(method, prefix + path, body=body if method == "POST" else None)
             answer = connection.getresponse()
             data = answer.read(MAX_ANSWER_BYTES + 1)
             if answer.length and len(data) <= MAX_ANSWER_BYTES:  # a bounded read does not say so itself
                 raise http.client.IncompleteRead(data, answer.length)
+            if late.is_set():  # an answer of unknown length ends where it was cut off
+                raise TimeoutError(f"the answer took more than {timeout_s:g} s")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise StorageError(f"{who} at {host} does not answer", got=str(error)[:200]) from None
         finally:
@@ -69,6 +72,7 @@ def http_transport(
     return ask
 
 
-def _hang_up(connected: socket.socket) -> None:
+def _hang_up(connected: socket.socket, late: threading.Event) -> None:
+    late.set()
     with contextlib.suppress(OSError):
         connected.shutdown(socket.SHUT_RDWR)

@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from verification.errors import printable
 from verification.records import Manifest, RoundClose
 from verification.state import RunState, Turn
 
@@ -153,8 +154,8 @@ class Bars:
         )
 
     def note(self, text: str) -> None:  # noqa: D102
-        # A note may quote a member's words, and brackets in them are no markup.
-        self._console.print(f"[dim]{escape(text)}[/]", highlight=False)
+        # A note may quote a member's words: brackets in them are no markup, and no byte steers the terminal.
+        self._console.print(f"[dim]{escape(printable(text))}[/]", highlight=False)
 
     def close(self) -> None:  # noqa: D102
         self._bar.stop()

@@ -38,6 +38,7 @@ from pipeline.records_table import write_contributions
 from pipeline.roster import MemberSpec, make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
 from pipeline.witnessing import Enlisted, Notary, NoWitnesses, Witnesses, check_draw_fits
+from verification.beacon import check_key
 from verification.durable import disk_is_full, fsync_folder, make_folder, storage_error, write_atomic
 from verification.encoding import canonical_json, digest_hex, sha256_digest, to_json
 from verification.errors import BarnraiseError, StorageError, UsageError
@@ -333,6 +334,8 @@ def _assemble(
     if enlisted:
         client = enlisted.of_run(ledger.manifest, tell).client(ledger.manifest.log_vkey, tell)
     beacon = ledger.manifest.beacon
+    if beacon:
+        check_key(beacon)  # and that what checks its pulses is installed
     desk = Desk(
         config,
         folder,

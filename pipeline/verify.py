@@ -25,7 +25,7 @@ from pipeline.folder import RunFolder
 from pipeline.ledger import read_entries
 from pipeline.replay_aggregation import Step, check_table, checked_config, replay_checkpoints
 from pipeline.source import source_digest
-from verification.errors import BarnraiseError, UsageError
+from verification.errors import BarnraiseError, UsageError, printable
 from verification.fsck import Failure, Findings, Turn, check_run
 from verification.fsck_anchor import not_covered
 from verification.log import Log
@@ -139,7 +139,7 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
         sample_seed=seed,
         population=population,
         other_source=findings.manifest.get("source") != source_digest(),
-        failures=[asdict(failure) for failure in failures],
+        failures=[{key: printable(text) for key, text in asdict(failure).items()} for failure in failures],
     )
 
 

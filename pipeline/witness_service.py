@@ -26,7 +26,7 @@ from pipeline.options import HOME
 from pipeline.witness_server import parse_listen, serve_http, serve_mailbox
 from verification.durable import write_atomic
 from verification.encoding import parse_canonical
-from verification.errors import FormatError, ProtocolError, StorageError, UsageError
+from verification.errors import FormatError, ProtocolError, StorageError, UsageError, printable
 from verification.folder_lock import lock_folder
 from verification.keys import PrivateKey
 from verification.log import Log
@@ -131,7 +131,7 @@ class _Teller:
 
     def notice(self, line: str) -> None:
         """Something in a mailbox that could not be answered."""
-        self._line({"notice": line}, line)
+        self._line({"notice": line}, printable(line))
 
     def fork(self, path: Path | None, text: str) -> None:
         """Evidence that a log is not append-only; `path` is None when it could not be kept."""

@@ -53,6 +53,7 @@ Consistency = Callable[[int], list[bytes]]
 Sign = Callable[[Json], str]
 Notice = Callable[[str], None]
 POLICY_FILE = "witness-policy"
+MOST_TURNS_OUT = 10  # as a power of two
 MAX_WITNESSES = 16  # what they say in a draw must fit a log entry
 
 
@@ -224,26 +225,32 @@ class Notary:
         self._ledger = ledger
         self._witnesses = witnesses
         self._notice = notice
+        self._in_a_row: dict[str, int] = {}  # how often a witness made its last turns' draws short
+        self._sits_out: dict[str, int] = {}  # turns for which it is left out
 
     def present(self) -> tuple[str, ...]:
         """Witnesses of the manifest that are to take part in the next turn, in its order.
 
-        Those that answer now, without those that made a draw of the last turn in the log short, where there
-        are enough others: else one bad witness could bring about audits for all in every turn.
+        Those that answer now. One that made a draw of its last turn short is left out of the next, then of
+        two, four and so on, where there are enough others: else one bad witness could bring about audits for
+        all in every turn. The counts begin again when the coordinator does.
         """
         manifest = self._ledger.manifest
         answered = set(self._witnesses.present())
         names = tuple(name for name in witness_names(manifest) if name in answered)
-        blamed = self._blamed()
-        without = tuple(name for name in names if name not in blamed)
+        blamed = self._count_last_turn()
+        without = tuple(name for name in names if not self._sits_out.get(name))
         if len(without) < manifest.witnessing.required:
             return names
         for name in names:
             if name in blamed:
-                self._notice(f"{name}: {blamed[name]} in the last turn: left out of the next")
+                turns = self._sits_out[name]
+                until = f"the next {turns} turns" if turns > 1 else "the next"
+                self._notice(f"{name}: {blamed[name]} in the last turn: left out of {until}")
+        self._sits_out = {name: turns - 1 for name, turns in self._sits_out.items() if turns > 1}
         return without
 
-    def _blamed(self) -> dict[str, str]:
+    def _count_last_turn(self) -> dict[str, str]:
         """Who was named in the last turn of the log and made one of its draws short, and by what."""
         ledger = self._ledger
         found: dict[str, str] = {}
@@ -257,6 +264,10 @@ class Notary:
             for links in (draw.links, second.links):
                 silent = {item.witness for item in links} - given_links(links).keys()
                 found |= dict.fromkeys(silent, "gave no link")
+            for name in (item.witness for item in draw.links):
+                self._in_a_row[name] = self._in_a_row.get(name, 0) + 1 if name in found else 0
+                if name in found:
+                    self._sits_out[name] = 1 << min(self._in_a_row[name] - 1, MOST_TURNS_OUT)
         return found
 
     def _late(self, head: Cosigned, pulse: int | None) -> tuple[str, ...]:
@@ -302,6 +313,8 @@ class Notary:
         spare = {name for name in late if name not in turn.open.witnesses}
         if len(head.names) - len(spare) < manifest.witnessing.required:
             spare = set()
+        if late == head.names:
+            self._notice("every witness cosigned after the pulse, by its clock: is the clock here slow?")
         for name in late:
             if name not in spare:
                 late_by = f"cosigned the head of round {turn.open.round} after its pulse, by its clock"
@@ -321,6 +334,8 @@ class Notary:
             return None
         try:
             return self._beacon.pulse(number)
+        except UsageError:  # something to be mended here, such as a missing package
+            raise
         except BarnraiseError as error:
             self._notice(f"beacon: {str(error).removesuffix('.')}: all is audited")
             return None

@@ -35,7 +35,7 @@ def signature(number: int, secret: int = SECRET) -> str:
     return f"{curve.compress_G1(point):096x}"
 
 
-def beacon(genesis: int = 1_799_999_000, period: int = 3) -> Beacon:
+def beacon(genesis: int = 1_700_000_000, period: int = 3) -> Beacon:
     return Beacon(genesis, period, public_key(), SCHEME)
 
 

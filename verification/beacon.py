@@ -79,7 +79,7 @@ def check_key(beacon: Beacon) -> None:
 def check_pulse(beacon: Beacon, pulse: Pulse) -> None:
     """Raise SignatureError unless the pulse is the beacon's.
 
-    Takes half a second. Raises UsageError without py_ecc.
+    Takes most of a second. Raises UsageError without py_ecc.
     """
     curve = _curve()
     key_point = _key_point(curve, beacon.public_key)

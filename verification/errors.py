@@ -7,6 +7,15 @@ exit codes; the command line maps `UsageError` to 2 and everything else of the f
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """`text` in which no character can steer a terminal or fail to be encoded; such become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text
+    )
+
+
 class BarnraiseError(Exception):
     """Base of every error this project raises on purpose.
 
@@ -24,6 +33,7 @@ class BarnraiseError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
+        """One line that may hold a peer's words and yet can be printed anywhere."""
         text = self.what
         if self.expected is not None:
             text += f"; expected {self.expected}"
@@ -32,7 +42,7 @@ class BarnraiseError(Exception):
         text += "."
         if self.hint:
             text += f" {self.hint}"
-        return text
+        return printable(text)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the keyword fields when an error crosses a process boundary."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from verification.errors import FormatError, SignatureError, UsageError
 from verification.fsck_findings import Record, Report
+from verification.fsck_json import MAX_INTEGER
 
 BEACON_SCHEME = "bls-unchained-g1-rfc9380"
 _DOMAIN = b"BLS_SIG_BLS12381G1_XMD:SHA-256_SSWU_RO_NUL_"
@@ -76,7 +77,7 @@ def pulse_holds(key: str, number: int, signature: str) -> bool:
     """Whether `signature`, 96 lower-case hex digits, is the beacon's on pulse `number` (1 to 2^53 - 1).
 
     `key` is one that `parse_beacon_key` takes. A BLS signature of the kind with short signatures
-    (draft-irtf-cfrg-bls-signature), without a chain to the pulse before. Takes about half a second.
+    (draft-irtf-cfrg-bls-signature), without a chain to the pulse before. Takes most of a second.
     """
     bls, public = _bls(), parse_beacon_key(key)
     try:
@@ -112,8 +113,17 @@ def is_short_of_pulse(beacon: Record | None, pulse: Record | None, times: Iterab
         return False
     if pulse is None:
         return True
-    published = beacon["genesis"] + (pulse["round"] - 1) * beacon["period"]
-    return any(time >= published for time in times)
+    return any(time >= _published(beacon, pulse["round"]) for time in times)
+
+
+def in_time(beacon: Record | None, number: int | None) -> bool:
+    """Whether the pulse that a reveal-close names, if any, comes within the range of a clock."""
+    return beacon is None or number is None or _published(beacon, number) <= MAX_INTEGER
+
+
+def _published(beacon: Record, number: int) -> int:
+    when: int = beacon["genesis"] + (number - 1) * beacon["period"]
+    return when
 
 
 def check_beacon(manifest: Record, report: Report) -> None:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verification.errors import FormatError, ProtocolError
+from verification.fsck_beacon import in_time
 from verification.fsck_cosign import WitnessKey
 from verification.fsck_draws import Chain, Witness
 from verification.fsck_envelope import Envelope
 from verification.fsck_findings import Record, Report, Turn
 from verification.fsck_formats import Checkpoint, VerifierKey, parse_checkpoint
 from verification.fsck_index import Index
-from verification.fsck_json import hash_object
+from verification.fsck_json import MAX_INTEGER, hash_object
 from verification.fsck_ledger import Ledger
 from verification.fsck_log import Tree
 from verification.fsck_shapes import Settings
@@ -383,5 +384,8 @@ def check_reveal_close(run: Run, turn: TurnState, entry: Entry) -> None:
         what = f"the reveal-close of {turn.name} has the wrong pulse: {named} a beacon"
         expected = "the number of a pulse" if record["pulse"] is None else "null"
         run.report.add(what, where, expected, "null" if record["pulse"] is None else record["pulse"])
+    elif not in_time(run.manifest["beacon"], record["pulse"]):
+        what = f"the reveal-close of {turn.name} names a pulse that comes too late for any clock"
+        run.report.add(what, where, f"a time up to {MAX_INTEGER}", record["pulse"])
     turn.pulse = record["pulse"]
     turn.reveal_close = record

@@ -3,7 +3,7 @@
 Owns legal transitions, so that a coordinator that was killed knows from the log where it was. Does no I/O and
 draws nothing at random. What a member claims is checked before it gets here (intake.py); what the
 coordinator writes must be what plans.py derives. Of a beacon's pulse it checks form and number; its
-signature, which takes half a second, is checked by who fetches the pulse and by the level 1 checker.
+signature, which takes most of a second, is checked by who fetches the pulse and by the level 1 checker.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from verification.encoding import MAX_INTEGER
 from verification.errors import ProtocolError
 from verification.judge import settle
 from verification.lottery import verify_link
@@ -147,7 +148,7 @@ def _closes_reveals(state: RunState, turn: Turn, record: RevealClose) -> bool:
     refused = [item.slot for item in record.refused]
     fresh = [turn.reveals[slot].opening.payload for slot in record.revealed if slot in turn.reveals]
     return (
-        (record.pulse is None) == (state.manifest.beacon is None)
+        _names_a_pulse(state, record)
         and len(fresh) == len(record.revealed)
         and not state.used.intersection(fresh)
         and list(record.revealed) == sorted(record.revealed)
@@ -155,6 +156,13 @@ def _closes_reveals(state: RunState, turn: Turn, record: RevealClose) -> bool:
         and sorted([*record.revealed, *refused]) == sorted(turn.commitments)
         and all(_fits_its_reveal(item, item.slot in turn.reveals) for item in record.refused)
     )
+
+
+def _names_a_pulse(state: RunState, record: RevealClose) -> bool:
+    beacon = state.manifest.beacon
+    if beacon is None or record.pulse is None:
+        return beacon is None and record.pulse is None
+    return beacon.published(record.pulse) <= MAX_INTEGER
 
 
 def _settles_who_served(turn: Turn, record: Served) -> bool:

@@ -110,6 +110,16 @@ def test_pieces_of_another_place_get_no_verdict(case: Case) -> None:
             case.audit(reveal=garbage)
 
 
+def test_an_open_with_another_key_of_this_auditor_gets_no_verdict(case: Case) -> None:
+    """As when a request of before a rotation comes once more, after it."""
+    other = PrivateKey.generate().public
+    auditors = tuple(replace(a, key=other) if a.member == "a0" else a for a in case.open.auditors)
+    assert auditors != case.open.auditors
+    for changed in (auditors, ()):
+        with pytest.raises(ProtocolError, match="with its present key"):
+            case.audit(open=replace(case.open, auditors=changed))
+
+
 def test_other_source_than_the_manifests_is_refused(case: Case, tmp_path: Path) -> None:
     manifest = replace(case.here.manifest, source=sha256_digest(b"other source"))
     with pytest.raises(ProtocolError, match="a0 runs other source"):

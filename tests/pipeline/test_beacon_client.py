@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,43 @@ def test_what_is_not_the_pulse_is_not_taken(change: dict[str, Any], match: str) 
     clock = Sleeper(beacon().published(9))
     fake = FakeBeacon(beacon(), clock)
     fake.change = said(**change)
-    with fake.serving() as url, pytest.raises((SignatureError, FormatError), match=match):
+    with fake.serving() as url, pytest.raises((SignatureError, ProtocolError), match=match) as caught:
         client(url, clock).pulse(5)
-    assert fake.asked == ["/public/5"]
-    assert not clock.slept
+    # A busy server may still come to its senses; a signature that does not hold never will.
+    assert len(fake.asked) == (1 if caught.type is SignatureError else 1 + PATIENCE_S + beacon().period)
+
+
+def test_an_answer_that_is_no_pulse_may_be_followed_by_one() -> None:
+    clock = Sleeper(beacon().published(9))
+    fake = FakeBeacon(beacon(), clock)
+    fake.change = lambda path: (200, b"<html>busy</html>") if len(fake.asked) < 3 else None
+    with fake.serving() as url:
+        assert client(url, clock).pulse(5) == pulse(5)
+    assert len(fake.asked) == 3
+
+
+def test_a_beacon_whose_words_do_not_fit_its_pulses_is_refused() -> None:
+    now = int(time.time())
+    with FakeBeacon(beacon(now - 1000)).serving() as url:
+        assert read_beacon(url).genesis == now - 1000
+    ahead = FakeBeacon(beacon(now - 1000), lambda: time.time() + 3600)  # its true genesis is an hour before
+    with ahead.serving() as url, pytest.raises(UsageError, match="before its time"):
+        read_beacon(url)
+    with FakeBeacon(beacon(now + 1000)).serving() as url, pytest.raises(UsageError, match="has not begun"):
+        read_beacon(url)
+
+
+@pytest.mark.parametrize(
+    "answer", [{"signature": "\ud800" * 48}, {"signature": "\x1b]0;title\x07" * 8}, {"round": "\x1b[2J"}]
+)
+def test_what_a_beacon_says_can_be_printed(answer: dict[str, Any]) -> None:
+    clock = Sleeper(beacon().published(9))
+    fake = FakeBeacon(beacon(), clock)
+    fake.change = said(**answer)
+    with fake.serving() as url, pytest.raises(ProtocolError) as caught:
+        client(url, clock).pulse(5)
+    assert str(caught.value).isprintable()
+    assert str(caught.value).encode("utf-8")
 
 
 def test_no_beacon_names_no_pulse() -> None:

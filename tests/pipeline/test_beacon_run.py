@@ -72,7 +72,8 @@ def url(stage: Stage) -> Iterator[str]:
 
 def test_a_draw_waits_for_the_pulse_that_its_turn_named(stage: Stage, url: str) -> None:
     stage.make(url, 2, audit=NEVER)
-    assert stage.fake.asked == ["/info"]
+    assert stage.fake.asked[0] == "/info"
+    assert len(stage.fake.asked) == 2  # and a pulse that must not be out yet
     assert RunFolder(stage.root / "run").parsed_manifest().beacon == stage.fake.told
     stage.go()
     named = [record.pulse for record in stage.of(RevealClose)]
@@ -170,7 +171,7 @@ def test_a_resumed_coordinator_waits_for_the_pulse_that_is_in_the_log(
     assert stage.of(RevealClose) == [named]
     (draw,) = stage.of(Draw)
     assert draw.beacon == pulse(named.pulse)
-    assert set(stage.fake.asked[1:]) == {f"/public/{named.pulse}"}
+    assert set(stage.fake.asked[2:]) == {f"/public/{named.pulse}"}
     # The witnesses cosigned the head once more, after the pulse; nobody has the first cosignatures.
     assert len(draw.drawn) == 4
     assert stage.replays()

@@ -32,7 +32,7 @@ from tests.verification.fake_run import (
     started,
 )
 from verification.beacon import Beacon, Pulse, _curve, check_key, check_pulse
-from verification.encoding import from_json, to_json
+from verification.encoding import MAX_INTEGER, from_json, to_json
 from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError, UsageError
 from verification.lottery import draw_seed
 from verification.plans import due_pulse, plan_draw, plan_second_draw
@@ -323,6 +323,20 @@ def test_a_reveal_close_names_a_pulse_exactly_in_a_run_with_a_beacon() -> None:
             apply(before, replace(closed, pulse=5 if made is None else None))
         if made:  # which one is the coordinator's choice: one that is out already makes the draw short
             assert apply(before, replace(closed, pulse=1)).open_turn.reveal_close == replace(closed, pulse=1)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_pulse_comes_while_clocks_can_say_so(beyond: int) -> None:
+    state = started(witnesses=3, beacon=made_up_beacon(MAX_INTEGER - 3 + beyond, 3))
+    play = Play(state)
+    play.turn({})
+    before, closed = state_at(RevealClose, play.records, state), record_of(RevealClose, play.records)
+    named = replace(closed, pulse=2)
+    if beyond:
+        with pytest.raises(ProtocolError):
+            apply(before, named)
+    else:
+        assert apply(before, named).open_turn.reveal_close == named
 
 
 NEVER = {"rate_ppm": 0, "probation_rounds": 0, "second_look_ppm": 0}

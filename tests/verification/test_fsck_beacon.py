@@ -20,6 +20,7 @@ from verification import fsck_beacon
 from verification.errors import BarnraiseError, FormatError, SignatureError, UsageError
 from verification.fsck import check_run
 from verification.fsck_beacon import is_short_of_pulse, parse_beacon_key, pulse_holds, pulse_in_seed
+from verification.fsck_json import MAX_INTEGER
 
 Record = dict[str, Any]
 THREE = ["w1.example", "w2.example/two", "w3.example"]
@@ -445,6 +446,16 @@ def test_a_pulse_is_named_exactly_where_there_is_a_beacon(
 ) -> None:
     lie = lying("reveal-close", setter("pulse", number))
     assert failures(writer_of(tmp_path / "run", kind, beacon=named, lie=lie), 1) == expected
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_pulse_comes_while_clocks_can_say_so(tmp_path: Path, beyond: int) -> None:
+    named = beacon(genesis=MAX_INTEGER - 3 + beyond, period=3)
+    writer = writer_of(
+        tmp_path / "run", beacon=named, dark=[0], lie=lying("reveal-close", setter("pulse", 2))
+    )
+    what = "the reveal-close of round 1 names a pulse that comes too late for any clock"
+    assert failures(writer, 1) == [what] * beyond
 
 
 def test_a_turn_that_names_no_pulse_and_shows_none_is_short(tmp_path: Path) -> None:
