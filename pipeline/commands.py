@@ -24,6 +24,7 @@ from pipeline.run import View, continue_run, create_run
 from pipeline.witnessing import Enlisted, read_policy
 from verification.errors import printable
 from verification.records import RoundClose
+from verification.witnessing import fork_takes
 
 
 def train(options: TrainOptions, config: Config, console: Console) -> int:
@@ -120,7 +121,9 @@ def show_plan(
         f"{codec.payload_bytes:,} bytes ({4 * parameters / codec.payload_bytes:.0f}x less than fp32)",
     )
     if witnesses:
-        table.add_row("witnesses, required", f"{len(witnesses.witnesses)}, {witnesses.required}")
+        count, required = len(witnesses.witnesses), witnesses.required
+        table.add_row("witnesses, required", f"{count}, {required}")
+        table.add_row("two histories take", f"{fork_takes(required, count)} of them that lie")
     if beacon:
         table.add_row("beacon, waited for every turn", escape(beacon))
     if drills:

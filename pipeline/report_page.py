@@ -22,6 +22,8 @@ from pipeline.report_plots import (
     tokens_chart,
     turn_name,
 )
+from verification.beacon import described
+from verification.witnessing import fork_takes
 
 # No script can run and nothing can be fetched, whatever a member's name or a licence text holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -291,6 +293,7 @@ def _identity(story: RunStory) -> str:
         ("coordinator", _code(manifest.coordinator)),
         ("data", f"{escape(_source(story))}, licence {escape(licence)}, {_code(dataset.root)}"),
         ("windows", f"{dataset.train_windows:,} to train on, {dataset.validation_windows:,} to validate on"),
+        *([("beacon", escape(described(manifest.beacon)))] if manifest.beacon else []),
         ("codec", _code(manifest.codec)),
         ("aggregation", _code(manifest.aggregation)),
         ("profile", escape(str(manifest.config["run"]["profile"]))),
@@ -334,10 +337,11 @@ def _bound_by(story: RunStory) -> str:
             "and not the coordinator, which knows its own hash chain and could have tried different logs "
             "before it signed one."
         )
+    required, count = witnessing.required, len(witnessing.witnesses)
     return (
-        f"{witnessing.required} of {len(witnessing.witnesses)} witnesses had to cosign the log before each "
-        "draw, which takes a number from every one of them. The lottery therefore binds the contributors "
-        "and the coordinator, unless so many witnesses are in league with it."
+        f"{required} of {count} witnesses had to cosign the log before each draw, which takes a number from "
+        "every one of them. The lottery therefore binds the contributors and the coordinator, unless "
+        f"{fork_takes(required, count)} of them are in league with it."
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import json as jsonlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,9 @@ from pipeline.folder import RunFolder
 from pipeline.ledger import read_entries
 from pipeline.replay_aggregation import Step, check_table, checked_config, replay_checkpoints
 from pipeline.source import source_digest
-from verification.errors import BarnraiseError, UsageError, printable
+from verification.beacon import Beacon, described
+from verification.encoding import from_json
+from verification.errors import BarnraiseError, FormatError, UsageError, printable
 from verification.fsck import Failure, Findings, Turn, check_run
 from verification.fsck_anchor import not_covered
 from verification.log import Log
@@ -78,6 +80,7 @@ class Answer:
     sample_seed: int | None
     population: int
     other_source: bool
+    beacon: str | None
     failures: list[dict[str, str]]
 
 
@@ -139,8 +142,17 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
         sample_seed=seed,
         population=population,
         other_source=findings.manifest.get("source") != source_digest(),
+        beacon=_beacon(findings.manifest),
         failures=[{key: printable(text) for key, text in asdict(failure).items()} for failure in failures],
     )
+
+
+def _beacon(manifest: Mapping[str, Any]) -> str | None:
+    """The public beacon of a run, in words; None without one, or where the manifest is no manifest."""
+    try:
+        return described(from_json(Beacon, manifest["beacon"]))
+    except (FormatError, KeyError):
+        return None
 
 
 def _forget(turn: Turn) -> None:
@@ -222,6 +234,8 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
         )
     console.print(f"      weights  {answer.weights_digest}", highlight=False, soft_wrap=True)
     console.print(f"      anchored {answer.anchored or UNANCHORED}", highlight=False, soft_wrap=True)
+    if answer.beacon:
+        console.print(f"      beacon   {answer.beacon}", highlight=False, markup=False, soft_wrap=True)
     rest = not_covered(answer.anchored, answer.log_size)
     if rest:
         console.print(f"      [yellow]note[/]     {rest}", highlight=False, soft_wrap=True)

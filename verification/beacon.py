@@ -50,6 +50,26 @@ class Beacon:
         return max(1, -((self.genesis - time) // self.period) + 1)
 
 
+QUICKNET = Beacon(
+    1692803367,
+    3,
+    "83cf0f2896adee7eb8b5f01fcad3912212c437e0073e911fb90022d3e760183c8c4b450b6a0a6c3ac6a5776a2d106451"
+    "0d1fec758c921cc22b0e17e63aaf4bcb5ed66304de9cf809bd274ca73bab4af5a6e9c76a4bc09e76eae8991ef5ece45a",
+    SCHEME,
+)
+"""drand's, of the League of Entropy."""
+
+
+def described(beacon: Beacon) -> str:
+    """Which beacon a manifest names, in words. All three of its numbers count: see docs/threat-model.md."""
+    if beacon == QUICKNET:
+        return "drand's quicknet"
+    return (
+        f"one with genesis {beacon.genesis}, period {beacon.period} s and key {beacon.public_key}: compare "
+        "all three with what its operators publish"
+    )
+
+
 @dataclass(frozen=True)
 class Pulse:
     """One pulse: its number, and its signature, a compressed point of G1 in hex, 48 bytes."""

@@ -90,9 +90,8 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
     record, where, report = entry.record, place(entry), run.report
     slot, look, name = record["slot"], record["look"], record["auditor"]
     of = f"look {look} of slot {slot} in {turn.name}"
-    called = turn.drawn.get(slot, []) if look == 1 and slot in turn.served else []
-    if look == 2:
-        called = turn.looks.get(slot, [])
+    first = turn.drawn[slot] if slot in turn.served else []
+    called = turn.looks.get(slot, []) if look == 2 else first
     if look != (1 if turn.second_draw is None else 2) or name not in called or (look, slot) in turn.verdicts:
         report.add(f"{name} was not to give a verdict for {of}, or one was given before", where, called, name)
         return

@@ -121,10 +121,12 @@ def _check_result(run: Run, turn: TurnState, record: Record, accepted: list[int]
     loss = sum(count * value for count, value in counts) // tokens if tokens else None
     report.equal(f"the train loss of {turn.name} is wrong", where, loss, record["train_loss"])
     config, number = run.manifest["config"], record["round"]
-    due = number in (1, config["run"]["rounds"]) or number % config["eval"]["every"] == 0
-    if (bool(accepted) and due) != (record["val_loss"] is not None):
-        what = f"the validation loss of {turn.name} is {'missing' if due else 'there though none is due'}"
-        report.add(what, where, "a number" if due and accepted else "null", record["val_loss"] or "null")
+    rounds, every = config["run"]["rounds"], config["eval"]["every"]
+    due = bool(accepted) and (number in (1, rounds) or number % every == 0)
+    value = record["val_loss"]
+    if due != (value is not None):
+        how, *words = ("missing", "a number", "null") if due else ("there though none is due", "null", value)
+        report.add(f"the validation loss of {turn.name} is {how}", where, *words)
 
 
 def _outcome(turn: TurnState, slot: int, reason: str | None) -> Outcome:

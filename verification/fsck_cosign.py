@@ -88,7 +88,7 @@ def parse_cosignature(name: str, blob: bytes) -> Cosignature:
 def parse_cosigned(note: str) -> tuple[Checkpoint, tuple[Cosignature, ...]]:
     """A checkpoint in the strict form of section 3 and the cosignature lines after the log's."""
     lines = note.split("\n")
-    if len(lines) < 6 or lines[-1]:
+    if lines[-1]:
         raise FormatError("not a checkpoint", expected="origin, size, root, empty line, signatures")
     checkpoint = parse_checkpoint("\n".join([*lines[:5], ""]))
     cosignatures: list[Cosignature] = []

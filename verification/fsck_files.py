@@ -165,10 +165,11 @@ class FileCheck:
 
     def _rest_of_evidence(self, story: Story) -> None:
         number, attempt, last = story.rounds + 1, 0, story.last_turn
-        if last is not None and last.close is None:
-            number, attempt = last.open["round"], last.open["attempt"]
-        elif last is not None and last.close is not None and not last.close["accepted"]:
-            attempt = last.open["attempt"] + 1
+        if last is not None:
+            if last.close is None:
+                number, attempt = last.open["round"], last.open["attempt"]
+            elif not last.close["accepted"]:
+                attempt = last.open["attempt"] + 1
         prefix = f"r{number:05d}-a{attempt}-s"
 
         def belongs(name: str) -> bool:

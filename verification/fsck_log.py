@@ -115,7 +115,7 @@ def _belongs(name: str, size: int) -> bool:
     index = int(digits.replace("x", "").replace("/", ""))
     full, rest = divmod(count, _WIDTH)
     width = rest if partial else _WIDTH
-    here = index == full and rest > 0 if partial else index < full
+    here = index == full if partial else index < full
     return here and name == _tile_name(kind, index, width)
 
 

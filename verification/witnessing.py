@@ -40,6 +40,14 @@ def witness_keys(manifest: Manifest) -> frozenset[str]:
     return frozenset(parse_witness_vkey(vkey)[1] for vkey in manifest.witness_vkeys)
 
 
+def fork_takes(required: int, count: int) -> int:
+    """How many of `count` witnesses have to sign twice before `required` of them can cosign two histories.
+
+    Two quorums have at least this many in common. With 2 of 3 it is one, with 3 of 4 two.
+    """
+    return max(0, 2 * required - count)
+
+
 def check_witnessing(manifest: Manifest) -> None:
     """Raise one of the family unless the manifest's witnesses are well-formed and stand by their chains.
 

@@ -125,6 +125,19 @@ def test_who_keeps_links_back_is_left_out_of_every_other_turn_where_others_are_e
     assert [len(draw.drawn) for draw in of(Draw, found)] == drawn * 2
 
 
+def test_who_keeps_links_back_is_left_out_ever_longer(tmp_path: Path) -> None:
+    run = start(tmp_path, audit=NEVER, run={"rounds": 7})
+
+    def before(name: str, what: str) -> None:
+        if what == "link" and name == THREE:
+            raise StorageError("it keeps its link back")
+
+    run.witnesses.before = before
+    run.go()
+    opens = of(RoundOpen, run.records())
+    assert [THREE in open_.witnesses for open_ in opens] == [True, False, True, False, False, True, False]
+
+
 def test_a_draw_cut_off_after_its_links_were_shown_gets_the_same_links_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ from tests.verification.fake_run import (
     sha,
     started,
 )
-from verification.beacon import Beacon, Pulse, _curve, check_key, check_pulse
+from verification.beacon import QUICKNET, Beacon, Pulse, _curve, check_key, check_pulse, described
 from verification.encoding import MAX_INTEGER, from_json, to_json
 from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError, UsageError
 from verification.lottery import draw_seed
@@ -48,7 +48,6 @@ KEY = (
 )
 SIGNATURE = "b44679b9a59af2ec876b1a6b1ad52ea9b1615fc3982b19576350f93447cb1125e342b73a8dd2bacbe47e4b6b63ed5e39"
 RANDOMNESS = "fe290beca10872ef2fb164d2aa4442de4566183ec51c56ff3cd603d930e54fdd"
-QUICKNET = Beacon(1692803367, 3, KEY, "bls-unchained-g1-rfc9380")
 FIELD = 0x1A0111EA397FE69A4B1BA7B6434BACD764774B84F38512BF6730D2A0F6B0F6241EABFFFEB153FFFFB9FEFFFFFFFFAAAB
 INFINITY = "c0" + "00" * 47
 ONE, TWO, THREE = WITNESSES
@@ -323,6 +322,15 @@ def test_a_reveal_close_names_a_pulse_exactly_in_a_run_with_a_beacon() -> None:
             apply(before, replace(closed, pulse=5 if made is None else None))
         if made:  # which one is the coordinator's choice: one that is out already makes the draw short
             assert apply(before, replace(closed, pulse=1)).open_turn.reveal_close == replace(closed, pulse=1)
+
+
+def test_a_beacon_is_named_only_where_all_three_of_its_numbers_are_its_own() -> None:
+    assert Beacon(1692803367, 3, KEY, "bls-unchained-g1-rfc9380") == QUICKNET
+    assert described(QUICKNET) == "drand's quicknet"
+    for other in (replace(QUICKNET, genesis=QUICKNET.genesis + 3600), replace(QUICKNET, period=30)):
+        text = described(other)
+        assert text.startswith(f"one with genesis {other.genesis}, period {other.period} s and key 83cf0f28")
+        assert "compare all three" in text
 
 
 @pytest.mark.parametrize("beyond", [0, 1])

@@ -48,3 +48,20 @@ def test_the_kinds_are_told_apart() -> None:
         with pytest.raises(kind) as caught:
             raise kind("x")
         assert not any(isinstance(caught.value, other) for other in FAMILY if other is not kind)
+
+
+@pytest.mark.parametrize(
+    ("got", "shown"),
+    [
+        ("\ud800", "\\ud800"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("a\nb", "a\\nb"),
+        ("\u202eabc", "\\u202eabc"),
+        ("é — µ 漢", "é — µ 漢"),
+    ],
+)
+def test_what_a_peer_said_cannot_steer_a_terminal(got: str, shown: str) -> None:
+    text = str(FormatError("bad", got=got))
+    assert text == f"bad; got {shown}."
+    assert text.encode("utf-8")
+    assert text.isprintable()

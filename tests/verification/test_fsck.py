@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.verification.test_fsck_bytes import canon, cosigned, log_files, note_of, vkey, witness_vkey
+from tests.verification.test_fsck_bytes import (
+    ORIGIN,
+    canon,
+    cosigned,
+    envelope,
+    key_of,
+    log_files,
+    note_of,
+    tree_root,
+    vkey,
+    witness_vkey,
+)
 from tests.verification.test_fsck_writer import Writer
 from verification.errors import UsageError
 from verification.fsck import Findings, check_run
@@ -92,6 +104,55 @@ def test_a_run_of_another_protocol_is_for_another_release(run: Writer) -> None:
     (run.folder / "manifest.json").write_bytes(canon(other))
     with pytest.raises(UsageError, match="another protocol version"):
         anchored(run)
+
+
+def test_a_log_begins_with_a_record_of_the_kind_manifest(run: Writer) -> None:
+    """What its first entry says is no manifest by its shape alone."""
+    subject = ("dataset", run.manifest["dataset"]["root"][7:])
+    run.entries = [envelope("enrol", run.manifest, "coordinator", subject)]
+    run.records, run.files = run.records[:1], {}
+    found = check_run(run.write())
+    assert whats(found) == [("log entry 0", "the log does not begin with a manifest")]
+
+
+# What the checkpoint says of the log, and whether its cosignature ties the log to the witness.
+UNSIGNED = "the checkpoint is not signed with the log's key"
+OTHER_ROOT = "the signed root is not that of the entries"
+CUT_OFF = "000 cannot be read (entries from 0 on are not checked)"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "expected", "anchored_by"),
+    [
+        (lambda entries: note_of(entries), [], "witness-policy"),
+        (lambda entries: note_of(entries, signer="eve"), [UNSIGNED], None),
+        (lambda entries: note_of([*entries[:-1], b"other"]), [OTHER_ROOT], None),
+        (lambda entries: note_with_root_of_nothing(), [CUT_OFF], None),
+    ],
+)
+def test_only_the_head_of_the_whole_log_that_its_key_signed_is_covered(
+    tmp_path: Path, checkpoint: Any, expected: list[str], anchored_by: str | None
+) -> None:
+    """The heads inside this log are cosigned by another witness than the one that the policy asks for."""
+    kept, asked = "w2.example", "w3.example"
+    writer = Writer(tmp_path / "run", witnesses=[kept, asked], script={}, silent={}, away={
+        (0, look): [asked] for look in (1, 2)
+    }).run(turns=1)  # fmt: skip
+    writer.write()
+    (writer.folder / "log" / "checkpoint").write_text(cosigned(checkpoint(writer.entries), asked))
+    (tmp_path / "policy").write_text(f"witness w {witness_vkey(asked)}\nquorum w\n")
+    found = check_run(writer.folder, witness_policy=tmp_path / "policy")
+    uncovered = [] if anchored_by else ["no head of the log satisfies the witness policy"]
+    assert [what for _, what in whats(found)] == [*expected, *uncovered]
+    assert found.anchored == anchored_by
+
+
+def note_with_root_of_nothing() -> str:
+    """The log's key signs 256 entries more than there are, and the root of none."""
+    text = f"{ORIGIN}\n256\n{base64.b64encode(tree_root([])).decode()}\n"
+    key_id = bytes.fromhex(vkey().split("+")[1])
+    blob = base64.b64encode(key_id + key_of("coordinator").sign(text.encode())).decode()
+    return f"{text}\n— {ORIGIN} {blob}\n"
 
 
 def test_progress_is_told_now_and_then(run: Writer) -> None:

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from tests.verification.test_fsck_bytes import canon, envelope, key_text
 from tests.verification.test_fsck_writer import Writer
 from verification.errors import FormatError
-from verification.fsck_envelope import parse_envelope
+from verification.fsck_envelope import Envelope, parse_envelope
 from verification.fsck_json import MAX_INTEGER, parse_strictly
 from verification.fsck_shapes import RECORDS
 
+Record = dict[str, Any]
 RUN = "sha256:" + "5a" * 32
 HEX = RUN[7:]
 OF_MEMBER: dict[str, Any] = {"protocol": 1, "run": RUN, "member": "ada", "key": key_text("ada")}
@@ -76,7 +77,8 @@ def ways(kind: str, payload: bytes) -> tuple[bool, bool]:
         return False, False
     if found.fits:
         assert json.dumps(found.predicate) == json.dumps(strict["predicate"])
-        assert (found.kind, found.subject, found.payload) == (kind, ("run", HEX), payload)
+        subject = (strict["subject"][0]["name"], strict["subject"][0]["digest"]["sha256"])
+        assert (found.kind, found.subject, found.payload) == (kind, subject, payload)
     return found.fits, True
 
 
@@ -155,3 +157,97 @@ def test_other_statements_go_the_strict_way() -> None:
     assert (found.subject, found.predicate) == (("runs", HEX), record)
     unknown = parse_envelope(envelope("unheard-of", record, "coordinator", ("run", HEX)))
     assert not unknown.fits
+
+
+# --- one wrong thing at a time ---
+
+STATEMENT: Record = {
+    "_type": "https://in-toto.io/Statement/v1",
+    "predicate": {},
+    "predicateType": "barnraise:served:v1",
+    "subject": [{"digest": {"sha256": HEX}, "name": "run"}],
+}
+SIGNATURE: Record = {"keyid": "a hint", "sig": ""}
+ENVELOPE: Record = {
+    "payload": base64.b64encode(canon(STATEMENT)).decode(),
+    "payloadType": "application/vnd.in-toto+json",
+    "signatures": [SIGNATURE],
+}
+
+
+def test_the_plainest_envelope_is_taken_the_strict_way() -> None:
+    found = parse_envelope(canon(ENVELOPE))
+    assert found == Envelope(canon(STATEMENT), "a hint", b"", "served", ("run", HEX), {})
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], "the envelope has other members"),
+        ({**ENVELOPE, "more": 1}, "the envelope has other members"),
+        ({"payload": ENVELOPE["payload"]}, "the envelope has other members"),
+        ({**ENVELOPE, "payloadType": "text/plain"}, "the envelope holds another type"),
+        ({**ENVELOPE, "signatures": {"a": SIGNATURE}}, "signatures is not a list of one"),
+        ({**ENVELOPE, "signatures": []}, "signatures is not a list of one"),
+        ({**ENVELOPE, "signatures": [SIGNATURE, SIGNATURE]}, "signatures is not a list of one"),
+        ({**ENVELOPE, "signatures": ["keyid and sig"]}, "the signature has other members"),
+        ({**ENVELOPE, "signatures": [{**SIGNATURE, "cert": ""}]}, "the signature has other members"),
+        ({**ENVELOPE, "signatures": [{**SIGNATURE, "sig": 1}]}, "sig is not text"),
+        ({**ENVELOPE, "signatures": [{**SIGNATURE, "keyid": None}]}, "keyid is not text"),
+        ({**ENVELOPE, "payload": None}, "payload is not text"),
+    ],
+)
+def test_what_is_no_envelope_is_named(value: Any, words: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        parse_envelope(canon(value))
+    assert caught.value.what == words
+
+
+SUBJECT: Record = STATEMENT["subject"][0]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], "the statement has other members"),
+        ({**STATEMENT, "more": 1}, "the statement has other members"),
+        ({"_type": STATEMENT["_type"]}, "the statement has other members"),
+        ({**STATEMENT, "_type": "https://in-toto.io/Statement/v2"}, "the statement has another type"),
+        ({**STATEMENT, "predicateType": 1}, "predicateType is not text"),
+        ({**STATEMENT, "predicateType": "barnraise:served:v2"}, "unknown predicate type"),
+        ({**STATEMENT, "subject": []}, "subject is not a list of one"),
+        ({**STATEMENT, "subject": [{**SUBJECT, "uri": ""}]}, "the subject has other members"),
+        ({**STATEMENT, "subject": [{**SUBJECT, "digest": {}}]}, "the subject's digest has other members"),
+        ({**STATEMENT, "subject": [{**SUBJECT, "name": 1}]}, "the subject's name is not text"),
+        (
+            {**STATEMENT, "subject": [{**SUBJECT, "digest": {"sha256": 1}}]},
+            "the subject's digest is not text",
+        ),
+    ],
+)
+def test_what_is_no_statement_is_named(value: Any, words: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        parse_envelope(entry(canon(value)))
+    assert caught.value.what == words
+
+
+def test_the_quick_way_looks_at_a_statements_head() -> None:
+    payload = statement("served", canon(predicates()["served"][0]))
+    assert parse_envelope(entry(payload)).fits
+    other = payload.replace(b"Statement/v1", b"Statement/v2")
+    with pytest.raises(FormatError, match="the statement has another type"):
+        parse_envelope(entry(other))
+
+
+def test_who_signed() -> None:
+    """Whoever the envelope names as its signer, with a key that is one, and a signature over these bytes."""
+    data = envelope("served", {}, "ada", ("run", HEX))
+    found = parse_envelope(data)
+    assert found.signed_by(key_text("ada"))
+    assert not found.signed_by(key_text("bob"))
+    found.keyid = key_text("bob")
+    assert not found.signed_by(key_text("ada"))
+    assert not found.signed_by(key_text("bob"))
+    for no_key in ("nobody", "ed25519:" + "00" * 32):
+        found.keyid = no_key
+        assert not found.signed_by(no_key)

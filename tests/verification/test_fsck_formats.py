@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.verification.test_fsck_bytes import draw_number, key_text, note_of, tree_root, vkey
-from verification.errors import FormatError, SignatureError
+from tests.verification.test_fsck_bytes import draw_number, key_of, key_text, note_of, tree_root, vkey
+from verification.errors import FormatError, SignatureError, StorageError
 from verification.fsck_draws import Chain, uniform
 from verification.fsck_formats import (
+    Checkpoint,
+    digest_file,
     make_verifier_key,
     parse_base64,
     parse_checkpoint,
+    parse_decimal,
     parse_hex_float,
     parse_key,
+    proof_holds,
+    read_file,
+    signature_holds,
 )
 from verification.fsck_json import hash_object, parse_canonical, write_canonical
 from verification.fsck_ledger import Ledger, weights_of
@@ -141,6 +150,96 @@ def test_notes() -> None:
                 note.replace("—", "-"), note.replace("\n", "\r\n"), note.replace("— ex", "— x")):  # fmt: skip
         with pytest.raises(FormatError):
             parse_checkpoint(bad)
+
+
+NOTE = note_of([b"a", b"b"])
+ROOT, LINE = NOTE.split("\n")[2], NOTE.split("\n")[4]
+BLOB = LINE.split(" ")[2]
+
+
+def longer(text: str) -> str:
+    """The base64 of one byte more."""
+    return base64.b64encode(base64.b64decode(text) + b"x").decode()
+
+
+@pytest.mark.parametrize(
+    ("note", "words"),
+    [
+        (NOTE[:-1], "not a checkpoint"),
+        (NOTE + "\n", "not a checkpoint"),
+        (NOTE + "more", "not a checkpoint"),
+        (NOTE.replace("\n\n", "\nextension\n"), "not a checkpoint"),
+        (NOTE.replace("example.org/barn", ""), "a checkpoint's signature is by another name"),
+        (NOTE.replace("— ex", "— x"), "a checkpoint's signature is by another name"),
+        (NOTE.replace("— ex", "—  ex"), "a checkpoint's signature is by another name"),
+        (NOTE.replace(LINE, BLOB), "a checkpoint's signature is by another name"),
+        (NOTE.replace(ROOT, longer(ROOT)), "a checkpoint's root or signature has the wrong length"),
+        (NOTE.replace(ROOT, ""), "a checkpoint's root or signature has the wrong length"),
+        (NOTE.replace(BLOB, longer(BLOB)), "a checkpoint's root or signature has the wrong length"),
+        (NOTE.replace(BLOB, ""), "a checkpoint's root or signature has the wrong length"),
+        (NOTE.replace("\n2\n", "\n02\n"), "not a decimal number up to 2^53 - 1"),
+        (NOTE.replace(BLOB, "A"), "not base64"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(note: str, words: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        parse_checkpoint(note)
+    assert caught.value.what == words
+
+
+def test_who_signed_a_checkpoint() -> None:
+    """The name, the key's id and the signature all have to fit."""
+    given = parse_checkpoint(NOTE)
+    key = make_verifier_key(given.origin, parse_key(key_text("coordinator")))
+
+    def signed(**other: Any) -> bool:
+        return Checkpoint(**{**vars(given), **other}).signed_by(key)
+
+    assert signed()
+    assert not signed(size=3)
+    assert not signed(root=bytes(32))
+    assert not signed(key_id=b"1234")
+    assert not signed(signature=bytes(64))
+    assert not signed(signature=given.signature[:-1])
+    renamed = Checkpoint("example.org/other", 2, given.root, given.key_id, b"")
+    by_key = key_of("coordinator").sign(renamed.text.encode())
+    assert not Checkpoint("example.org/other", 2, given.root, given.key_id, by_key).signed_by(key)
+
+
+def test_a_proof_must_be_base64_of_a_signature() -> None:
+    value = {"a": 1}
+    signed = base64.b64encode(key_of("ann").sign(b"d\0" + write_canonical(value))).decode()
+    public = parse_key(key_text("ann"))
+    assert proof_holds(public, signed, "d", value)
+    assert not proof_holds(public, signed, "e", value)
+    assert not proof_holds(public, "A", "d", value)
+    assert not signature_holds(public, b"", b"")
+    assert not signature_holds(public, bytes(64), b"")
+
+
+@pytest.mark.parametrize("text", ["", "00", "-1", "1.0", " 1", "1\n", "٣", "9007199254740992", "9" * 17])
+def test_other_decimals_are_refused(text: str) -> None:
+    with pytest.raises(FormatError, match="not a decimal number"):
+        parse_decimal(text)
+    assert parse_decimal("9007199254740991") == 2**53 - 1
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    pipe, folder, link = tmp_path / "pipe", tmp_path / "folder", tmp_path / "link"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    (tmp_path / "file").write_bytes(b"12345")
+    link.symlink_to(tmp_path / "file")
+    for path in (pipe, folder):
+        with pytest.raises(StorageError) as caught:
+            digest_file(str(path))
+        assert caught.value.what == f"{path.name} is not a regular file"
+    for name in ("link", "none", "a\0b"):
+        with pytest.raises(StorageError, match="cannot be read"):
+            read_file(tmp_path / name, 5)
+    assert read_file(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(StorageError, match="file is too long; expected at most 4 bytes"):
+        read_file(tmp_path / "file", 4)
 
 
 @pytest.mark.parametrize("origin", ["", "a b", "a+b", "a\nb", "a\u00a0b"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -94,6 +95,7 @@ REFUSED = {
     '{"é":1}'.encode(): "a key is not printable ASCII",
     b'{"a\x7f":1}': "a key is not printable ASCII",
     b'{"\\n":1}': "a key is not printable ASCII",
+    '{"é\\"":1}'.encode(): "a key is not printable ASCII",
     b'{"x":{"\\n":"y"},"z":"\\n"}': "a key is not printable ASCII",
     b'["\\ud800"]': "not JSON",
     b"[NaN]": "a number is not an integer",
@@ -118,3 +120,18 @@ def test_depth_is_counted_from_the_top() -> None:
             parse_canonical(b"[" + deepest + b"]")
     wide = b"[" + b",".join([b"[]"] * 100) + b"]"
     assert len(parse_canonical(wide)) == 100
+
+
+@pytest.mark.parametrize("data", [b'["' + b"\xc3\xa9" * 200_000, b'["\x7f' + b'",""' * 100_000])
+def test_hostile_bytes_take_no_longer_than_others(data: bytes) -> None:
+    """Bytes with unusual characters, but no key, in a file of the greatest length that is read."""
+    before = time.process_time()
+    with pytest.raises(FormatError, match="not JSON"):
+        parse_canonical(data)
+    assert time.process_time() - before < 5
+
+
+@pytest.mark.parametrize("value", [0, -5, "", "é", '"', "a:", "\\", "\x7f", None, True])
+def test_a_value_alone_is_canonical_json_too(value: Any) -> None:
+    data = write_canonical(value)
+    assert parse_canonical(data) == parse_strictly(data) == value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -46,6 +47,7 @@ from verification.records import (
 )
 from verification.rounds import apply, begin
 from verification.state import RunState
+from verification.witnessing import fork_takes
 
 ONE, TWO, THREE = WITNESSES
 RUN = started(witnesses=3, run={"rounds": 9})
@@ -360,3 +362,10 @@ def test_whatever_witnesses_fail_a_short_draw_audits_all_and_the_run_replays(
     for record in play.records:
         state = apply(state, record)
     assert state == play.state
+
+
+@pytest.mark.parametrize(("required", "count"), [(1, 1), (1, 2), (2, 3), (3, 4), (3, 5), (4, 5), (5, 5)])
+def test_how_many_must_lie_before_two_quorums_cosign_two_histories(required: int, count: int) -> None:
+    quorums = [set(one) for one in itertools.combinations(range(count), required)]
+    common = min(len(one & two) for one in quorums for two in quorums)
+    assert fork_takes(required, count) == common
