@@ -53,19 +53,9 @@ class Job:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Job:
-        """The job a manifest describes.
-
-        Raises UsageError when its configuration is not valid here, ProtocolError when its arrays are not its
-        model's: a member must not reserve memory for what nobody could train.
-        """
+        """The job a manifest describes. Raises UsageError when its configuration is not valid here."""
         config = config_from_manifest(manifest.config)
         specs = tuple(ArraySpec(name, shape) for name, shape in manifest.arrays)
-        if config.model.n_layers > len(specs) or specs != array_specs(config.model):
-            raise ProtocolError(
-                "the manifest's arrays are not its model's",
-                expected=f"those of {config.model.n_layers} layers",
-                got=f"{len(specs)} arrays",
-            )
         length = sum(int(np.prod(spec.shape)) for spec in specs)
         codec = Codec(config.compression.chunk, config.compression.k, length)
         return cls(manifest, config, config.model, specs, codec)
@@ -108,11 +98,18 @@ def _check(what: str, expected: str, got: str) -> None:
         raise ProtocolError(f"{what} is not the one the round opened with", expected=expected, got=got)
 
 
-def check_assignment(config: Config, entry: RosterEntry) -> None:
-    """Raise ProtocolError unless an assignment asks for steps of this run and for just their windows.
+def check_assignment(job: Job, entry: RosterEntry) -> None:
+    """Raise ProtocolError unless an assignment can be trained: the model's arrays, steps, and their windows.
 
     A coordinator could otherwise have a member list positions until its memory is full.
     """
+    config, layers = job.config, job.model.n_layers
+    if layers > len(job.specs) or job.specs != array_specs(job.model):
+        raise ProtocolError(
+            "the manifest's arrays are not its model's",
+            expected=f"those of {layers} layers",
+            got=f"{len(job.specs)} arrays",
+        )
     most = max([*config.train.steps, config.timing.max_steps])
     windows = sum(stop - start for start, stop in entry.positions)
     if entry.steps > most or windows != entry.steps * config.train.batch:
@@ -144,7 +141,7 @@ def do_work(
 
     Raises ProtocolError as `check_assignment` does, WorkError when training gives something not finite.
     """
-    check_assignment(job.config, entry)
+    check_assignment(job, entry)
     from model.local_steps import local_steps  # noqa: PLC0415 - imports torch
 
     batches_SBT = data.batches(job.config.run.seed, positions_of(entry.positions), job.config.train.batch)

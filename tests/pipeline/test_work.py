@@ -126,7 +126,8 @@ def test_an_assignment_that_no_run_gives_costs_nothing(here: World, changes: dic
         lambda arrays: ((arrays[0][0], (2**40, 16)), *arrays[1:]),
     ],
 )
-def test_arrays_that_are_not_the_models_reserve_nothing(here: World, arrays: Any) -> None:
+def test_arrays_that_are_not_the_models_are_not_trained(here: World, arrays: Any) -> None:
     named = arrays(here.manifest.arrays) if callable(arrays) else arrays
+    job = Job.of(replace(here.manifest, arrays=named))
     with pytest.raises(ProtocolError, match="not its model's"):
-        Job.of(replace(here.manifest, arrays=named))
+        do_work(job, here.c0.data, here.open(), here.open().roster[0], {}, {})
