@@ -180,8 +180,11 @@ class FileCheck:
 
 
 def _open_ended(story: Story) -> bool:
-    """Whether a turn may be in progress, so that files may lie there which the log does not name yet."""
-    return story.whole and story.run_close is None
+    """Whether a turn may be in progress, so that files may lie there which the log does not name yet.
+
+    Only whole stories are asked: of another no file is unexpected.
+    """
+    return story.run_close is None
 
 
 def _label(turn: Turn, slot: int) -> str:

@@ -186,7 +186,7 @@ class _Reader:
                 self.refuse("a name is in two groups, or twice in one", member)
             self._grouped.add(member)
         count = {"any": 1, "all": len(members)}.get(threshold, 0)
-        if not count and re.fullmatch("[1-9][0-9]{0,8}", threshold):
+        if re.fullmatch("[1-9][0-9]{0,8}", threshold):
             count = int(threshold)
         if not 1 <= count <= len(members):
             self.refuse(f"a group's threshold is not any, all or 1 to {len(members)}", threshold)

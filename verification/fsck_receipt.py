@@ -69,7 +69,7 @@ def parse_receipt(data: bytes) -> Receipt:
         lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError:
         raise FormatError("a receipt is not UTF-8") from None
-    if lines[0] != _FIRST or len(lines) < 9 or lines[-1]:
+    if lines[0] != _FIRST or lines[-1]:
         raise FormatError("not a receipt", expected=_FIRST, got=lines[0][:80])
     if not lines[1].startswith("extra ") or not lines[2].startswith("index "):
         raise FormatError("not a receipt", expected="extra, then index", got=" / ".join(lines[1:3])[:80])

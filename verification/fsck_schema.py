@@ -149,17 +149,19 @@ def members(table: Mapping[str, Shape], *, others: bool = False) -> Shape:
 def nullable(shape: Shape) -> Shape:
     """null, or what fits."""
 
-    def check(value: Any, at: At) -> None:
+    return Shape(
+        _if_not_null(shape.check),
+        None if shape.quick is None else shape.quick | None,
+        None if shape.rest is None else _if_not_null(shape.rest),
+    )
+
+
+def _if_not_null(check: Check) -> Check:
+    def check_present(value: Any, at: At) -> None:
         if value is not None:
-            shape.check(value, at)
+            check(value, at)
 
-    rest = shape.rest
-
-    def check_rest(value: Any, at: At) -> None:
-        if value is not None and rest is not None:
-            rest(value, at)
-
-    return Shape(check, None if shape.quick is None else shape.quick | None, check_rest if rest else None)
+    return check_present
 
 
 def _text(value: Any, at: At) -> None:

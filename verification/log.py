@@ -257,10 +257,9 @@ class Log:
             if self._on_disk() == self._text:
                 written = {path for path, *_ in _changed(old, grown)}
                 self._remove(sorted(path for path in written if (self._folder / path).exists()))
-                for path in written:  # an empty folder of a partial tile that could not be made
-                    folder = (self._folder / path).parent
-                    if folder.suffix == ".p" and folder.exists() and not any(folder.iterdir()):
-                        folder.rmdir()
+                for path in written:  # a folder of a file that could not be made
+                    with contextlib.suppress(OSError):
+                        (self._folder / path).parent.rmdir()
 
     def _tile(self, level: int, tile: int, width: int) -> bytes:
         return self._tree.nodes(_HEIGHT * level, tile * _WIDTH, tile * _WIDTH + width)
@@ -318,15 +317,15 @@ class Log:
             raise storage_error(self._folder, error) from error
 
     def _remove(self, paths: Iterable[str]) -> None:
-        """Delete files, and folders of partial tiles that this emptied, durably. Raises OSError."""
+        """Delete files, and folders that this emptied, durably. Raises OSError."""
         for path in paths:
             file = self._folder / path
             file.unlink()
-            if file.parent.suffix == ".p" and not any(file.parent.iterdir()):
+            if any(file.parent.iterdir()):
+                fsync_folder(file.parent)
+            else:
                 file.parent.rmdir()
                 fsync_folder(file.parent.parent)
-            else:
-                fsync_folder(file.parent)
 
 
 def _counts(size: int) -> Iterator[tuple[int, int]]:

@@ -268,8 +268,8 @@ def _split_note(data: str | bytes) -> tuple[str, list[tuple[str, bytes]]]:
         raise FormatError(
             "a note holds a control character", expected="none but newlines", got=repr(found[0])
         )
-    text, separator, signatures = note.rpartition("\n\n")
-    if not separator or not text or not signatures.endswith("\n"):
+    text, _, signatures = note.rpartition("\n\n")
+    if not text or not signatures.endswith("\n"):
         raise FormatError(
             "not a signed note", expected="a text, an empty line, signature lines", got=repr(note)[:80]
         )

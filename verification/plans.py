@@ -159,8 +159,9 @@ def _was_short(state: RunState, draw: Draw) -> bool:
     """Whether a draw of the log is short."""
     if is_short(draw.links):
         return True
-    beacon = state.manifest.beacon  # without one the cosignatures need not be read again
-    return beacon is not None and _without_pulse(state, parse_head(state.manifest, draw.head), draw.beacon)
+    if state.manifest.beacon is None:
+        return False  # the cosignatures need not be read again
+    return _without_pulse(state, parse_head(state.manifest, draw.head), draw.beacon)
 
 
 def plan_second_draw(state: RunState, head: str, link: str, links: Links) -> SecondDraw:

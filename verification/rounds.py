@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import assert_never
 
 from verification.encoding import MAX_INTEGER
 from verification.errors import ProtocolError
@@ -54,6 +55,8 @@ from verification.records import (
 )
 from verification.state import RunState, Turn
 from verification.witnessing import check_witnessing, first_links, given_links, links_after
+
+OfTurn = Commitment | CommitClose | Reveal | RevealClose | Draw | Served | Verdict | SecondDraw
 
 
 def begin(manifest: Manifest) -> RunState:
@@ -166,23 +169,24 @@ def _names_a_pulse(state: RunState, record: RevealClose) -> bool:
 
 
 def _settles_who_served(turn: Turn, record: Served) -> bool:
-    if turn.draw is None or turn.reveal_close is None:
+    if turn.draw is None:
         return False
-    valid = turn.reveal_close.revealed
+    valid = turn.reveal_close.revealed if turn.reveal_close else ()
     owed = [item.slot for item in turn.draw.drawn if item.auditors and item.slot in valid]
     ascending = all(list(slots) == sorted(slots) for slots in (record.served, record.unserved))
     return ascending and sorted((*record.served, *record.unserved)) == owed
 
 
 def _was_called(turn: Turn, record: Verdict) -> bool:
-    if turn.served is None or turn.draw is None or record.slot not in turn.served.served:
+    if turn.served is None or record.slot not in turn.served.served:
         return False
-    called = turn.draw.drawn if record.look == 1 else (turn.second.looks if turn.second else ())
+    drawn = turn.draw.drawn if turn.draw else ()
+    called = drawn if record.look == 1 else (turn.second.looks if turn.second else ())
     names = {name for item in called if item.slot == record.slot for name in item.auditors}
     return record.auditor in names and (record.look == 2 or turn.second is None)
 
 
-def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
+def _advance(state: RunState, turn: Turn, record: OfTurn) -> RunState:
     # Each arm says which record must be there already and which must not be there yet.
     match record:
         case Commitment():
@@ -224,7 +228,7 @@ def _advance(state: RunState, turn: Turn, record: Record) -> RunState:
             _expect(record == planned_second, record)
             turn, state = replace(turn, second=record), _link(state, turn, record)
         case _:
-            _expect(False, record)
+            assert_never(record)
     return replace(state, turn=turn)
 
 

@@ -199,8 +199,8 @@ def _check(
     credit = _row(close["credits"], member, _CREDIT_KEYS, "credits")
     taken = _row(close["accepted"], member, _ACCEPTED_KEYS, "accepted")
     refused = _row(close["rejected"], member, _REJECTED_KEYS, "rejected")
-    settled = taken or refused
-    if (taken is None) == (refused is None) or credit is None or settled is None:
+    settled = [row for row in (taken, refused) if row is not None]
+    if len(settled) != 1 or credit is None:
         raise ProtocolError(
             "a receipt's round-close does not settle this member once",
             expected="one row under accepted or rejected, and one under credits",
@@ -211,7 +211,7 @@ def _check(
         run=close["run"],
         round=_count(close, "round"),
         attempt=_count(close, "attempt"),
-        slot=_count(settled, "slot"),
+        slot=_count(settled[0], "slot"),
         accepted=taken is not None,
         tokens=_count(taken, "tokens") if taken else None,
         weight=_count(taken, "weight") if taken else None,

@@ -169,6 +169,7 @@ SIGNATURE = json.loads(ENVELOPE)["signatures"][0]
         {"extra": 1},
         {"signatures": []},
         {"signatures": SIGNATURE},
+        {"signatures": {"only": SIGNATURE}},
         {"signatures": [SIGNATURE, SIGNATURE]},
         {"signatures": [None]},
         {"signatures": [{"sig": SIGNATURE["sig"]}]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,36 +116,48 @@ def test_a_log_begins_with_a_record_of_the_kind_manifest(run: Writer) -> None:
     assert whats(found) == [("log entry 0", "the log does not begin with a manifest")]
 
 
-# What the checkpoint says of the log, and whether its cosignature ties the log to the witness.
-UNSIGNED = "the checkpoint is not signed with the log's key"
-OTHER_ROOT = "the signed root is not that of the entries"
-CUT_OFF = "000 cannot be read (entries from 0 on are not checked)"
+KEPT, ASKED = "w2.example", "w3.example"
+NOT_COVERED = "no head of the log satisfies the witness policy"
+
+
+def with_checkpoint(folder: Path, make: Callable[[list[bytes]], str]) -> Findings:
+    """Of a log of which the witness that the policy asks for has cosigned the checkpoint alone."""
+    away = {(0, look): [ASKED] for look in (1, 2)}
+    writer = Writer(folder / "run", witnesses=[KEPT, ASKED], script={}, silent={}, away=away).run(turns=1)
+    writer.write()
+    (writer.folder / "log" / "checkpoint").write_text(cosigned(make(writer.entries), ASKED))
+    (folder / "policy").write_text(f"witness w {witness_vkey(ASKED)}\nquorum w\n")
+    return check_run(writer.folder, witness_policy=folder / "policy")
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "expected", "anchored_by"),
+    ("make", "expected"),
     [
-        (lambda entries: note_of(entries), [], "witness-policy"),
-        (lambda entries: note_of(entries, signer="eve"), [UNSIGNED], None),
-        (lambda entries: note_of([*entries[:-1], b"other"]), [OTHER_ROOT], None),
-        (lambda entries: note_with_root_of_nothing(), [CUT_OFF], None),
+        (note_of, []),
+        (
+            lambda entries: note_of(entries, signer="eve"),
+            ["the checkpoint is not signed with the log's key", NOT_COVERED],
+        ),
+        (
+            lambda entries: note_of([*entries[:-1], b"other"]),
+            ["the signed root is not that of the entries", NOT_COVERED],
+        ),
     ],
 )
-def test_only_the_head_of_the_whole_log_that_its_key_signed_is_covered(
-    tmp_path: Path, checkpoint: Any, expected: list[str], anchored_by: str | None
+def test_a_checkpoint_covers_the_log_when_it_is_signed_and_of_its_root(
+    tmp_path: Path, make: Any, expected: list[str]
 ) -> None:
-    """The heads inside this log are cosigned by another witness than the one that the policy asks for."""
-    kept, asked = "w2.example", "w3.example"
-    writer = Writer(tmp_path / "run", witnesses=[kept, asked], script={}, silent={}, away={
-        (0, look): [asked] for look in (1, 2)
-    }).run(turns=1)  # fmt: skip
-    writer.write()
-    (writer.folder / "log" / "checkpoint").write_text(cosigned(checkpoint(writer.entries), asked))
-    (tmp_path / "policy").write_text(f"witness w {witness_vkey(asked)}\nquorum w\n")
-    found = check_run(writer.folder, witness_policy=tmp_path / "policy")
-    uncovered = [] if anchored_by else ["no head of the log satisfies the witness policy"]
-    assert [what for _, what in whats(found)] == [*expected, *uncovered]
-    assert found.anchored == anchored_by
+    found = with_checkpoint(tmp_path, make)
+    assert [what for _, what in whats(found)] == expected
+    assert found.anchored == (None if expected else "witness-policy")
+
+
+def test_a_checkpoint_of_more_than_could_be_read_covers_nothing(tmp_path: Path) -> None:
+    """Even if the log's key signs the root of what there is, here of no entry."""
+    found = with_checkpoint(tmp_path, lambda _: note_with_root_of_nothing())
+    assert ("log/tile/entries/000", "000 cannot be read (entries from 0 on are not checked)") in whats(found)
+    assert whats(found)[-1] == ("log", NOT_COVERED)
+    assert found.anchored is None
 
 
 def note_with_root_of_nothing() -> str:

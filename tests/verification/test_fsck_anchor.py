@@ -13,6 +13,7 @@ from tests.verification.test_fsck_bytes import (
     canon,
     cosignature,
     cosigned,
+    envelope,
     note_of,
     public,
     tree_root,
@@ -347,6 +348,19 @@ def test_a_receipt_of_a_round_close_by_another(tmp_path: Path) -> None:
     found = asked(writer, receipt=receipt_of(writer.entries, closes(writer)[0]))
     what = "the receipt does not hold: the receipt's entry is not signed by the coordinator"
     assert what in [f.what for f in found.failures]
+
+
+def test_a_receipt_of_a_log_whose_manifest_gives_no_key(tmp_path: Path) -> None:
+    """There is nothing to hold it against; that the manifest is malformed is what is said."""
+    receipt = receipt_of((writer := written(tmp_path, 1)).entries, closes(writer)[0])
+    nameless = {**writer.manifest, "origin": "a b"}
+    writer.manifest, writer.files = nameless, {}
+    subject = ("dataset", nameless["dataset"]["root"][7:])
+    writer.entries = [envelope("manifest", nameless, "coordinator", subject)]
+    writer.write()
+    found = asked(writer, receipt=receipt)
+    what = "the manifest is malformed: an origin must be printable, without spaces and plus signs"
+    assert ([f.what for f in found.failures], found.anchored) == ([what], None)
 
 
 def test_a_receipt_and_a_policy(tmp_path: Path) -> None:

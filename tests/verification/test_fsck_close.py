@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.verification.test_fsck_lies import lying, setter, undone
+from tests.verification.test_fsck_lies import lying, popper, setter, undone
 from tests.verification.test_fsck_writer import Writer
 from verification.fsck import Failure, check_run
 
@@ -38,6 +38,12 @@ def test_a_slot_is_settled_once(tmp_path: Path) -> None:
 def test_a_slot_of_nobody_is_not_settled(tmp_path: Path) -> None:
     lie = lying("round-close", lambda r, _: r["accepted"].append({**r["accepted"][0], "slot": 9}))
     assert failures(tmp_path, lie=lie) == ["slot 9 is settled 1 times in round 1"]
+
+
+def test_every_slot_of_the_roster_is_settled(tmp_path: Path) -> None:
+    lie = lying("round-close", popper("rejected"))
+    found = failures(tmp_path, script={(0, 0): "late"}, lie=lie)
+    assert found == ["slot 0 is neither accepted nor rejected in round 1"]
 
 
 def test_only_an_audit_that_was_not_done_is_called_so(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ MADE: dict[str, Any] = {
     "key-rotation": {**OF_MEMBER, "new_key": key_text("new"), "proof": "A"},
     "key-revocation": {**OF_MEMBER, "by": "member"},
 }
-EDGES = st.sampled_from(
+EDGES: st.SearchStrategy[Any] = st.sampled_from(
     [0, 1, -1, 2, True, False, None, "", "x", "—", "\n", [], {}, 1.0, 1.5, MAX_INTEGER, MAX_INTEGER + 1,
      1_000_000, 1_000_001, [1, 2], [2, 2], [2, 1], [1], [1, 2, 3], [True, 2], "0x1.0p+0", "1.0", HEX, RUN,
      f"blake3:{HEX}", f"{RUN}\n", key_text("ada"), RUN.upper(), "pass", "late", "trace", [None], "a" * 65]

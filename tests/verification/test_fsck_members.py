@@ -319,3 +319,19 @@ def test_identity_allow_is_from_member_to_key(tmp_path: Path, allow: Any) -> Non
 def test_allowed_members_may_change_their_keys(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "run", identity__allow=ALLOWED, between=ROTATED, **QUIET)
     assert failures(writer) == []
+
+
+STEPS = "train.steps does not have one number per contributor"
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([4, 6, 2, 8, 4], []),
+        ([4, 6, 2, 8, 4, 2], [STEPS]),
+        ([4, 6, 2, 8], [STEPS, f"{STEPS} (the log's story is not followed from here on)"]),
+    ],
+)
+def test_there_are_steps_for_each_contributor(tmp_path: Path, steps: list[int], expected: list[str]) -> None:
+    lie = lying("manifest", setter("config.train.steps", steps))
+    assert failures(Writer(tmp_path / "run", lie=lie, **QUIET), 1) == expected

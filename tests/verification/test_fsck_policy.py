@@ -154,3 +154,9 @@ def test_thresholds(threshold: str, least: int) -> None:
     assert [policy.satisfied(signers[:n]) for n in range(4)] == [n >= least for n in range(4)]
     assert policy.known([*signers[1:], ("w1", public("eve"))]) == 2
     assert policy.described() == f"g: {least} of w1, w2, w3"
+
+
+def test_groups_are_bounded() -> None:
+    groups = ["group g0 1 w1"] + [f"group g{i} 1 g{i - 1}" for i in range(1, 257)]
+    assert parse_policy(f"{THREE}{chr(10).join(groups[:256])}\nquorum g255\n".encode()).least() == 1
+    refused(THREE + "\n".join(groups), "the witness policy, line 260: more than 256 groups")

@@ -205,6 +205,26 @@ def test_a_verdict_is_borne_out_only_by_a_settling_that_agrees(
     assert bears_out(reason, outcome) is agrees
 
 
+def test_a_fail_over_the_loss_alone_is_no_fault_unless_two_find_it() -> None:
+    evidence = Case(first="fail", looks=True, second="pass").evidence()
+    passed = evidence.verdicts[SLOT, 2]
+    first = replace(passed, look=1, auditor="a0", outcome="fail", differs=("loss",), loss_last=1)
+    for second, reason in ((passed, "disputed"), (replace(first, look=2, auditor="a1"), "failed-audit")):
+        (outcome,) = settle(replace(evidence, verdicts={(SLOT, 1): first, (SLOT, 2): second}))
+        assert outcome.reason == reason
+
+
+def test_nobody_missed_a_look_that_was_not_asked_for() -> None:
+    asked = (Missed(SLOT, 1, "a0"), Missed(SLOT, 1, "a1"))
+    assert missed_auditors(Case(first=None).evidence()) == asked
+    for case in (
+        Case(committed=False, first=None),
+        Case(refused="unrevealed", first=None),
+        Case(served=False, first=None),
+    ):
+        assert missed_auditors(case.evidence()) == ()
+
+
 def test_settling_keeps_the_order_and_the_whole_roster() -> None:
     evidence = replace(Case(committed=False).evidence(), open=OPEN)
     assert [o.entry.slot for o in settle(evidence)] == [0, 1, 2, 3]

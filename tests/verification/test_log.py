@@ -179,6 +179,17 @@ def test_a_reader_opens_while_the_log_grows(tmp_path: Path, monkeypatch: pytest.
     assert stale == []
 
 
+def test_a_writer_does_not_open_while_the_log_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = make(tmp_path, 250)
+    stale = [log.checkpoint]
+    log.append(batch(250, 20))
+    real = log_module._read_checkpoint
+    monkeypatch.setattr(log_module, "_read_checkpoint", lambda *a: stale.pop() if stale else real(*a))
+    with pytest.raises(StorageError):
+        writer(tmp_path)
+    check_folder(tmp_path, batch(0, 270))
+
+
 def test_a_reader_keeps_its_size_while_the_log_grows(tmp_path: Path) -> None:
     log = make(tmp_path, 250)
     old = reader(tmp_path)

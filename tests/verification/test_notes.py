@@ -462,6 +462,11 @@ def test_a_malformed_line_of_anybody_refuses_the_note(line: str) -> None:
         open_note(f"{NOTE}{line}\n", (VKEY,))
 
 
+def test_a_note_ends_with_a_newline() -> None:
+    with pytest.raises(FormatError, match="not a signed note"):
+        open_note(NOTE[:-1] + "x", (VKEY,))
+
+
 def test_notes_are_bounded() -> None:
     line = cosigned_line(HEAD.text(), "stranger", OTHER)
     assert open_note(NOTE + line * 127, (VKEY,)).checkpoint == HEAD

@@ -241,6 +241,12 @@ def test_a_predicate_that_is_no_object_is_refused(value: Any) -> None:
             parse_predicate(kind, value)
 
 
+@pytest.mark.parametrize("value", [None, [], 7, "x"])
+def test_a_predicate_of_another_type_has_no_version(value: Any) -> None:
+    with pytest.raises(FormatError, match="another protocol version"):
+        parse_predicate(Enrol, value)
+
+
 @pytest.mark.parametrize("number", ["0.5", "0x1p-1", "nan", "0x1.80p+0", "inf", ""])
 def test_learning_rates_must_be_canonical_hex(number: str) -> None:
     open_ = EXAMPLES["round-open"]
@@ -280,3 +286,23 @@ def test_a_slot_that_is_not_in_the_roster_is_named() -> None:
     assert open_.entry(2).member == "c2"
     with pytest.raises(FormatError, match="slot is not in the roster"):
         open_.entry(4)
+
+
+MALFORMED: list[tuple[Any, dict[str, Any], str]] = [
+    (RICH_MANIFEST.initial, {"weights": "x"}, "not a digest"),
+    (RICH_MANIFEST.initial, {"outer": "x"}, "not a digest"),
+    (RICH_MANIFEST.draw_chain, {"end": "x"}, "not a digest"),
+    (RICH_MANIFEST.draw_chain, {"end": "blake3:" + "0" * 64}, "wrong kind"),
+    (RICH_MANIFEST, {"zero_state": "x"}, "not a digest"),
+    (EXAMPLES["reveal"], {"salt": "x"}, "salt"),
+    (EXAMPLES["reveal-close"], {"pulse": 0}, "pulse"),
+    (EXAMPLES["reveal-close"], {"pulse": 2**53}, "pulse"),
+]
+
+
+@pytest.mark.parametrize(("record", "change", "words"), MALFORMED)
+def test_a_malformed_field_is_refused_by_the_record_itself(
+    record: Any, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(FormatError, match=words):
+        dataclasses.replace(record, **change)

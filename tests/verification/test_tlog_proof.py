@@ -359,6 +359,11 @@ def test_proofs_have_one_form(text: str | bytes) -> None:
         parse_proof(text)
 
 
+def test_a_proof_without_a_note_is_none() -> None:
+    with pytest.raises(FormatError, match="not a tlog-proof"):
+        parse_proof("c2sp.org/tlog-proof@v1\nindex 1")
+
+
 def test_proofs_are_bounded() -> None:
     most = "c2sp.org/tlog-proof@v1\nindex 1\n" + f"{HASH}\n" * 63 + f"\n{NOTE}"
     assert len(parse_proof(most).hashes) == 63

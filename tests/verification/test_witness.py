@@ -131,6 +131,13 @@ def test_malformed_requests(tmp_path: Path, body: bytes) -> None:
     assert not (tmp_path / "logs" / PLACE / "checkpoint").exists()
 
 
+def test_a_request_without_its_empty_line_is_none(tmp_path: Path) -> None:
+    answer = make(tmp_path).handle(
+        "POST", "/add-checkpoint", b"old 0\n" + note(TEN).encode().split(b"\n\n")[0]
+    )
+    assert b"not an add-checkpoint request" in answer[2]
+
+
 def test_proofs_must_hold(tmp_path: Path) -> None:
     witness = make(tmp_path)
 

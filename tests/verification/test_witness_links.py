@@ -32,7 +32,7 @@ from tests.verification.witness_world import (
 )
 from verification import witness as module
 from verification.encoding import Json, canonical_json
-from verification.notes import Checkpoint, sign_checkpoint
+from verification.notes import Checkpoint, sign_checkpoint, vkey
 from verification.statements import sign_object, verify_object
 
 
@@ -171,3 +171,25 @@ def test_other_objects_are_refused(tmp_path: Path, what: str, value: object) -> 
 def test_objects_are_canonical(tmp_path: Path) -> None:
     body = b'{"length": 8, "log_vkey": "%s"}' % VKEY.encode()
     assert status(make(tmp_path).handle("POST", "/barnraise/v1/chain", body)) == 400
+
+
+def test_a_witness_of_certain_logs_takes_them_all_and_one_of_any_log_so_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_LOGS", 1)
+    shed = vkey("example.org/shed", OTHER_KEY.public)
+    both = make(tmp_path / "certain", logs=(VKEY, shed))
+    assert [status(ask_chain(both, 8, log)) for log in (VKEY, shed)] == [200, 200]
+    either = make(tmp_path / "any", logs=None)
+    assert [status(ask_chain(either, 8, log)) for log in (VKEY, shed, VKEY)] == [200, 503, 200]
+
+
+def test_a_witness_that_forgot_the_key_of_a_log_does_not_know_it(tmp_path: Path) -> None:
+    witness = make(tmp_path)
+    ask_chain(witness)
+    add(witness, TEN, 0)
+    (tmp_path / "logs" / PLACE / "vkey").unlink()
+    forgetful = make(tmp_path, logs=())
+    assert forgetful.newest(ORIGIN) is None
+    assert status(forgetful.handle("GET", f"/{PLACE}/checkpoint", b"")) == 404
+    assert status(ask_link(forgetful, note(TEN), 1)) == 404

@@ -24,6 +24,7 @@ from tests.verification.fake_run import (
     head,
     key,
     links,
+    made_up_beacon,
     manifest,
     scripts,
     sha,
@@ -31,8 +32,9 @@ from tests.verification.fake_run import (
     witnessing,
 )
 from verification.errors import BarnraiseError, ProtocolError
+from verification.keys import PrivateKey
 from verification.lottery import HashChain, draw_seed
-from verification.notes import vkey
+from verification.notes import vkey, witness_vkey
 from verification.plans import link_number, plan_draw, plan_open, plan_second_draw
 from verification.records import (
     Draw,
@@ -47,7 +49,9 @@ from verification.records import (
 )
 from verification.rounds import apply, begin
 from verification.state import RunState
-from verification.witnessing import fork_takes
+from verification.statements import sign_object
+from verification.witness import CHAIN_DOMAIN
+from verification.witnessing import ShownLink, fork_takes, verify_link
 
 ONE, TWO, THREE = WITNESSES
 RUN = started(witnesses=3, run={"rounds": 9})
@@ -88,6 +92,32 @@ def test_a_manifest_names_each_witness_once_with_a_chain_that_is_its_own() -> No
         begin(with_witnesses(good, (replace(one, chain=replace(one.chain, end=sha("x"))), two, three)))
     with pytest.raises(ProtocolError, match="own witness"):
         begin(replace(good, coordinator=own.key.public))
+
+
+def made(name: str, signer: PrivateKey, log_vkey: str) -> Witness:
+    """A witness of any name with any key, whose chain is its own."""
+    chain, own = FakeWitness(name).chain, witness_vkey(name, signer.public)
+    claim: dict[str, Any] = {"end": chain.end, "length": chain.length, "log_vkey": log_vkey, "witness": own}
+    return Witness(DrawChain(chain.end, chain.length), sign_object(CHAIN_DOMAIN, claim, signer), own)
+
+
+def test_neither_a_name_nor_a_key_stands_twice() -> None:
+    base = manifest(3)
+    one, two, _ = base.witnessing.witnesses
+    fine = made("another", key("another"), base.log_vkey)
+    assert begin(with_witnesses(base, (one, two, fine))).links["another"].number == 0
+    for twice in (
+        made(ONE, key("another"), base.log_vkey),
+        made("another", FakeWitness(ONE).key, base.log_vkey),
+    ):
+        with pytest.raises(ProtocolError, match="stands twice"):
+            begin(with_witnesses(base, (one, two, twice)))
+
+
+def test_a_run_with_a_beacon_has_witnesses() -> None:
+    with pytest.raises(ProtocolError, match="no witnesses"):
+        begin(manifest(0, made_up_beacon()))
+    assert begin(manifest(1, made_up_beacon())).links[ONE].number == 0
 
 
 @pytest.mark.parametrize(("count", "required"), [(3, 0), (3, 4), (1, 2), (0, 1), (2, -1)])
@@ -249,6 +279,15 @@ def test_a_link_is_of_this_chain_this_number_this_head_and_this_log() -> None:
     stranger = HashChain(b"\x08" * 32, CHAIN.length).link(1)
     with pytest.raises(ProtocolError, match="lead back"):
         with_link(state, ONE, (stranger, one.link(HEAD, 1, link=stranger)[1]))
+
+
+def test_a_link_is_shown_once() -> None:
+    one = FakeWitness(ONE)
+    shown = ShownLink(2, one.chain.link(2))
+    verify_link(RUN.manifest, ONE, shown, 3, HEAD, *one.link(HEAD, 3))
+    for number in (1, 2):
+        with pytest.raises(ProtocolError, match="out of turn"):
+            verify_link(RUN.manifest, ONE, shown, number, HEAD, *one.link(HEAD, 2, number=number))
 
 
 def test_who_did_not_cosign_shows_no_link() -> None:
