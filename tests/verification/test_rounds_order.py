@@ -124,6 +124,8 @@ def test_a_draw_cosigned_after_its_pulse_draws_everybody() -> None:
     for lead, slots in ((5, []), (-5, [0, 1, 2, 3])):
         _, draw = turn({}, Draw, lead=lead, audit=NEVER, **WATCHED)
         assert [item.slot for item in draw.drawn] == slots
+    _, draw = turn({}, Draw, audit=NEVER)  # without a beacon there is none to wait for
+    assert draw.drawn == ()
 
 
 def test_a_draw_short_of_its_pulse_is_looked_at_twice() -> None:
