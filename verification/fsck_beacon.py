@@ -116,9 +116,9 @@ def is_short_of_pulse(beacon: Record | None, pulse: Record | None, times: Iterab
     return any(time >= _published(beacon, pulse["round"]) for time in times)
 
 
-def in_time(beacon: Record | None, number: int | None) -> bool:
-    """Whether the pulse that a reveal-close names, if any, comes within the range of a clock."""
-    return beacon is None or number is None or _published(beacon, number) <= MAX_INTEGER
+def in_time(beacon: Record, number: int) -> bool:
+    """Whether a pulse comes within the range of a clock."""
+    return _published(beacon, number) <= MAX_INTEGER
 
 
 def _published(beacon: Record, number: int) -> int:

@@ -384,7 +384,7 @@ def check_reveal_close(run: Run, turn: TurnState, entry: Entry) -> None:
         what = f"the reveal-close of {turn.name} has the wrong pulse: {named} a beacon"
         expected = "the number of a pulse" if record["pulse"] is None else "null"
         run.report.add(what, where, expected, "null" if record["pulse"] is None else record["pulse"])
-    elif not in_time(run.manifest["beacon"], record["pulse"]):
+    elif record["pulse"] is not None and not in_time(run.manifest["beacon"], record["pulse"]):
         what = f"the reveal-close of {turn.name} names a pulse that comes too late for any clock"
         run.report.add(what, where, f"a time up to {MAX_INTEGER}", record["pulse"])
     turn.pulse = record["pulse"]
