@@ -33,7 +33,7 @@ class BarnraiseError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        """One line that may hold a peer's words and yet can be printed anywhere."""
+        """Text that may hold a peer's words and yet can be printed anywhere; evidence has its own lines."""
         text = self.what
         if self.expected is not None:
             text += f"; expected {self.expected}"
@@ -42,7 +42,7 @@ class BarnraiseError(Exception):
         text += "."
         if self.hint:
             text += f" {self.hint}"
-        return printable(text)
+        return "\n".join(map(printable, text.split("\n")))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the keyword fields when an error crosses a process boundary."""

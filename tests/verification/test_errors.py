@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from verification import errors
-from verification.errors import BarnraiseError, FormatError, StorageError
+from verification.errors import BarnraiseError, FormatError, StorageError, printable
 
 FAMILY = [
     errors.UsageError,
@@ -55,7 +55,7 @@ def test_the_kinds_are_told_apart() -> None:
     [
         ("\ud800", "\\ud800"),
         ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
-        ("a\nb", "a\\nb"),
+        ("a\x1bE\nb\rc", "a\\x1bE\nb\\rc"),
         ("\u202eabc", "\\u202eabc"),
         ("é — µ 漢", "é — µ 漢"),
     ],
@@ -64,4 +64,5 @@ def test_what_a_peer_said_cannot_steer_a_terminal(got: str, shown: str) -> None:
     text = str(FormatError("bad", got=got))
     assert text == f"bad; got {shown}."
     assert text.encode("utf-8")
-    assert text.isprintable()
+    assert text.replace("\n", "").isprintable()
+    assert printable("a\nb") == "a\\nb"
