@@ -68,13 +68,13 @@ class Tracer:
     def judges(self, file: str, first: int, last: int, most: float) -> list[str]:
         """Tests of the lines `first` to `last`: those that fire one, then the others.
 
-        As many of either as would take `most` seconds: those of the file that is named after this one first,
-        where there is one, then the quickest.
+        As many of either as would take `most` seconds: those of files that are named after this one first,
+        where there are any, then the quickest.
         """
         lines = [(file, line) for line in range(first, last + 1)]
         fired = {test for line in lines for test in self.fired.get(line, ())}
         ran = {test for line in lines for test in self.ran.get(line, ())} - fired
-        own = f"test_{file}::"
+        own = f"/test_{file.removesuffix('.py')}"
         return [*self._likeliest(fired, own, most), *self._likeliest(ran, own, most)]
 
     def _likeliest(self, tests: Iterable[str], own: str, most: float) -> list[str]:
