@@ -32,6 +32,7 @@ COMMAND = "python -m assurance.mutations --full"
 SECONDS = 180
 ENOUGH = 30.0  # seconds of tests that fire a line, and as many of those that run it otherwise
 WORKERS = 2
+_NOTICED = (1, 2)  # pytest's codes for a test that fails, and for a module that cannot be imported
 _ANEW = 75  # a mutant that cannot be put into live functions
 # Hypothesis is imported already, to fork quickly: pytest would warn of it.
 _IGNORED = "ignore::pytest.PytestAssertRewriteWarning"
@@ -139,9 +140,10 @@ def _each(
     say: Callable[[str], None],
     anew: list[Mutant] | None = None,
 ) -> list[Mutant]:
-    """Run `start`, which gives a process id, for each mutant, a few at a time; those whose process gives 0.
+    """Run `start`, which gives a process id, for each mutant, a few at a time; those that nothing noticed.
 
-    Those whose process gives `_ANEW` are added to `anew`.
+    A runner that breaks, or finds no test to run, has noticed nothing. Those whose process gives `_ANEW` are
+    added to `anew`.
     """
     running: dict[int, tuple[Mutant, float]] = {}
     waiting, survivors = list(reversed(todo)), []
@@ -159,7 +161,7 @@ def _each(
         code = os.waitstatus_to_exitcode(status)
         if code == _ANEW and anew is not None:
             anew.append(mutant)
-        elif code == 0:
+        elif code not in _NOTICED and code >= 0:  # killed by a signal is noticed, too
             survivors.append(mutant)
             say(f"SURVIVED {mutant.name} ({time.monotonic() - since:.0f} s)")
     return survivors

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
+
 from assurance.line_map import Tracer
-from assurance.mutants import mutants
-from assurance.mutations import ROOT, TESTS
+from assurance.mutants import Mutant, mutants
+from assurance.mutations import ROOT, TESTS, _each
 
 SOURCE = """
 def check(value, report):
@@ -78,3 +82,20 @@ def test_the_files_that_judge_are_there() -> None:
     assert missing == []
     modules = {ROOT / (name.replace(".", "/") + ".py") for name in TESTS}
     assert [str(path) for path in modules if not path.exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "survives"), [(0, True), (1, False), (2, False), (4, True), (5, True), (70, True)]
+)
+def test_only_a_test_that_fails_notices(code: int, survives: bool) -> None:
+    (mutant,) = list(mutants("m", "def f(x):\n    if x:\n        raise ValueError\n"))[:1]
+    said: list[str] = []
+
+    def start(_: Mutant) -> int:
+        pid = os.fork()
+        if not pid:
+            os._exit(code)
+        return pid
+
+    assert _each([mutant], start, said.append) == [mutant] * survives
+    assert len(said) == survives

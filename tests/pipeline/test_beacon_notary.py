@@ -58,6 +58,7 @@ class Prepared:
         ((ONE, TWO), (THREE,), (TWO,), (ONE, THREE)),  # it is needed
         (WITNESSES, (THREE,), (), WITNESSES),  # it was named: its link is wanted
         ((ONE, TWO), (TWO, THREE), (), (ONE, TWO)),
+        (WITNESSES, WITNESSES, (), WITNESSES),
     ],
 )
 def test_a_late_cosignature_that_nobody_needs_is_left_out(
@@ -87,6 +88,7 @@ def test_a_late_cosignature_that_nobody_needs_is_left_out(
     assert sorted(shown) == sorted(set(stay) & set(named))
     blamed = [line.split(":")[0] for line in notices if "after its pulse, by its clock" in line]
     assert blamed == [name for name in late if name in stay]
+    assert any("is the clock here slow?" in line for line in notices) == (late == WITNESSES)
     draw = plan_draw(state, found, CHAIN.link(1), shown, made_up_pulse(due_pulse(state) or 0))
     assert apply(state, draw).open_turn.draw == draw
 
