@@ -21,8 +21,8 @@ prepare("exact", THREADS)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say what must stay together, and what to start first.
 
-    A file's tests share its fixtures, so they stay in one process; all of Ray's do, because two clusters on one
-    machine are in each other's way. Files with slow tests come first: one that is begun last is waited for.
+    A file's tests share its fixtures, so they stay in one process; all of Ray's do, because two clusters
+    on one machine are in each other's way. Files with slow tests come first: one begun last is waited for.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (not item.get_closest_marker("ray"), item.path not in slow))
