@@ -89,6 +89,59 @@ def _committed(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
 # --- arrays and payloads ---
 
 
+@target("opened trace", share=0.5)
+def _trace(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """What a contributor opens for an audit, of one that committed to it, and of one that did to anything."""
+    del folder
+    import struct
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from model.arrays import ArraySpec, arrays_to_bytes
+    from model.hidden_state import midway_specs
+    from pipeline.trace import OpenedLeaf, open_trace, read_trace
+    from verification.judge import trace_leaf_hash, trace_root
+    from verification.records import Reveal
+    from verification.sealing import parse_predicate
+
+    specs = (ArraySpec("a.weight", (2, 3)), ArraySpec("b.weight", (5,)))
+    train = SimpleNamespace(trace_every=2, mode="local")
+    job: Any = SimpleNamespace(specs=specs, config=SimpleNamespace(train=train))
+    weights = {spec.name: np.full(spec.shape, 0.5, np.float32) for spec in specs}
+    state = {name: np.zeros(shape, dtype) for name, (dtype, shape) in midway_specs(specs, "local").items()}
+    parts = arrays_to_bytes(weights), arrays_to_bytes(state)
+    leaves = {1: OpenedLeaf((5_000_000, 4_000_000), *parts), 3: OpenedLeaf((3_000_000,), *parts)}
+    steps, segments = 7, (0, 2)
+    digests = [
+        leaves[i].digest(min(2 * i + 2, steps)) if i in leaves else f"sha256:{i:064x}" for i in range(5)
+    ]
+    record = next(record for kind, record in records() if kind == "reveal")
+    opening = parse_predicate(Reveal, record).opening
+    opening = replace(opening, trace_root=trace_root(digests), trace_leaves=5)
+    seed = open_trace(digests, leaves, leaves.__getitem__)
+
+    def read(data: bytes) -> None:
+        read_trace(job, opening, steps, segments, data)
+
+    def committed(data: bytes) -> None:
+        """Its leaf hashes made those of whatever it opens."""
+        hashes, at = bytearray(data[23:183]), 183
+        for index, leaf in leaves.items() if len(data) == len(seed) else ():
+            losses = struct.unpack_from(f"<{len(leaf.losses)}Q", data, at + 8)
+            middle = at + 8 + 8 * len(losses) + 8
+            last = middle + len(parts[0]) + 8
+            told = OpenedLeaf(losses, data[middle : last - 8], data[last : last + len(parts[1])])
+            digest = told.digest(min(2 * index + 2, steps))
+            hashes[32 * index : 32 * index + 32] = trace_leaf_hash(digest)
+            at = last + len(parts[1])
+        root = trace_root([hashes[i : i + 32].hex() for i in range(0, len(hashes), 32)])
+        read_trace(job, replace(opening, trace_root=root), steps, segments, data[:23] + hashes + data[183:])
+
+    return [read, committed], [seed]
+
+
 @target("payload")
 def _payload(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     del folder

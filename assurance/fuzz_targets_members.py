@@ -1,8 +1,8 @@
 """What a run's coordinator tells its members, with hostile content, for fuzz_targets.py.
 
-Owns manifests and opens as members take them, up to the work itself, which is left out: what it costs is for
-the one who asks for it to say. Needs torch. Does not own the table, nor what members tell the coordinator
-(fuzz_targets_rules.py).
+Owns manifests, opens and audits as members take them, up to the work itself, which is left out: what it
+costs is for the one who asks for it to say. Needs torch. Does not own the table, nor what members tell the
+coordinator (fuzz_targets_rules.py).
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ def _sealed_open(data: bytes) -> bytes:
     return seal("barnraise:round-open:v1", value, "run", digest, _world().key)
 
 
-def _begin_work(open_: Any, entry: Any, weights: Any, start: Any) -> Any:
+def _begin_work(*_: Any) -> Any:
     """In the place of the work itself."""
-    del open_, entry, weights, start
     raise ComputingError
 
 
@@ -90,3 +89,34 @@ def _manifest(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
             shutil.rmtree(vault, ignore_errors=True)
 
     return [begin], [canon(sealing.predicate(here.manifest))]
+
+
+@target("told to a member: segments", json=True, share=0.2, small=0.03)
+def _segments(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """Which leaves a contributor is to open, and which segments an auditor is to look into."""
+    from tests.pipeline.segment_world import segment_world
+    from verification.segments import opened_leaves
+
+    _world()
+    here = segment_world(folder)
+    open_, checkpoint = here.sealed(here.open()), here.checkpoint
+    head, _ = here.head(here.c0.commit(open_, checkpoint))
+    reveal, _ = here.c0.reveal(0, head, 0, [])
+    state = here.c0.serve_state(0)
+    asked: list[list[int]] = [[0, 2], [1], [3], [0, 1, 3]]
+    traces = [here.c0.serve_trace(0, list(opened_leaves(segments, 4)), checkpoint) for segments in asked]
+    here.c0.work = _begin_work  # type: ignore[method-assign, assignment]
+    here.a0.compute = _begin_work  # type: ignore[method-assign, assignment]
+
+    def tell(data: bytes) -> None:
+        value = encoding.parse_canonical(data)
+        if not isinstance(value, dict) or set(value) != {"due", "segments"}:
+            raise FormatError("not a case of this target")
+        here.c0.serve_trace(0, value["due"], checkpoint)
+        trace = traces[asked.index(value["segments"])] if value["segments"] in asked else traces[0]
+        try:
+            here.a0.audit(open_, 0, 1, value["segments"], reveal, checkpoint, state, trace)
+        except ComputingError:
+            return
+
+    return [tell], [canon({"due": list(opened_leaves(s, 4)), "segments": s}) for s in asked]

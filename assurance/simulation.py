@@ -42,6 +42,9 @@ EXPECTED = (
     "run: finished", "run: stopped, void turns", "run: void turns", "run: taken up after a crash",
     *(f"witness: {kind}" for kind in BAD_WITNESSES),
     "identity: key rotated", "identity: key revoked",
+    "segments: some drawn", "segments: a trace or state unserved", "segments: pass on some",
+    "segments: boundary found", "segments: one found",
+    "outcome: false work accepted, the false segment not drawn",
     "verdict: missed", "verdict: pass, look 1", "verdict: pass, look 2", "verdict: fail, look 1",
     "verdict: fail, look 2", "quarantine: cheat",
 )  # fmt: skip

@@ -93,6 +93,13 @@ def _elements(array: Array) -> memoryview:
     return ordered.reshape(-1).view(np.uint8).data
 
 
+def arrays_length(expected: Mapping[str, tuple[npt.DTypeLike, tuple[int, ...]]]) -> int:
+    """How many canonical bytes the `expected` arrays take (name -> element type and shape)."""
+    sizes = [np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in expected.values()]
+    headers = [len(_entry_header(name, *form)) for name, form in expected.items()]
+    return len(_MAGIC) + 4 + sum(headers) + sum(sizes)
+
+
 def arrays_from_bytes(data: Buffer, expected: Mapping[str, tuple[npt.DTypeLike, tuple[int, ...]]]) -> Arrays:
     """Decode the canonical bytes of exactly the `expected` arrays (name -> element type and shape).
 
@@ -104,9 +111,7 @@ def arrays_from_bytes(data: Buffer, expected: Mapping[str, tuple[npt.DTypeLike, 
     headers = {name: _entry_header(name, *expected[name]) for name in names}
     preamble = _MAGIC + len(names).to_bytes(4, "little")
     sizes = {name: np.dtype(expected[name][0]).itemsize * math.prod(expected[name][1]) for name in names}
-    _check_length(
-        "the array bytes", len(data), len(preamble) + sum(map(len, headers.values())) + sum(sizes.values())
-    )
+    _check_length("the array bytes", len(data), arrays_length(expected))
     view = memoryview(data).cast("B")
     _check_bytes("the array bytes do not start as arrays do", view[: len(preamble)], preamble)
     position = len(preamble)

@@ -24,6 +24,14 @@ def state_specs(specs: Sequence[ArraySpec], mode: Mode) -> dict[str, tuple[npt.D
     return {"step": (np.int64, ()), **dict.fromkeys(vectors, (np.float32, (total,)))}
 
 
+def midway_specs(specs: Sequence[ArraySpec], mode: Mode) -> dict[str, tuple[npt.DTypeLike, tuple[int, ...]]]:
+    """The same of the state within a round, as a leaf of the trace hashes it (section 7)."""
+    found = state_specs(specs, mode)
+    if mode == "gradient":
+        found["gradient_sum"] = (np.float32, (sum(spec.size for spec in specs),))
+    return found
+
+
 def zero_state(specs: Sequence[ArraySpec], mode: Mode) -> Arrays:
     """The hidden state of a member without history."""
     return {name: np.zeros(shape, dtype) for name, (dtype, shape) in state_specs(specs, mode).items()}

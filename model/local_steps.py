@@ -1,4 +1,4 @@
-"""The work: weights, hidden state and windows in; update, next hidden state and trace out.
+"""The work: weights, hidden state and windows in; weights, next hidden state and trace out.
 
 Owns section 7 of docs/protocol.md up to the codec, and the evaluation. Does not own where windows come from,
 error feedback (pipeline/compression.py) or which bits a machine computes (model/numerics.py). Contributor and
@@ -14,7 +14,7 @@ P parameters of the flat vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,11 @@ from torch import Tensor
 
 from model.arrays import Arrays, ArraySpec, arrays_digest, check_arrays, flatten, unflatten
 from model.config import ModelConfig
-from model.hidden_state import Mode, state_specs
+from model.hidden_state import Mode, midway_specs, state_specs
 from model.init import array_specs
 from model.transformer import loss
 from verification.encoding import MAX_INTEGER, hash_object
-from verification.errors import WorkError
+from verification.errors import NotFiniteError, WorkError
 
 _NORM_BLOCK = 4096
 
@@ -48,15 +48,22 @@ class WorkSpec:
 
 
 @dataclass(frozen=True)
-class StepsResult:
-    """What the local steps gave.
+class Midpoint:
+    """Where the work stands after some local steps of a round, all in host memory and nobody else's.
 
-    `update` is f32[P], base - final weights or the mean gradient. `state` is the hidden state before error
-    feedback is applied. `leaves` are the trace's digests, `losses` micronats by step.
+    `state` is the hidden state with the error feedback of the start and, in `gradient` mode, the
+    `gradient_sum` so far: what a leaf of the trace hashes.
     """
 
-    update: npt.NDArray[np.float32]
+    weights: Arrays
     state: Arrays
+
+
+@dataclass(frozen=True)
+class StepsResult:
+    """What the local steps gave: where they ended, the trace's digests, and micronats by step."""
+
+    end: Midpoint
     leaves: tuple[str, ...]
     losses: tuple[int, ...]
 
@@ -64,28 +71,30 @@ class StepsResult:
 def local_steps(
     model: ModelConfig,
     spec: WorkSpec,
-    weights: Mapping[str, npt.NDArray[Any]],
-    state: Mapping[str, npt.NDArray[Any]],
+    start: Midpoint,
     batches_SBT: npt.NDArray[np.int64],
     inner_lr: Sequence[float],
     *,
+    first: int = 0,
+    keep: Callable[[Midpoint, tuple[int, ...]], None] | None = None,
     device: str = "cpu",
 ) -> StepsResult:
     """Do S local steps on windows of T + 1 tokens. Pure: nothing given is changed, and it may be read-only.
 
-    `inner_lr` holds at least S rates in `local` mode and is not read in `gradient` mode. Raises FormatError
-    for arrays of other names, types or shapes, and WorkError for windows that do not fit or when the loss
-    or the update is not finite.
+    `first` of the round's local steps lie behind `start`, a multiple of `trace_every`; the state of a `start`
+    without any has no `gradient_sum`. `inner_lr` holds at least S rates in `local` mode and is not read in
+    `gradient` mode. `keep` is given each point that a leaf is taken of, as views, with the losses since the
+    last one. Raises FormatError for arrays of other names, types or shapes, WorkError for windows that do not
+    fit, and NotFiniteError when the loss or an array is not finite.
     """
     specs = array_specs(model)
-    _check_state(state, specs, spec.mode)
+    state = _whole_state(start.state, specs, spec.mode, fresh=first == 0)
     _check_windows(model, batches_SBT)
     if spec.mode == "local" and len(inner_lr) < len(batches_SBT):
         raise WorkError("a local step has no learning rate", expected=len(batches_SBT), got=len(inner_lr))
     if spec.trace_every < 1:
         raise WorkError("trace_every is too small", expected="at least 1", got=spec.trace_every)
-    base_P = flatten(weights, specs)
-    work = _Work(model, spec, base_P, state, device)
+    work = _Work(model, spec, flatten(start.weights, specs), state, device)
     losses: list[int] = []
     leaves: list[str] = []
     traced = 0
@@ -96,13 +105,44 @@ def local_steps(
         else:
             work.gradient_sum_P.add_(work.gradient_P)
         if (s + 1) % spec.trace_every == 0 or s + 1 == len(batches_SBT):
-            leaves.append(work.trace_leaf(s + 1, losses[traced:]))
+            since = tuple(losses[traced:])
+            leaves.append(trace_leaf(work.here(), first + s + 1, since))
+            if keep:
+                keep(work.here(), since)
             traced = s + 1
-    update_P = work.update(base_P, len(batches_SBT))
-    if not np.isfinite(update_P).all():
-        raise WorkError("the update is not finite", hint="Lower the inner learning rate.")
-    next_state = {name: np.array(array) for name, array in work.hidden_state().items()}
-    return StepsResult(update_P, next_state, tuple(leaves), tuple(losses))
+    end = _copied(work.here())
+    if not all(np.isfinite(array).all() for array in (*end.weights.values(), *end.state.values())):
+        raise NotFiniteError("the weights or the state are not finite", hint="Lower the inner learning rate.")
+    return StepsResult(end, tuple(leaves), tuple(losses))
+
+
+def trace_leaf(point: Midpoint, step: int, losses: Sequence[int]) -> str:
+    """Digest of where the work stands after `step` steps of its round (docs/protocol.md, section 7).
+
+    `losses` are micronats of the steps since the last leaf.
+    """
+    leaf = {
+        "losses": list(losses),
+        "state": arrays_digest(point.state),
+        "step": step,
+        "weights": arrays_digest(point.weights),
+    }
+    return hash_object("barnraise/trace-leaf/v1", leaf)
+
+
+def update_of(
+    spec: WorkSpec, specs: Sequence[ArraySpec], base: Arrays, end: Midpoint, steps: int
+) -> npt.NDArray[np.float32]:
+    """f32[P]: base - final weights, or the mean gradient over all `steps` of a round."""
+    if spec.mode == "gradient":
+        return np.divide(end.state["gradient_sum"], np.float32(steps), dtype=np.float32)
+    difference_P: npt.NDArray[np.float32] = flatten(base, specs) - flatten(end.weights, specs)
+    return difference_P
+
+
+def _copied(point: Midpoint) -> Midpoint:
+    own = [{name: np.array(array) for name, array in part.items()} for part in (point.weights, point.state)]
+    return Midpoint(*own)
 
 
 class _Work:
@@ -126,7 +166,7 @@ class _Work:
         if spec.mode == "local":
             self.vectors = {name: _own(state[name], device) for name in ("adam_m", "adam_v")}
         else:
-            self.gradient_sum_P = torch.zeros_like(self.weights_P)
+            self.gradient_sum_P = _own(state["gradient_sum"], device)
 
     def compute_gradient(self, tokens_BT: npt.NDArray[np.int64]) -> int:
         """Fill `gradient_P` with the gradient of one batch's mean loss; return the loss in micronats."""
@@ -155,32 +195,13 @@ class _Work:
                         parameter.mul_(1 - lr * spec.weight_decay)
             self.weights_P.sub_(move_P)
 
-    def hidden_state(self) -> Arrays:
-        """The hidden state so far, with the error feedback of the start; vectors may be views."""
+    def here(self) -> Midpoint:
+        """Where the work stands, with the error feedback of the start; arrays may be views."""
         vectors = {name: vector.cpu().numpy() for name, vector in self.vectors.items()}
-        return {"step": np.array(self.step, np.int64), "error_feedback": self.error_feedback_P, **vectors}
-
-    def trace_leaf(self, step: int, losses: list[int]) -> str:
-        """Digest of where the work stands after `step` steps of this round (docs/protocol.md, section 7)."""
-        state = self.hidden_state()
         if self.spec.mode == "gradient":
-            state["gradient_sum"] = self.gradient_sum_P.cpu().numpy()
-        weights = unflatten(self.weights_P.cpu().numpy(), self.specs)
-        leaf = {
-            "losses": losses,
-            "state": arrays_digest(state),
-            "step": step,
-            "weights": arrays_digest(weights),
-        }
-        return hash_object("barnraise/trace-leaf/v1", leaf)
-
-    def update(self, base_P: npt.NDArray[np.float32], steps: int) -> npt.NDArray[np.float32]:
-        """f32[P]: base - final weights, or the mean gradient."""
-        if self.spec.mode == "gradient":
-            sum_P: npt.NDArray[np.float32] = self.gradient_sum_P.cpu().numpy()
-            return np.divide(sum_P, np.float32(steps), dtype=np.float32)
-        difference_P: npt.NDArray[np.float32] = base_P - self.weights_P.cpu().numpy()
-        return difference_P
+            vectors["gradient_sum"] = self.gradient_sum_P.cpu().numpy()
+        state = {"step": np.array(self.step, np.int64), "error_feedback": self.error_feedback_P, **vectors}
+        return Midpoint(unflatten(self.weights_P.cpu().numpy(), self.specs), state)
 
 
 def evaluate(
@@ -207,11 +228,20 @@ def evaluate(
     return _micronats(total / len(windows_NT))
 
 
-def _check_state(state: Mapping[str, npt.NDArray[Any]], specs: Sequence[ArraySpec], mode: Mode) -> None:
-    check_arrays("the hidden state", state, state_specs(specs, mode))
+def _whole_state(
+    state: Mapping[str, npt.NDArray[Any]], specs: Sequence[ArraySpec], mode: Mode, *, fresh: bool
+) -> Mapping[str, npt.NDArray[Any]]:
+    """The state as within a round, checked; at its start no gradient has been summed yet."""
+    forms = midway_specs(specs, mode)
+    if fresh:
+        check_arrays("the hidden state", state, state_specs(specs, mode))
+        missing = forms.keys() - state.keys()
+        state = {**state, **{name: np.zeros(forms[name][1], forms[name][0]) for name in missing}}
+    check_arrays("the hidden state", state, forms)
     step = int(state["step"])
     if not 0 <= step <= MAX_INTEGER // 2:
         raise WorkError("the hidden state's step is out of range", expected="0 to 2^52", got=step)
+    return state
 
 
 def _check_windows(model: ModelConfig, batches_SBT: npt.NDArray[np.int64]) -> None:
@@ -243,8 +273,8 @@ def _parameters(weights_P: Tensor, specs: Sequence[ArraySpec]) -> dict[str, Tens
 
 
 def _micronats(nats: float) -> int:
-    if not math.isfinite(nats):
-        raise WorkError("the loss is not finite", got=nats, hint="Lower the inner learning rate.")
+    if not math.isfinite(nats) or nats * 1e6 > MAX_INTEGER:
+        raise NotFiniteError("the loss is not finite", got=nats, hint="Lower the inner learning rate.")
     return math.floor(nats * 1e6)
 
 

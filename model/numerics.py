@@ -1,4 +1,4 @@
-"""What decides the bits of a computation: profiles, the numerics class of a machine, a probe.
+"""What decides the bits of a computation: profiles, and the numerics class of a machine.
 
 Owns the environment and torch settings of the two profiles and the words that name a class. Does not own
 the computation. Importing this module does not import torch, because the exact profile's variables act
@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from verification.encoding import hash_object
 from verification.errors import UsageError
 
 Profile = Literal["exact", "native"]
@@ -106,28 +105,3 @@ def _processor() -> tuple[str, str, str]:
     vendor = fields.get("vendor_id") or fields.get("CPU implementer") or platform.machine() or "unknown"
     family = fields.get("cpu family") or fields.get("CPU architecture") or "unknown"
     return vendor, family, fields.get("model") or fields.get("CPU part") or "unknown"
-
-
-def probe_digest() -> str:
-    """Digest of a small fixed training computation under the present settings.
-
-    Machines that name the same class but differ here do not share their bits; finding that out before a run
-    is cheaper than in a verdict. Takes well under a second.
-    """
-    import numpy as np  # noqa: PLC0415 - with torch below, only when computing
-
-    from model.config import ModelConfig  # noqa: PLC0415
-    from model.hidden_state import zero_state  # noqa: PLC0415
-    from model.init import array_specs, initial_weights  # noqa: PLC0415
-    from model.local_steps import WorkSpec, local_steps  # noqa: PLC0415 - imports torch
-
-    config = ModelConfig(
-        vocab_size=512, context=61, d_model=96, n_layers=2, n_heads=6, n_kv_heads=2, d_ff=200,
-        rope_theta=10000.0, norm_eps=1e-5, init_std=0.05,
-    )  # fmt: skip
-    spec = WorkSpec("local", 2, 0.9, 0.95, 1e-8, 0.1, 1.0)
-    positions_SBT = np.arange(4 * 5 * (config.context + 1), dtype=np.int64).reshape(4, 5, -1)
-    batches_SBT = (positions_SBT * 7919 + positions_SBT**2 * 31) % config.vocab_size
-    state = zero_state(array_specs(config), "local")
-    result = local_steps(config, spec, initial_weights(config, 0), state, batches_SBT, [0.01] * 4)
-    return hash_object("barnraise/probe/v1", {"leaves": list(result.leaves), "losses": list(result.losses)})

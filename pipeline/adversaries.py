@@ -14,14 +14,16 @@ import numpy as np
 
 from model.arrays import Arrays, arrays_digest, arrays_from_bytes, arrays_to_bytes
 from model.hidden_state import state_specs
-from model.local_steps import local_steps
+from model.local_steps import Midpoint, local_steps, trace_leaf, update_of
 from pipeline.contributor import Contributor
 from pipeline.member import Place
+from pipeline.trace import OpenedLeaf
 from pipeline.work import Work, do_work, finish_work, positions_of
 from verification.durable import write_atomic
 from verification.encoding import blake3_digest, digest_hex, parse_hex_float
 from verification.errors import ProtocolError, UsageError
 from verification.records import RosterEntry, RoundOpen
+from verification.segments import segment_count, segment_steps
 
 
 class Adversary(Contributor):
@@ -46,20 +48,40 @@ class Adversary(Contributor):
 
 
 class Lazy(Adversary):
-    """Does half of its local steps and claims all of them; of a single step it hands in an empty update."""
+    """Does half of its local steps and claims all of them; of a single step it hands in an empty update.
+
+    Its trace holds together: a step that it left out has changed nothing, says it, but the count of steps.
+    """
 
     def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:  # noqa: D102
+        return self.skipping(open_, entry, checkpoint, entry.steps // 2 if entry.steps > 1 else 0)
+
+    def skipping(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes, done: int) -> Work:
+        """The first `done` local steps, and a trace and an update that claim all of them."""
         weights, start = self.loaded(open_, entry, checkpoint)
-        batch = self.job.config.train.batch
-        batches = self.data.batches(self.job.config.run.seed, positions_of(entry.positions), batch)
-        half = max(1, entry.steps // 2) if entry.steps > 1 else 0
-        rates = [parse_hex_float(text) for text in open_.inner_lr[: max(1, half)]]
-        done = local_steps(self.job.model, self.job.spec, weights, start, batches[: max(1, half)], rates)
-        update = done.update if half else np.zeros_like(done.update)
-        every = self.job.config.train.trace_every
-        leaves = -(-entry.steps // every)
-        padded = (*done.leaves, *(done.leaves[-1],) * leaves)[:leaves]
-        return finish_work(self.job, update, done.state, padded, done.losses)
+        job, every = self.job, self.job.config.train.trace_every
+        positions = positions_of(entry.positions)[: max(1, done) * job.config.train.batch]
+        batches = self.data.batches(job.config.run.seed, positions, job.config.train.batch)
+        rates = [parse_hex_float(text) for text in open_.inner_lr[: max(1, done)]]
+        worked = local_steps(job.model, job.spec, Midpoint(weights, start), batches, rates, keep=self._at)
+        end = worked.end if done else Midpoint(weights, self._unmoved(worked.end, start))
+        losses = (*worked.losses, *worked.losses[-1:] * entry.steps)
+        trace = list(worked.leaves)
+        for index in range(done // every, segment_count(entry.steps, every)):
+            begin, stop = segment_steps(index, entry.steps, every)
+            step = np.array(int(start["step"]) + stop, np.int64)
+            point = Midpoint(end.weights, {**end.state, "step": step})
+            trace[index:] = [trace_leaf(point, stop, losses[begin:stop])]
+            self._keep(index, OpenedLeaf.of(point, losses[begin:stop]))
+        update = update_of(job.spec, job.specs, weights, end, max(1, done))
+        return finish_work(job, update, point.state, tuple(trace), losses[: entry.steps])
+
+    def _at(self, point: Midpoint, losses: tuple[int, ...]) -> None:
+        self._keep(len(self._points), OpenedLeaf.of(point, losses))
+
+    @staticmethod
+    def _unmoved(end: Midpoint, start: Arrays) -> Arrays:
+        return {name: start.get(name, np.zeros_like(array)) for name, array in end.state.items()}
 
 
 class Random(Adversary):
@@ -120,7 +142,7 @@ class WrongData(Adversary):
         if positions_of(entry.positions) == [*range(first, first + wanted)]:
             first += wanted
         favourite = replace(entry, positions=((first, first + wanted),))
-        return do_work(self.job, self.data, open_, favourite, weights, start)
+        return do_work(self.job, self.data, open_, favourite, weights, start, self._keep)
 
 
 class Scaled(Adversary):

@@ -1,4 +1,4 @@
-"""An auditor: recomputes a contribution from the same bytes and signs what it found.
+"""An auditor: recomputes a contribution, or segments of it, from the same bytes and signs what it found.
 
 Owns the verdict. Does not own the work (work.py), who is drawn, or what a verdict leads to.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from model.arrays import Arrays
 from pipeline.member import Member
-from pipeline.work import Work, do_work
+from pipeline.segment_audit import Case, audit_segments
+from pipeline.trace import OpenedTrace, read_trace
+from pipeline.work import check_assignment
 from verification.errors import ProtocolError
-from verification.judge import differences
-from verification.records import PROTOCOL, Reveal, RosterEntry, RoundOpen, Verdict
+from verification.judge import Recomputed, differences
+from verification.records import PROTOCOL, Opening, Reveal, Verdict
 from verification.sealing import open_record, seal_record
 
 
@@ -26,12 +27,15 @@ class Auditor(Member):
         open_envelope: bytes,
         slot: int,
         look: Literal[1, 2],
+        segments: list[int],
         reveal_envelope: bytes,
         checkpoint: bytes,
         state: bytes,
+        trace: bytes | None,
     ) -> bytes:
-        """The signed verdict on a reveal, from the base checkpoint and the served start state.
+        """The signed verdict on `segments` of what was revealed, from base checkpoint and served start state.
 
+        `trace` is what the contributor opened of its trace, None when all segments are to be looked into.
         Raises ProtocolError when the pieces do not belong together; no verdict is better than one on
         other bytes than the contributor's. An open that names this auditor with another key than its present
         one gets none: a request that comes after a rotation must not bring about a second verdict.
@@ -45,34 +49,55 @@ class Auditor(Member):
                 got=named,
             )
         entry = open_.entry(slot)
+        check_assignment(self.job, entry)
         reveal = open_record(Reveal, bytes(reveal_envelope), entry.key)
         place = (reveal.run, reveal.round, reveal.attempt, reveal.slot)
         if place != (open_.run, open_.round, open_.attempt, slot):
             raise ProtocolError("a reveal does not belong to the open it came with")
         weights = self.job.weights(checkpoint, open_.base.weights)
         start = self.job.state(bytes(state), entry.start_state)
-        claims = self.compute(open_, entry, weights, start).claims
-        differs = differences(reveal.opening, claims)
+        case = Case(self.job, self.data, open_, entry, weights, start)
+        drawn = case.checked(segments)
+        opened = self._opened(reveal.opening, case, drawn, trace)
+        return self._verdict(look, reveal, self.compute(case, drawn, opened))
+
+    def compute(self, case: Case, segments: tuple[int, ...], opened: OpenedTrace | None) -> Recomputed:
+        """The same arithmetic as a contributor's, on the same bytes."""
+        return audit_segments(case, segments, opened)
+
+    def _opened(
+        self, opening: Opening, case: Case, segments: tuple[int, ...], trace: bytes | None
+    ) -> OpenedTrace | None:
+        if opening.trace_leaves != case.count + 1:
+            raise ProtocolError(
+                "a trace is too long or short", expected=case.count + 1, got=opening.trace_leaves
+            )
+        if (trace is None) != (len(segments) == case.count):
+            raise ProtocolError(
+                "a trace is opened exactly when not all segments are drawn", got=list(segments)
+            )
+        if trace is None:
+            return None
+        return read_trace(self.job, opening, case.entry.steps, segments, bytes(trace))
+
+    def _verdict(self, look: Literal[1, 2], reveal: Reveal, found: Recomputed) -> bytes:
+        differs = differences(reveal.opening, found)
         verdict = Verdict(
             PROTOCOL,
             self.run,
-            open_.round,
-            open_.attempt,
+            reveal.round,
+            reveal.attempt,
             reveal.slot,
             look,
             self.name,
             self.key.public,
             "fail" if differs else "pass",
             differs,
-            claims.payload,
-            claims.next_state,
-            claims.trace,
-            claims.loss_first,
-            claims.loss_last,
+            found.payload,
+            found.next_state,
+            found.trace,
+            found.loss_first,
+            found.loss_last,
             self.numerics_class,
         )
         return seal_record(verdict, self.key)
-
-    def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
-        """The same arithmetic as a contributor's, on the same bytes."""
-        return do_work(self.job, self.data, open_, entry, weights, start)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from verification.errors import FormatError, UsageError, WorkError
+from verification.errors import FormatError, NotFiniteError, UsageError
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -121,7 +121,7 @@ class Codec:
     def encode(self, vector_P: F32) -> bytes:
         """Payload of a vector, f32 [P]. Equal numbers give equal bytes (-0 counts as 0).
 
-        Raises UsageError for another shape or type and WorkError when an element is NaN or infinite.
+        Raises UsageError for another shape or type and NotFiniteError when an element is NaN or infinite.
         """
         vector_P = _flat_f32("the update", vector_P, self.length)
         payload = np.empty((self.chunks, self.chunk_bytes), dtype=np.uint8)
@@ -260,22 +260,30 @@ def _select(magnitude_CW: I32, threshold_C: I32, kept: int, chosen_CW: Bools) ->
     return flat.reshape(chunks, kept) - np.arange(0, chunks * width, width)[:, None]
 
 
-def with_error_feedback(codec: Codec, update_P: F32, error_P: F32, beta: float) -> tuple[bytes, F32]:
-    """Payload of an update and the next error feedback, f32 [P] (docs/protocol.md, section 7).
+def accumulate(codec: Codec, update_P: F32, error_P: F32, beta: float) -> F32:
+    """`e' = beta * e + update`, f32 [P]: what is to be sent (docs/protocol.md, section 7).
 
-    `e' = beta * e + update` in f32: beta is first rounded to f32, then one multiplication and one addition,
-    each rounded, never fused. The next error is e' - decode(payload), one f32 subtraction. Neither input is
-    changed. Raises UsageError for another shape or type and WorkError when e' is not finite.
+    beta is first rounded to f32, then one multiplication and one addition, each rounded, never fused. Neither
+    input is changed. Raises UsageError for another shape or type.
     """
     update_P = _flat_f32("the update", update_P, codec.length)
     error_P = _flat_f32("the error feedback", error_P, codec.length)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):  # encode refuses what is not finite
-        next_P = np.multiply(error_P, np.float32(beta), dtype=np.float32)
-        np.add(next_P, update_P, out=next_P)
-    payload = codec.encode(next_P)
+        accumulated_P = np.multiply(error_P, np.float32(beta), dtype=np.float32)
+        np.add(accumulated_P, update_P, out=accumulated_P)
+    return accumulated_P
+
+
+def encode_with_residue(codec: Codec, accumulated_P: F32) -> tuple[bytes, F32]:
+    """Payload of what accumulated, and what it leaves unsent: e' - decode(payload), one f32 subtraction.
+
+    Raises NotFiniteError when e' is not finite.
+    """
+    payload = codec.encode(accumulated_P)
     sparse = codec.decode(payload)
-    next_P[sparse.indices] -= sparse.values
-    return payload, next_P
+    residue_P = accumulated_P.copy()
+    residue_P[sparse.indices] -= sparse.values
+    return payload, residue_P
 
 
 def _flat_f32(what: str, vector_P: F32, length: int) -> F32:
@@ -289,9 +297,9 @@ def _flat_f32(what: str, vector_P: F32, length: int) -> F32:
     return np.ascontiguousarray(vector_P)
 
 
-def _not_finite(count: int) -> WorkError:
+def _not_finite(count: int) -> NotFiniteError:
     hint = "Training diverged: lower the learning rate, or look at the data of this round."
-    return WorkError(
+    return NotFiniteError(
         "the update is not finite", expected="no NaN or infinity", got=f"at least {count}", hint=hint
     )
 

@@ -19,11 +19,12 @@ from model.config import PRESETS, ModelConfig
 from verification.encoding import MAX_INTEGER, hex_float, parse_hex_float
 from verification.errors import SignatureError, UsageError
 from verification.keys import check_public_key
+from verification.segments import segment_count
 
 Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
 # A log entry holds 65,535 bytes; what one part of a round takes of it in base64, rounded up.
 ENTRY_BYTES = 60_000
-OPEN_ENTRY_BYTES = 520
+OPEN_ENTRY_BYTES = 560
 AUDITOR_BYTES = 260
 RATE_BYTES = 34
 LEAF_BYTES = 100
@@ -109,6 +110,13 @@ class AuditConfig(_Section):
 
     auditors: int = Field(2, ge=0, le=MAX_INTEGER, description="Auditors, each of an operator of its own.")
     rate_ppm: Ppm = Field(1_000_000, description="Audit rate in millionths, once probation is over.")
+    segments: int = Field(
+        0,
+        ge=0,
+        le=MAX_INTEGER,
+        description="Segments of train.trace_every steps that an audit looks into once probation is over; "
+        "0 recomputes everything.",
+    )
     second_look_ppm: Ppm = Field(100_000, description="Share of passes that a second auditor repeats.")
     probation_rounds: int = Field(
         3, ge=0, le=MAX_INTEGER, description="Accepted contributions before the rate applies."
@@ -206,6 +214,16 @@ class Config(_Section):
         """Names of all members, contributors first."""
         return (*self.contributors, *(f"a{index:02d}" for index in range(self.audit.auditors)))
 
+    @property
+    def most_steps(self) -> int:
+        """The most local steps that a contribution can have."""
+        return max(*self.train.steps, self.timing.max_steps if self.timing.mode == "measured" else 1)
+
+    @property
+    def most_segments(self) -> int:
+        """The most segments that a contribution can have."""
+        return segment_count(self.most_steps, self.train.trace_every)
+
     @model_validator(mode="after")
     def _fits(self) -> Config:
         if self.data.context != self.model.context:
@@ -225,13 +243,13 @@ class Config(_Section):
                 f"identity.allow must name exactly {', '.join(self.members)}, or nobody; "
                 f"it names {', '.join(sorted(self.identity.allow))}"
             )
-        most = max(*self.train.steps, self.timing.max_steps if self.timing.mode == "measured" else 1)
+        most = self.most_steps
         rates = most if self.train.mode == "local" else 0
         largest = max(
             OPEN_ENTRY_BYTES * len(self.train.steps)
             + AUDITOR_BYTES * self.audit.auditors
             + RATE_BYTES * rates,
-            LEAF_BYTES * -(-most // self.train.trace_every),
+            LEAF_BYTES * (self.most_segments + 1),
         )
         if largest > ENTRY_BYTES:
             raise ValueError(

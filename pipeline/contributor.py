@@ -1,4 +1,4 @@
-"""A contributor: takes an assignment, commits, reveals, serves its state.
+"""A contributor: takes an assignment, commits, reveals, serves its state and its trace.
 
 Owns the order in which things become durable before they are said, and the refusal to say two things in one
 turn. Does not own the work (work.py) or transport. It trusts nobody: opens and heads are checked with the
@@ -8,9 +8,11 @@ coordinator's key, and nothing is revealed before the commitment is proven to be
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 
 from model.arrays import Arrays
-from pipeline.member import Member
+from pipeline.member import Member, Place
+from pipeline.trace import OpenedLeaf, open_trace
 from pipeline.vault import Committed
 from pipeline.work import Work, do_work
 from verification.encoding import sha256_digest
@@ -27,12 +29,22 @@ from verification.records import (
     RoundOpen,
 )
 from verification.sealing import seal_record
+from verification.segments import segment_count
+
+# As much of a turn's trace is kept in memory for audits; what does not fit is computed again if it is drawn.
+KEPT_BYTES = 1 << 29
 
 
 class Contributor(Member):
     """An honest contributor."""
 
     role = "contributor"
+
+    def __init__(self, name: str, operator: str, manifest: bytes, place: Place) -> None:
+        super().__init__(name, operator, manifest, place)
+        self._trace: tuple[int, tuple[str, ...]] = (-1, ())  # turn, leaf digests
+        self._points: dict[int, OpenedLeaf] = {}
+        self._due: Collection[int] = ()
 
     def commit(self, open_envelope: bytes, checkpoint: bytes) -> bytes:
         """Do the assigned work on `checkpoint` and return the signed commitment.
@@ -56,7 +68,7 @@ class Contributor(Member):
             raise ProtocolError(
                 "an open is older than a commitment", expected=self.vault.last_turn(), got=open_.turn
             )
-        work = self.work(open_, entry, checkpoint)
+        work = self._traced_work(open_, entry, checkpoint)
         return self._remember(open_, open_envelope, entry, work)
 
     def work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:
@@ -67,7 +79,8 @@ class Contributor(Member):
 
     def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
         """The arithmetic of a contribution, from checked weights and state."""
-        return do_work(self.job, self.data, open_, entry, weights, start)
+        keep = self._keep if self.job.config.audit.segments else None
+        return do_work(self.job, self.data, open_, entry, weights, start, keep)
 
     def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:
         """(signed reveal, payload), once `head` proves that the commitment is entry `index` of the log."""
@@ -83,6 +96,37 @@ class Contributor(Member):
         """The canonical bytes of the hidden state that the turn started from."""
         open_ = self.opened(self._stored(turn).open)
         return self._state_bytes(self._entry(open_).start_state)
+
+    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> bytes:
+        """The trace of a turn with the leaves that are `due` opened, for an audit of some segments.
+
+        Where the points of the work are not in memory any more they are computed again from `checkpoint`.
+        """
+        open_ = self.opened(self._stored(turn).open)
+        entry = self._entry(open_)
+        count = segment_count(entry.steps, self.job.config.train.trace_every)
+        if type(due) is not list or not all(type(leaf) is int and 0 <= leaf < count for leaf in due):
+            what = "the trace has no such leaves to open"  # found out here, it costs no work
+            raise ProtocolError(what, expected=f"some of 0 to {count - 1}", got=due)
+        if self._trace[0] != turn or not self._points.keys() >= set(due):
+            self._due = due
+            self._traced_work(open_, entry, checkpoint)
+            self._due = ()
+        missing = set(due) - self._points.keys()
+        if missing:
+            raise ProtocolError("this run opens no traces", got=sorted(missing))
+        return open_trace(self._trace[1], due, lambda index: self._points[index])
+
+    def _traced_work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:
+        self._points = {}
+        work = self.work(open_, entry, checkpoint)
+        self._trace = (open_.turn, work.claims.trace)
+        return work
+
+    def _keep(self, index: int, leaf: OpenedLeaf) -> None:
+        held = sum(len(point.weights) + len(point.state) for point in self._points.values())
+        if index in self._due or held < KEPT_BYTES:
+            self._points[index] = leaf
 
     def _entry(self, open_: RoundOpen) -> RosterEntry:
         for entry in open_.roster:
@@ -109,6 +153,7 @@ class Contributor(Member):
         claims = work.claims
         next_state = self.vault.put("states", work.next_state)
         payload = self.vault.put("payloads", work.payload)
+        assert claims.loss_first is not None  # noqa: S101 - narrows the type; whole work has its first loss
         batch, context = self.job.config.train.batch, self.job.model.context
         opening = Opening(
             open_.base,

@@ -19,7 +19,9 @@ from pipeline.config import Config
 from pipeline.crew import Allowed, AuditCase, Crew
 from pipeline.folder import RunFolder
 from pipeline.ledger import Entry, Ledger
+from pipeline.trace import read_trace
 from pipeline.witnessing import Notary
+from pipeline.work import Job
 from verification.intake import judge_reveal
 from verification.judge import settle
 from verification.lottery import HashChain
@@ -72,6 +74,8 @@ class Coordinator:
         self.desk = desk
         self.checkpoint = checkpoint
         self._served: dict[int, bytes] = {}
+        self._traces: dict[int, bytes] = {}
+        self._job = Job.of(self.state.manifest)
         self.last_turn: Turn | None = None
         self._taken_up = self.state.turn.open.turn if self.state.turn else None
 
@@ -114,7 +118,7 @@ class Coordinator:
     def open(self) -> None:
         """Fix roster, base, windows, steps and learning rates, and the witnesses: those that answer now."""
         if self.state.turn is None:
-            self._served = {}
+            self._served, self._traces = {}, {}
             self._append(plan_open(self.state, self.desk.notary.present()))
 
     def collect_commitments(self) -> None:
@@ -171,14 +175,28 @@ class Coordinator:
             self._append(plan_draw(self.state, head, link, links, self.desk.notary.pulse()))
 
     def collect_states(self) -> None:
-        """Ask every drawn contributor for the state it started from; log who served it."""
+        """Ask every drawn contributor for the state it started from, and its trace; log who served them."""
         turn = self.state.open_turn
         if turn.served or not turn.draw or not turn.reveal_close:
             return
         owed = [d.slot for d in turn.draw.drawn if d.auditors and d.slot in turn.reveal_close.revealed]
-        self._served = self.desk.crew.states(turn, owed)
+        self._fetch(turn, owed)
         unserved = tuple(slot for slot in owed if slot not in self._served)
         self._append(Served(*self._place, tuple(s for s in owed if s in self._served), unserved))
+
+    def _fetch(self, turn: Turn, slots: Iterable[int]) -> None:
+        """Ask for what audits of `slots` need. What is incomplete counts as not served."""
+        crew = self.desk.crew
+        states = crew.states(turn, slots)
+        partial = [slot for slot in states if len(turn.drawn_segments(slot)) < turn.segments(slot)]
+        base = self.desk.folder.checkpoint(self.state.rounds_done) if partial else b""
+        traces = crew.traces(turn, partial, base, lambda slot, data: self._read_trace(turn, slot, data))
+        self._traces |= traces
+        self._served |= {slot: data for slot, data in states.items() if slot in traces or slot not in partial}
+
+    def _read_trace(self, turn: Turn, slot: int, data: bytes) -> None:
+        steps, opening = turn.open.entry(slot).steps, turn.reveals[slot].opening
+        read_trace(self._job, opening, steps, turn.drawn_segments(slot), data)
 
     def audit(self, look: Literal[1, 2]) -> None:
         """Collect the verdicts of a look; keep what a contributor needs to rerun one that went against it."""
@@ -191,11 +209,18 @@ class Coordinator:
         orders = {item.slot: item.auditors for item in drawn if item.slot in turn.served.served}
         missing = [slot for slot in orders if slot not in self._served]
         if missing:  # only after a crash: the log says it was served, so it is asked for again
-            self._served |= desk.crew.states(turn, missing)
+            self._fetch(turn, missing)
         _, open_envelope = desk.ledger.envelope("round-open")
         base = desk.folder.checkpoint(self.state.rounds_done)
         cases = {
-            slot: AuditCase(open_envelope, desk.ledger.envelope("reveal", slot)[1], base, self._served[slot])
+            slot: AuditCase(
+                open_envelope,
+                turn.drawn_segments(slot),
+                desk.ledger.envelope("reveal", slot)[1],
+                base,
+                self._served[slot],
+                self._traces.get(slot),
+            )
             for slot in orders
             if slot in self._served
         }
@@ -204,6 +229,8 @@ class Coordinator:
             if getattr(verdict, "outcome", "") == "fail":
                 payload = desk.folder.payload(turn.reveals[slot].opening.payload)
                 files = {"start_state": self._served[slot], "payload": payload}
+                if slot in self._traces:
+                    files["trace"] = self._traces[slot]
                 desk.folder.put_evidence(turn.open, slot, files)
         if found:
             desk.ledger.append([found[key] for key in sorted(found)])

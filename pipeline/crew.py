@@ -25,6 +25,7 @@ from verification.intake import (
 )
 from verification.judge import Look
 from verification.rounds import apply
+from verification.segments import opened_leaves
 from verification.state import RunState, Turn
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
@@ -69,9 +70,11 @@ class AuditCase:
     """What an auditor needs to judge one slot: the same bytes for every auditor."""
 
     open: bytes
+    segments: tuple[int, ...]
     reveal: bytes
     checkpoint: bytes
     state: bytes
+    trace: bytes | None
 
 
 class Allowed(Protocol):
@@ -200,6 +203,33 @@ class Crew:
                 self._say(turn, slot, "did not serve its start state")
         return found
 
+    def traces(
+        self, turn: Turn, slots: Iterable[int], checkpoint: bytes, check: Callable[[int, bytes], object]
+    ) -> dict[int, bytes]:
+        """Traces that were opened as the draw asks and that `check` takes, by slot.
+
+        `check` is given slot and bytes, and raises one of the family when they are not the commitment's.
+        """
+        found: dict[int, bytes] = {}
+        asked = {
+            slot: (
+                turn.open.turn,
+                list(opened_leaves(turn.drawn_segments(slot), turn.segments(slot))),
+                checkpoint,
+            )
+            for slot in slots
+        }
+        for slot, answer in self._ask(turn, "serve_trace", asked).items():
+            if answer is None:
+                continue
+            try:
+                data = as_bytes(answer.value)
+                check(slot, data)
+                found[slot] = data
+            except BarnraiseError as error:
+                self._say(turn, slot, f"did not open its trace: {error}")
+        return found
+
     def verdicts(
         self,
         turn: Turn,
@@ -227,7 +257,8 @@ class Crew:
 
     @staticmethod
     def _audit_arguments(slot: int, look: int, case: AuditCase) -> tuple[Any, ...]:
-        return (case.open, slot, look, case.reveal, case.checkpoint, case.state)
+        segments = list(case.segments)
+        return (case.open, slot, look, segments, case.reveal, case.checkpoint, case.state, case.trace)
 
     def _verdict(self, turn: Turn, slot: int, look: int, auditor: str, answer: Answer) -> Entry | None:
         if not answer.ok:

@@ -23,7 +23,7 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
-from model.numerics import THREADS, Profile, numerics_class, prepare, probe_digest
+from model.numerics import THREADS, Profile, numerics_class, prepare
 from pipeline.options import HOME
 from verification.errors import BarnraiseError, UsageError
 
@@ -68,6 +68,8 @@ def command(options: DoctorOptions, console: Console) -> int:
     if options.numerics:
         try:
             prepare(options.profile, THREADS)
+            from pipeline.probe import probe_digest  # noqa: PLC0415 - imports torch, which must be prepared first
+
             numerics = {
                 "numerics_class": numerics_class(options.profile, THREADS),
                 "probe_digest": probe_digest(),

@@ -1,83 +1,22 @@
-"""`barnraise plan`: what an audit rate detects, deters and costs, in words.
+"""`barnraise plan`: what an audit policy detects, deters and costs, and the cheapest one for a target.
 
-Owns options and words. Does not own the formulas: audit_arithmetic.py.
+Owns the words and tables, and what to type next. Does not own the options (plan_options.py) or the numbers
+(plan_numbers.py).
 """
 
 from __future__ import annotations
 
 import json as jsonlib
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, fields
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from pipeline.audit_arithmetic import (
-    AuditTerms,
-    cheats_until,
-    detection,
-    deterring_penalty,
-    overhead,
-    overhead_of_run,
-    rate_needed,
-    vesting_needed,
-)
-from pipeline.config import AuditConfig, CreditConfig, RunConfig, load_config
-from verification.errors import UsageError
-
-PPM = 1e6
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What an audit rate detects, deters and costs."""
-
-    config: Path | None = None
-    """Take what is not given from this configuration; without it, from the defaults."""
-    rate: float | None = None
-    """Audit rate after probation, 0 to 1."""
-    power: float = 1.0
-    """Chance that an audit of a cheating contribution ends as a confirmed fault, 0 to 1."""
-    cheats: int = 1
-    """How often a contributor cheats."""
-    gain: float = 1.0
-    """What one undetected cheat is worth, in rounds of a contributor's credit."""
-    second_look: float | None = None
-    """Share of passed audits that a second auditor repeats, 0 to 1."""
-    vest_rounds: int | None = None
-    """Turns until earned credit vests."""
-    probation_rounds: int | None = None
-    """Accepted contributions that are all audited, at first."""
-    json: bool = False
-    """One JSON object instead of words."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `plan --json` prints: shares of one, rounds of credit; None where no number is enough."""
-
-    rate: float
-    power: float
-    caught: float
-    cheats: int
-    detection: float
-    cheats_for_95: int | None
-    cheats_for_99: int | None
-    gain: float
-    penalty: float | None
-    vest_rounds: int
-    vest_rounds_needed: int | None
-    deters: bool
-    probation_rounds: int
-    deters_after_probation: bool
-    rate_needed: float | None
-    second_look: float
-    overhead: float
-    rounds: int
-    overhead_of_run: float
-    warnings: tuple[str, ...]
+from pipeline.audit_arithmetic import MILLION
+from pipeline.plan_numbers import Outlook, Plan, PolicyPlan, plan
+from pipeline.plan_options import PlanOptions
 
 
 def command(options: PlanOptions, console: Console) -> int:
@@ -86,105 +25,225 @@ def command(options: PlanOptions, console: Console) -> int:
     if options.json:
         print(jsonlib.dumps(asdict(answer)))  # noqa: T201
         return 0
-    show(answer, console)
-    console.print(f"Next: {following(answer, options.config)}", highlight=False, soft_wrap=True)
+    show(answer, options, console)
     return 0
 
 
-def plan(options: PlanOptions) -> Plan:
-    """The numbers. Raises UsageError for an option out of range or a configuration that cannot be read."""
-    if options.cheats < 1:
-        raise UsageError("cheats is out of range", expected="1 or more", got=options.cheats)
-    if not 0 < options.gain < math.inf:
-        raise UsageError("gain is out of range", expected="more than 0", got=options.gain)
-    config = load_config(options.config) if options.config else None
-    audit = config.audit if config else AuditConfig()
-    credit = config.credit if config else CreditConfig()
-    rounds = config.run.rounds if config else RunConfig().rounds
-    probation = options.probation_rounds
-    terms = AuditTerms(
-        rate=audit.rate_ppm / PPM if options.rate is None else options.rate,
-        power=options.power,
-        second_look=audit.second_look_ppm / PPM if options.second_look is None else options.second_look,
-        probation_rounds=audit.probation_rounds if probation is None else probation,
-        vest_rounds=credit.vest_rounds if options.vest_rounds is None else options.vest_rounds,
-    )
-    penalty = deterring_penalty(terms.caught, options.gain)
-    needed = vesting_needed(terms.caught, options.gain)
-    deters = needed is not None and terms.vest_rounds >= needed
-    # A member that is just out of probation has earned no more than that.
-    at_first = needed is not None and min(terms.vest_rounds, terms.probation_rounds) >= needed
-    return Plan(
-        rate=terms.rate,
-        power=terms.power,
-        caught=terms.caught,
-        cheats=options.cheats,
-        detection=detection(terms.caught, options.cheats),
-        cheats_for_95=cheats_until(terms.caught, 0.95),
-        cheats_for_99=cheats_until(terms.caught, 0.99),
-        gain=options.gain,
-        penalty=None if math.isinf(penalty) else penalty,
-        vest_rounds=terms.vest_rounds,
-        vest_rounds_needed=needed,
-        deters=deters,
-        probation_rounds=terms.probation_rounds,
-        deters_after_probation=at_first,
-        rate_needed=rate_needed(terms.power, options.gain, terms.vest_rounds),
-        second_look=terms.second_look,
-        overhead=overhead(terms),
-        rounds=rounds,
-        overhead_of_run=overhead_of_run(terms, rounds),
-        warnings=tuple(_warnings(audit.auditors, terms.probation_rounds, deters, at_first)),
-    )
+def show(answer: Plan, options: PlanOptions, console: Console) -> None:
+    """The plan in words and tables."""
+    _show_found(answer, console)
+    _show_cost(answer, console)
+    _show_cheapest(answer, options, console)
+    for text in (*notes(answer), *answer.warnings):
+        console.print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)
+    console.print(escape(f"Next: {following(answer, options)}"), highlight=False, soft_wrap=True)
 
 
-def _warnings(auditors: int, probation: int, deters: bool, at_first: bool) -> Iterator[str]:
-    if auditors < 2:
-        yield (
-            f"{auditors} auditor{'' if auditors == 1 else 's'} cannot confirm a fault, which takes two "
-            "operators: a failed audit costs the round's credit and nothing else."
-        )
-    if not deters:
-        yield "A cheat pays on average: audit more, or vest later."
-    elif not at_first:
-        yield (
-            f"A newcomer has {probation} rounds of credit to lose when probation ends, too few to deter its "
-            "first cheat; the stake grows with every round."
-        )
-
-
-def following(answer: Plan, config: Path | None) -> str:
-    """What to type next: these terms when they deter, else with the vesting that does."""
-    if answer.vest_rounds_needed is None:
-        return "barnraise plan with a rate and a power above 0"
-    vest = answer.vest_rounds if answer.deters else answer.vest_rounds_needed
-    where = f" --config {config}" if config else ""
-    rate = round(answer.rate * PPM)
-    return f"barnraise train{where} --audit.rate-ppm {rate} --credit.vest-rounds {vest} --dry-run"
-
-
-def show(answer: Plan, console: Console) -> None:
-    """The plan in words."""
-    penalty = "none is enough" if answer.penalty is None else f"{answer.penalty:.3g} rounds of credit"
-    least = "none is enough" if answer.rate_needed is None else f"{answer.rate_needed:.4g}"
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("one cheat is caught with", f"{answer.rate:g} x {answer.power:g} = {answer.caught:.4g}")
-    if answer.cheats > 1:
-        table.add_row(f"one of {answer.cheats} cheats is caught with", f"{answer.detection:.2%}")
-    table.add_row(
-        "cheats until 95 %, 99 %", f"{_or_never(answer.cheats_for_95)}, {_or_never(answer.cheats_for_99)}"
-    )
-    table.add_row(f"penalty that deters a gain of {answer.gain:g}", penalty)
-    table.add_row(
-        "credit vests after", f"{answer.vest_rounds} rounds; needed: {_or_never(answer.vest_rounds_needed)}"
-    )
-    table.add_row("least rate with that vesting", least)
-    table.add_row("recomputed work in the long run", f"{answer.overhead:.1%}")
-    table.add_row(f"over {answer.rounds} rounds, with probation", f"{answer.overhead_of_run:.1%}")
+def _show_found(answer: Plan, console: Console) -> None:
+    policy, counts = answer.policy, answer.segment_counts
+    table = Table(title=_heading(answer), title_justify="left", box=None, pad_edge=False)
+    table.add_column("cheat of every round")
+    table.add_column("one audit finds it")
+    for name in (f"in {answer.within_rounds} rounds", "95 % in", "99 % in", "deterred by vesting of"):
+        table.add_column(name, justify="right")
+    table.add_row(f"[bold]{_drawn(policy.segments, max(counts))}[/]")
+    for outlook in policy.outlooks:
+        table.add_row(*_cells(outlook, answer))
+    if _partial(policy, counts):
+        table.add_row("[bold]if all segments were drawn[/]")
+        for outlook in answer.full.outlooks:
+            table.add_row(*_cells(outlook, answer))
     console.print(table, highlight=False)
-    for text in answer.warnings:
-        console.print(f"[yellow]note[/] {text}", highlight=False, soft_wrap=True)
+    gain = f"{answer.gain:g} round{'' if answer.gain == 1 else 's'}"
+    least = policy.vest_rounds_needed
+    if least is None:
+        verdict = "nothing deters it"
+    else:
+        verdict = f"this {'deters' if policy.deters else 'does not deter'}; it takes {_rounds(least)}"
+    text = (
+        f"Credit vests after {_rounds(answer.vest_rounds)}. Where a cheat gains {gain} of credit {verdict}.\n"
+    )
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _heading(answer: Plan) -> str:
+    few, many = min(answer.segment_counts), max(answer.segment_counts)
+    count = f"{many}" if few == many else f"{few} to {many}"
+    return (
+        f"{len(answer.steps)} contributors of {count} segments a round, each looked at with rate "
+        f"{_rate(answer.policy.rate_ppm)} after probation"
+    )
+
+
+def _drawn(segments: int, most: int) -> str:
+    if not segments or segments >= most:
+        return "an audit draws all segments"
+    return f"an audit draws {segments} segment{'' if segments == 1 else 's'}"
+
+
+def _partial(policy: PolicyPlan, counts: tuple[int, ...]) -> bool:
+    return 0 < policy.segments < max(counts)
+
+
+def _cells(outlook: Outlook, answer: Plan) -> tuple[str, ...]:
+    exact = outlook.power_exact
+    power = _share(outlook.power)
+    vest = "no vesting" if outlook.vest_rounds_needed is None else _rounds(outlook.vest_rounds_needed)
+    return (
+        f"  {outlook.cheat}",
+        f"{exact} = {power}" if "/" in exact and len(exact) < 10 else power,
+        _share(outlook.detection),
+        _or_never(outlook.rounds_for_95),
+        _or_never(outlook.rounds_for_99),
+        vest,
+    )
+
+
+def _show_cost(answer: Plan, console: Console) -> None:
+    policy, full = answer.policy, answer.full
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("one audit recomputes", f"{_share(policy.audit_cost)} of a contribution")
+    table.add_row("audits in the long run", f"{_share(policy.overhead)} of the contributors' compute")
+    if _partial(policy, answer.segment_counts):
+        table.add_row("  if all segments were drawn", _share(full.overhead))
+    span = f"over {answer.rounds} rounds, the first {answer.probation_rounds} on probation"
+    table.add_row(span, _share(policy.overhead_of_run))
+    if policy.auditor_load is not None:
+        table.add_row(
+            f"each of {answer.auditors} auditors", f"{policy.auditor_load:.3g} times a contributor's compute"
+        )
+    table.add_row("false accusations in 1,000 rounds", _accusations(answer))
+    console.print(table, highlight=False)
+    console.print()
+    _show_table(answer, console)
+
+
+def _accusations(answer: Plan) -> str:
+    if answer.false_alarm_rate == 0:
+        return "not known" if answer.tolerance else "0, equal bits being equal"
+    least, most = answer.false_accusations_if_independent, answer.false_accusations_if_same_cause
+    return f"{least:.3g} if two audits err apart, {most:.3g} if from one cause"
+
+
+def _show_table(answer: Plan, console: Console) -> None:
+    looks = f"{answer.second_look_ppm / MILLION:.0%} second looks"
+    table = Table(
+        title="Everybody looked at in every round (rate 1), one segment of one local step:",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for name in ("local steps", "finds one false step", "compute", "with boundary", f"and {looks}"):
+        table.add_column(name, justify="right")
+    for row in answer.cost_table:
+        shares = (row.power_one_bad, row.bare, row.with_boundary, row.with_second_looks)
+        table.add_row(str(row.steps), *map(_share, shares))
+    console.print(table, highlight=False)
+    console.print(
+        f"5 % of the compute takes {answer.steps_for_5_percent} or more segments of one step, so "
+        f"{answer.steps_for_5_percent} or more local steps (trace_every 1); with boundary and second looks "
+        f"{answer.steps_for_5_percent_with_all}.\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show_cheapest(answer: Plan, options: PlanOptions, console: Console) -> None:
+    bad = answer.cheat_segments
+    wanted = (
+        f"{_share(answer.target_detection)} within {_rounds(answer.within_rounds)} of "
+        f"{bad} false segment{'' if bad == 1 else 's'} in each"
+    )
+    best = answer.cheapest
+    if best is None:
+        text = f"No policy finds {wanted}: allow more rounds, or a lower tolerance.\n"
+        console.print(text, highlight=False, soft_wrap=True)
+        return
+    vest = "none is enough" if best.vest_rounds_needed is None else _rounds(best.vest_rounds_needed)
+    rate, segments = f"rate_ppm = {best.rate_ppm:_}", f"segments = {best.segments}"
+    console.print(
+        f"Cheapest policy that finds {wanted}: {_share(best.overhead)} of the contributors' compute; "
+        f"vesting that deters: {vest}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    note = "   # 0: all of them" if best.segments == 0 else ""
+    console.print(escape(f"  [audit]\n  {rate}\n  {segments}{note}"), highlight=False)
+    seen = f"barnraise plan --rate {best.rate_ppm / MILLION:g} --segments {best.segments}{_others(options)}"
+    console.print(escape(f"Seen in full: {seen}\n"), highlight=False, soft_wrap=True)
+
+
+def notes(answer: Plan) -> Iterator[str]:
+    """What the numbers rest on, a sentence or two each."""
+    yield (
+        f"Assumed: what follows the last step costs {answer.boundary_cost:g} of a local step, in every audit "
+        "(--boundary-cost). 0.12 is one measurement, of the demo model on one busy core; traffic, and the "
+        "contributor's own hashing of leaves, are not counted."
+    )
+    if _partial(answer.policy, answer.segment_counts):
+        yield "One false segment is enough to bring any change into the weights: plan for that line."
+    if len(set(answer.segment_counts)) > 1:
+        yield "Contributors differ in segments: each power is that for the one in whom an audit sees least."
+    if answer.tolerance:
+        yield (
+            f"Each false place that is looked at passes with {_share(answer.tolerance)}. Honest work may "
+            "fail under a tolerance, too: measure how often, and give --false-alarm-rate."
+        )
+    elif answer.false_alarm_rate == 0:
+        yield (
+            "Audits ask for equal bits of one numerics class, in which honest work never fails, by "
+            "definition. Clean audits alone prove no more than a bound, 3/N: after 3,000 of them "
+            "--false-alarm-rate 0.001."
+        )
+
+
+def following(answer: Plan, options: PlanOptions) -> str:
+    """What to type next: these terms when they deter, else with the vesting that does."""
+    policy = answer.policy
+    if policy.vest_rounds_needed is None:
+        return "barnraise plan with a rate above 0 and a tolerance below 1"
+    vest = answer.vest_rounds if policy.deters else policy.vest_rounds_needed
+    where = f" --config {options.config}" if options.config else ""
+    fields_of_train = {
+        "train.steps": options.steps and " ".join(map(str, options.steps)),
+        "train.trace-every": options.trace_every,
+        "audit.auditors": options.auditors,
+        "audit.rate-ppm": policy.rate_ppm,
+        "audit.segments": options.segments,
+        "audit.second-look-ppm": None if options.second_look is None else answer.second_look_ppm,
+        "audit.probation-rounds": options.probation_rounds,
+        "credit.vest-rounds": vest,
+    }
+    typed = "".join(f" --{name} {value}" for name, value in fields_of_train.items() if value is not None)
+    return f"barnraise train{where}{typed} --dry-run"
+
+
+def _others(options: PlanOptions) -> str:
+    """What was typed beside the policy, to be typed again."""
+    typed = ""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value != field.default and field.name not in ("rate", "segments", "json"):
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            typed += f" --{field.name.replace('_', '-')} {text}"
+    return typed
+
+
+def _rate(ppm: int) -> str:
+    return f"{ppm / MILLION:g}"
+
+
+def _share(share: float) -> str:
+    """A share as a percentage of four digits; 100 % and 0 % only when it is that."""
+    text = f"{100 * share:.4g}"
+    if text == "100" and share < 1:
+        return "over 99.99 %"
+    return f"{text} %"
 
 
 def _or_never(value: int | None) -> str:
-    return "never" if value is None else str(value)
+    return "never" if value is None else _rounds(value)
+
+
+def _rounds(value: int) -> str:
+    return f"{value} round{'' if value == 1 else 's'}"

@@ -18,6 +18,7 @@ from pipeline.folder import RunFolder
 from verification.durable import write_atomic
 from verification.errors import FormatError
 from verification.judge import bears_out, settle
+from verification.plans import audited_tokens
 from verification.records import Manifest, Record, RoundClose
 from verification.rounds import apply, begin
 from verification.state import RunState, Turn
@@ -99,16 +100,18 @@ def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
                 "attempt": state.attempt,
                 "contributor": verdict.auditor,
                 "role": "auditor",
-                "tokens": tokens[slot],
+                "tokens": audited_tokens(state, turn, slot),
                 "audited": False,
                 "verdict": verdict.outcome,
                 "reason": None,
                 "payload_digest": verdict.payload,
                 "payload_bytes": None,
-                "loss_first": verdict.loss_first / 1e6,
+                "loss_first": None if verdict.loss_first is None else verdict.loss_first / 1e6,
                 "loss_last": verdict.loss_last / 1e6,
                 "seconds": None,
-                "credit": tokens[slot] if bears_out(reasons[slot], verdict.outcome) else 0,
+                "credit": audited_tokens(state, turn, slot)
+                if bears_out(reasons[slot], verdict.outcome)
+                else 0,
             }
         )
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_prep.dataset import Dataset
@@ -19,12 +19,15 @@ from model.local_steps import evaluate
 from model.numerics import THREADS, numerics_class
 from pipeline.folder import RunFolder
 from pipeline.replay_aggregation import Step
-from pipeline.work import Job, Work, do_work
-from verification.errors import BarnraiseError, UsageError
+from pipeline.segment_audit import Case, audit_segments
+from pipeline.trace import read_trace
+from pipeline.work import Job, do_work
+from verification.errors import BarnraiseError, NotFiniteError, UsageError
 from verification.fsck import Failure, Findings, Turn
-from verification.judge import trace_root
-from verification.records import Manifest, RoundOpen
+from verification.judge import Recomputed, trace_leaf_hash, trace_root
+from verification.records import Manifest, Reveal, RoundOpen
 from verification.sealing import parse_predicate
+from verification.segments import looked_into
 
 Fail = Callable[[Failure], None]
 Progress = Callable[[str, int, int], None]
@@ -146,18 +149,17 @@ class WorkReplay:
             return
         try:
             start = self.job.state(self._start_bytes(entry.start_state, slot), entry.start_state)
-            work = do_work(self.job, self.data, open_, entry, weights, start)
+            case = Case(self.job, self.data, open_, entry, weights, start)
+            done = _recomputed(case)
         except (BarnraiseError, OSError) as error:
             self._broken.add(slot)
             self.fail(
                 Failure("a contribution cannot be recomputed", where, "start state and windows", str(error))
             )
             return
-        accepted = slot in _accepted(turn)
-        opening = turn.reveals[slot]["opening"]
-        differs = _differences(opening, work)
-        if accepted:
-            self._states[slot] = work.next_state
+        differs = _differences(turn.reveals[slot]["opening"], done.found)
+        if slot in _accepted(turn):
+            self._states[slot] = done.next_state
             if differs:
                 self._broken.add(slot)
             for name, (claimed, got) in differs.items():
@@ -173,19 +175,54 @@ class WorkReplay:
                     "none",
                 )
             )
-
         for verdict in turn.verdicts:
             if verdict["slot"] == slot:
-                self._check_verdict(verdict, work, where)
+                self._check_verdict(turn, verdict, case, done.found, where)
 
-    def _check_verdict(self, verdict: dict[str, Any], work: Work, where: str) -> None:
+    def _check_verdict(
+        self, turn: Turn, verdict: dict[str, Any], case: Case, done: Recomputed, where: str
+    ) -> None:
         """A verdict is a claim of its auditor's: that it did this very work and found these values."""
-        claims = work.claims
+        drawn = next(
+            item["segments"] for item in (turn.draw or {})["drawn"] if item["slot"] == verdict["slot"]
+        )
+        try:
+            found = self._audited(turn, case, tuple(drawn), done)
+        except (BarnraiseError, OSError) as error:
+            self.fail(
+                Failure("the evidence of a verdict cannot be used", where, "an opened trace", str(error))
+            )
+            return
+        if found is None:
+            return
         claimed = [verdict[name] for name in ("payload", "next_state", "trace", "loss_first", "loss_last")]
-        got = [claims.payload, claims.next_state, list(claims.trace), claims.loss_first, claims.loss_last]
+        got = [found.payload, found.next_state, list(found.trace), found.loss_first, found.loss_last]
         if claimed != got:
             what = f"the verdict of {verdict['auditor']} was not computed"
             self.fail(Failure(what, f"{where}, look {verdict['look']}", str(got[0]), str(claimed[0])))
+
+    def _audited(self, turn: Turn, case: Case, drawn: tuple[int, ...], done: Recomputed) -> Recomputed | None:
+        """What an audit of the `drawn` segments finds; None where only the contributor could have said it.
+
+        Of work that was done as claimed that follows from its recomputation. Of false work it depends on the
+        false states that were opened, which are kept where a verdict found them out.
+        """
+        if len(drawn) == case.count:
+            return done
+        opening = parse_predicate(Reveal, turn.reveals[case.entry.slot]).opening
+        if not _differences(turn.reveals[case.entry.slot]["opening"], done):
+            places = looked_into(drawn, case.count)
+            trace = tuple(
+                leaf if place in places else trace_leaf_hash(leaf).hex()
+                for place, leaf in enumerate(done.trace)
+            )
+            return replace(done, trace=trace, loss_first=done.loss_first if 0 in drawn else None)
+        kept = self.folder.evidence_folder(case.open, case.entry.slot) / "trace"
+        if not kept.is_file():
+            return None
+        return audit_segments(
+            case, drawn, read_trace(self.job, opening, case.entry.steps, drawn, kept.read_bytes())
+        )
 
     def _start_bytes(self, digest: str, slot: int) -> bytes:
         if digest == self.manifest.zero_state:
@@ -208,8 +245,23 @@ class WorkReplay:
             )
 
 
-def _differences(opening: dict[str, Any], work: Work) -> dict[str, tuple[str, str]]:
-    claims = work.claims
+@dataclass(frozen=True)
+class _Done:
+    """A contribution recomputed whole; `next_state` is empty where it has none that is finite."""
+
+    found: Recomputed
+    next_state: bytes
+
+
+def _recomputed(case: Case) -> _Done:
+    try:
+        work = do_work(case.job, case.data, case.open, case.entry, case.weights, case.start)
+    except NotFiniteError:
+        return _Done(audit_segments(case, range(case.count), None), b"")
+    return _Done(work.claims, work.next_state)
+
+
+def _differences(opening: dict[str, Any], claims: Recomputed) -> dict[str, tuple[str, str]]:
     pairs = {
         "trace": (opening["trace_root"], trace_root(claims.trace)),
         "number of trace leaves": (str(opening["trace_leaves"]), str(len(claims.trace))),

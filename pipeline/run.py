@@ -145,7 +145,8 @@ def _fill(start: _Start, folder: RunFolder, tell: Tell) -> Manifest:
     auditors = config.members[len(config.contributors) :]
     names = start.witnesses.names if start.witnesses else ()
     slots = len(config.contributors)
-    check_draw_fits(origin, key, slots, auditors, names, beacon=start.beacon is not None)
+    segments, pulse = config.most_segments, start.beacon is not None
+    check_draw_fits(origin, key, slots, auditors, names, segments=segments, beacon=pulse)
     witnessing = Witnessing(0, ())
     if start.witnesses:
         witnessing = start.witnesses.witnessing(vkey(origin, key.public), chain.length, tell)

@@ -23,7 +23,7 @@ from data_prep.config import DataConfig
 from data_prep.manifest import TOKENIZER_FILE, DatasetManifest, file_digest
 from model.arrays import Arrays, ArraySpec, arrays_digest, arrays_from_safetensors
 from model.numerics import THREADS, prepare
-from pipeline import doctor, identities, plan
+from pipeline import doctor, identities, plan, plan_options
 from pipeline.config import config_from_manifest, describe
 from pipeline.folder import RunFolder
 from pipeline.model_card import model_card
@@ -363,6 +363,6 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, Console], int]]] = {
     "generate": (GenerateOptions, generate),
     "data": (DataOptions, data),
     "keys": (KeysOptions, keys),
-    "plan": (plan.PlanOptions, plan.command),
+    "plan": (plan_options.PlanOptions, plan.command),
     "doctor": (doctor.DoctorOptions, doctor.command),
 }

@@ -36,11 +36,11 @@ from verification.records import (
     PROTOCOL,
     Draw,
     DrawChain,
+    DrawnSlot,
     Manifest,
     Pulse,
     RevealClose,
     SecondDraw,
-    SlotAuditors,
     Witness,
     Witnessing,
     WitnessLink,
@@ -173,11 +173,13 @@ def check_draw_fits(
     auditors: Sequence[str],
     witnesses: Sequence[str],
     *,
+    segments: int,
     beacon: bool = False,
 ) -> None:
     """UsageError unless a draw of every slot for every auditor, with all that witnesses say, fits an entry.
 
-    `auditors` and `witnesses` are their names. The record is made up, as long as any draw of the run can be.
+    `auditors` and `witnesses` are their names, `segments` the most that a contribution has. The record is
+    made up, as long as any draw of the run can be.
     """
     head = Checkpoint(origin, MAX_INTEGER, bytes(32))
     note = sign_checkpoint(head, key) + "".join(cosign(head, name, key, MAX_INTEGER) for name in witnesses)
@@ -191,18 +193,19 @@ def check_draw_fits(
         link,
         tuple(WitnessLink(link, proof, name) for name in witnesses),
         digest,
-        tuple(SlotAuditors(slot, tuple(auditors)) for slot in range(slots)),
+        tuple(DrawnSlot(slot, tuple(auditors), tuple(range(segments))) for slot in range(slots)),
         Pulse(MAX_INTEGER, "0" * 96) if beacon else None,
     )
     try:
         seal_record(record, key)
     except FormatError as error:
         raise UsageError(
-            f"a draw of {slots} slots by {len(auditors)} auditors with {len(witnesses)} witnesses "
-            "does not fit a log entry",
+            f"a draw of {slots} slots of {segments} segments by {len(auditors)} auditors with "
+            f"{len(witnesses)} witnesses does not fit a log entry",
             expected=error.expected,
             got=error.got,
-            hint="Use fewer contributors, auditors or witnesses, or witnesses with shorter names.",
+            hint="Use fewer contributors, auditors or witnesses, witnesses with shorter names, or a larger "
+            "train.trace_every.",
         ) from None
 
 

@@ -1,12 +1,14 @@
 """One contribution, computed: local steps, error feedback, payload, digests.
 
-Owns the only path from an assignment to a payload. Contributor, auditor and the level 3 replay all call
-`do_work`; there is no second implementation to drift away. Does not own keys, files or messages.
+Owns the only path from an assignment to a payload, whole or segment by segment. Contributor, auditor and the
+level 3 replay all call it; there is no second implementation to drift away. Does not own keys, files or
+messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,9 +27,10 @@ from model.arrays import (
 from model.config import ModelConfig
 from model.hidden_state import state_specs, zero_state
 from model.init import array_specs
-from pipeline.compression import Codec, with_error_feedback
+from pipeline.compression import Codec, accumulate, encode_with_residue
 from pipeline.config import Config, config_from_manifest
-from verification.encoding import blake3_digest, parse_hex_float
+from pipeline.trace import OpenedLeaf
+from verification.encoding import blake3_digest, hash_object, parse_hex_float
 from verification.errors import ProtocolError
 from verification.judge import Recomputed
 from verification.records import (
@@ -36,9 +39,10 @@ from verification.records import (
     RosterEntry,
     RoundOpen,
 )
+from verification.segments import segment_count, segment_steps
 
 if TYPE_CHECKING:
-    from model.local_steps import WorkSpec
+    from model.local_steps import Midpoint, StepsResult, WorkSpec
 
 
 @dataclass(frozen=True)
@@ -134,29 +138,79 @@ class Work:
     claims: Recomputed
 
 
+Keep = Callable[[int, OpenedLeaf], None]
+
+
 def do_work(
-    job: Job, data: Dataset, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays
+    job: Job,
+    data: Dataset,
+    open_: RoundOpen,
+    entry: RosterEntry,
+    weights: Arrays,
+    start: Arrays,
+    keep: Keep | None = None,
 ) -> Work:
     """Compute the contribution of `entry`, from base weights and start state to payload and next state.
 
+    `keep` is given every leaf of the trace but the boundary, by index, with the point that it is taken of.
     Raises ProtocolError as `check_assignment` does, WorkError when training gives something not finite.
     """
+    from model.local_steps import Midpoint, update_of  # noqa: PLC0415 - imports torch
+
+    segments = range(segment_count(entry.steps, job.config.train.trace_every))
+    begin = Midpoint(weights, start)
+    done = run_segments(job, data, open_, entry, begin, (segments[0], segments[-1]), keep)
+    update_P = update_of(job.spec, job.specs, weights, done.end, entry.steps)
+    return finish_work(job, update_P, done.end.state, done.leaves, done.losses)
+
+
+def run_segments(
+    job: Job,
+    data: Dataset,
+    open_: RoundOpen,
+    entry: RosterEntry,
+    start: Midpoint,
+    run: tuple[int, int],
+    keep: Keep | None = None,
+) -> StepsResult:
+    """The local steps of an unbroken run (first, last) of segments, from where the first one starts."""
     check_assignment(job, entry)
     from model.local_steps import local_steps  # noqa: PLC0415 - imports torch
 
-    batches_SBT = data.batches(job.config.run.seed, positions_of(entry.positions), job.config.train.batch)
-    rates = [parse_hex_float(text) for text in open_.inner_lr[: entry.steps]]
-    done = local_steps(job.model, job.spec, weights, start, batches_SBT, rates)
-    return finish_work(job, done.update, done.state, done.leaves, done.losses)
+    batch, every = job.config.train.batch, job.config.train.trace_every
+    begin, stop = segment_steps(run[0], entry.steps, every)[0], segment_steps(run[1], entry.steps, every)[1]
+    positions = positions_of(entry.positions)[begin * batch : stop * batch]
+    batches_SBT = data.batches(job.config.run.seed, positions, batch)
+    rates = [parse_hex_float(text) for text in open_.inner_lr[begin:stop]]
+    index = itertools.count(run[0])
+
+    def kept(point: Midpoint, losses: tuple[int, ...]) -> None:
+        if keep:
+            keep(next(index), OpenedLeaf.of(point, losses))
+
+    return local_steps(
+        job.model, job.spec, start, batches_SBT, rates, first=begin, keep=kept if keep else None
+    )
+
+
+def boundary_leaf(accumulated_P: np.ndarray) -> str:
+    """The last leaf of a trace, over what error feedback and update add up to."""
+    digest = arrays_digest({"accumulated": accumulated_P})
+    return hash_object("barnraise/trace-boundary/v1", {"accumulated": digest})
 
 
 def finish_work(
     job: Job, update_P: np.ndarray, state: Arrays, leaves: tuple[str, ...], losses: tuple[int, ...]
 ) -> Work:
-    """Compress an update with error feedback and state what the contribution claims."""
-    payload, error_P = with_error_feedback(
-        job.codec, update_P, state["error_feedback"], job.config.compression.error_feedback
-    )
-    following = {**state, "error_feedback": error_P}
-    claims = Recomputed(blake3_digest(payload), arrays_digest(following), leaves, losses[0], losses[-1])
+    """Compress an update with error feedback and state what the contribution claims.
+
+    `leaves` are those of the local steps; the boundary is added here.
+    """
+    beta = job.config.compression.error_feedback
+    accumulated_P = accumulate(job.codec, update_P, state["error_feedback"], beta)
+    payload, error_P = encode_with_residue(job.codec, accumulated_P)
+    forms = state_specs(job.specs, job.config.train.mode)
+    following = {name: state[name] for name in forms} | {"error_feedback": error_P}
+    trace = (*leaves, boundary_leaf(accumulated_P))
+    claims = Recomputed(blake3_digest(payload), arrays_digest(following), trace, losses[0], losses[-1])
     return Work(payload, arrays_to_bytes(following), claims)

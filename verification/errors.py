@@ -76,4 +76,8 @@ class StorageError(BarnraiseError):
 
 
 class WorkError(BarnraiseError):
-    """Training produced something that cannot be contributed, such as a non-finite update."""
+    """Work that cannot be done as it is asked for, or that gave nothing that can be contributed."""
+
+
+class NotFiniteError(WorkError):
+    """Training gave a loss or an array that is not finite; an auditor states that as what it found."""

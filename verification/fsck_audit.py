@@ -10,10 +10,12 @@ from verification.fsck_beacon import is_short_of_pulse, pulse_holds, pulse_in_se
 from verification.fsck_draws import (
     differences,
     draw_seed,
+    drawn_segments,
     drawn_slots,
     eligible,
     is_short,
     judged,
+    looked_into,
     missed_calls,
     second_looks,
     twins,
@@ -55,18 +57,24 @@ def _check_link_and_seed(run: Run, turn: TurnState, entry: Entry, look: int) -> 
 
 
 def check_draw(run: Run, turn: TurnState, entry: Entry) -> None:
-    """Head 2, links 2u + 1, pulse, seed, and who is drawn: by it, for having another's payload, or all."""
+    """Head 2, links 2u + 1, pulse, seed, and what is drawn: by it, for having another's payload, or all."""
     record, where = entry.record, place(entry)
     _check_pulse(run, turn, entry)
     turn.short = _check_link_and_seed(run, turn, entry, 1)
     certain = set(turn.roster) if turn.short else twins(turn.valid)
     turn.drawn = drawn_slots(record["seed"], turn.roster.values(), run.ledger.auditors, certain=certain)
-    expected = [{"auditors": names, "slot": slot} for slot, names in turn.drawn.items()]
-    want, got = [d["slot"] for d in expected], [d["slot"] for d in record["drawn"]]
-    if run.report.equal(f"the drawn slots of {turn.name} do not follow from the seed", where, want, got):
-        for mine, theirs in zip(expected, record["drawn"], strict=True):
-            what = f"the auditors of slot {mine['slot']} in {turn.name} do not follow from the seed"
-            run.report.equal(what, where, mine["auditors"], theirs["auditors"])
+    for slot in turn.drawn:
+        count = run.settings.segments(turn.roster[slot]["steps"])
+        few = count if slot in certain else turn.roster[slot]["audit_segments"]
+        turn.segments[slot] = drawn_segments(record["seed"], slot, count, few)
+    got = [line["slot"] for line in record["drawn"]]
+    what = f"the drawn slots of {turn.name} do not follow from the seed"
+    if run.report.equal(what, where, list(turn.drawn), got):
+        for line in record["drawn"]:
+            slot = line["slot"]
+            for key, mine in (("auditors", turn.drawn[slot]), ("segments", turn.segments[slot])):
+                what = f"the {key} of slot {slot} in {turn.name} do not follow from the seed"
+                run.report.equal(what, where, mine, line[key])
     turn.draw = record
 
 
@@ -106,11 +114,30 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
         )
     for key in ("key", "class"):
         report.equal(f"the {key} in the verdict of {of} is not {name}'s", where, auditor[key], record[key])
+    _check_what_was_looked_into(run, turn, entry, of)
     differs = differences(turn.valid[slot], record)
     report.equal(f"what differs is told wrongly in the verdict of {of}", where, differs, record["differs"])
     outcome = "fail" if differs else "pass"
     report.equal(f"the outcome in the verdict of {of} is wrong", where, outcome, record["outcome"])
     turn.verdicts[look, slot] = record
+
+
+def _check_what_was_looked_into(run: Run, turn: TurnState, entry: Entry, of: str) -> None:
+    """A verdict states what the draw looks into and no more: its leaves, the first loss with segment 0."""
+    record, where = entry.record, place(entry)
+    slot, trace, loss = record["slot"], record["trace"], record["loss_first"]
+    count, segments = run.settings.segments(turn.roster[slot]["steps"]), turn.segments[slot]
+    what = f"the trace in the verdict of {of} is not as long as the trace"
+    if run.report.equal(what, where, count + 1, len(trace)):
+        stated = [i for i, leaf in enumerate(trace) if leaf.startswith("sha256:")]
+        what = f"the verdict of {of} states the digests of other leaves than the draw looks into"
+        run.report.equal(what, where, sorted(looked_into(segments, count)), stated)
+    if 0 in segments and loss is None:
+        what = f"the verdict of {of} has no first loss though segment 0 is drawn"
+        run.report.add(what, where, "a number", "null")
+    if 0 not in segments and loss is not None:
+        what = f"the verdict of {of} has a first loss though segment 0 is not drawn"
+        run.report.add(what, where, "null", loss)
 
 
 def check_second_draw(run: Run, turn: TurnState, entry: Entry) -> None:

@@ -146,13 +146,20 @@ def _outcome(turn: TurnState, slot: int, reason: str | None) -> Outcome:
     )
 
 
+def _audited_tokens(run: Run, turn: TurnState, slot: int) -> int:
+    """What a verdict earns: the tokens of the local steps in the segments that it looked into."""
+    steps, every = turn.roster[slot]["steps"], run.settings.trace_every
+    looked = sum(min((segment + 1) * every, steps) - segment * every for segment in turn.segments[slot])
+    return int(turn.valid[slot]["tokens"] // steps * looked)
+
+
 def _carry_over(
     run: Run, turn: TurnState, record: Record, reasons: dict[int, str | None], where: str
 ) -> None:
     """Queue, credit and quarantine after the turn; then take over what the close says, see `Ledger`."""
     ledger, report = run.ledger, run.report
     verdicts = [
-        (verdict["auditor"], turn.valid[slot]["tokens"])
+        (verdict["auditor"], _audited_tokens(run, turn, slot))
         for (_, slot), verdict in turn.verdicts.items()
         if (verdict["outcome"], reasons[slot]) in _PAID
     ]

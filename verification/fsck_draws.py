@@ -13,8 +13,9 @@ from typing import Any
 
 from verification.fsck_cosign import WitnessKey
 from verification.fsck_findings import Record
+from verification.fsck_formats import MAX_ENTRY
 from verification.fsck_json import hash_object
-from verification.fsck_log import merkle_root
+from verification.fsck_log import Tree, leaf_hash
 from verification.fsck_shapes import DIFFERENCES, MILLION
 
 
@@ -127,6 +128,36 @@ def drawn_slots(
     return drawn
 
 
+def drawn_segments(seed: str, slot: int, count: int, few: int) -> list[int]:
+    """Which `few` of the `count` segments of a drawn slot are drawn, ascending.
+
+    No more of them than no record has room for: numbers of steps are whatever somebody wrote down.
+    """
+    if few >= count:
+        return list(range(min(count, MAX_ENTRY)))
+    taken: list[int] = []
+    for i in range(min(few, MAX_ENTRY)):
+        at = uniform(seed, f"segments/{slot}/{i}", count - i)
+        # Of what is left, taken[m] - m elements lie below the one taken that stands at m.
+        low, high = 0, len(taken)
+        while low < high:
+            middle = (low + high) // 2
+            if taken[middle] - middle <= at:
+                low = middle + 1
+            else:
+                high = middle
+        taken.insert(low, at + low)
+    return taken
+
+
+def looked_into(segments: Iterable[int], count: int) -> set[int]:
+    """The leaves that a draw of these of `count` segments looks into (section 7): where each begins and ends,
+    what the boundary starts from, and the boundary.
+    """
+    ends = set(segments)
+    return {count - 1, count, *ends, *(end - 1 for end in ends if end)}
+
+
 def second_looks(
     seed: str,
     drawn: Mapping[int, Sequence[str]],
@@ -153,13 +184,17 @@ def second_looks(
 
 def differences(opening: Record, verdict: Record) -> list[str]:
     """In what an auditor's result differs from an opening, in the protocol's order."""
-    root = merkle_root([bytes.fromhex(leaf.removeprefix("sha256:")) for leaf in verdict["trace"]]).hex()
+    tree = Tree()
+    for leaf in verdict["trace"]:
+        digest = leaf.removeprefix("sha256:")
+        tree.add(bytes.fromhex(leaf) if digest == leaf else leaf_hash(bytes.fromhex(digest)))
+    root = f"sha256:{tree.root().hex()}"
+    losses = [(verdict[key], opening[key]) for key in ("loss_first", "loss_last")]
     differs = {
-        "trace": (f"sha256:{root}", len(verdict["trace"]))
-        != (opening["trace_root"], opening["trace_leaves"]),
+        "trace": (root, tree.size) != (opening["trace_root"], opening["trace_leaves"]),
         "payload": verdict["payload"] != opening["payload"],
         "next_state": verdict["next_state"] != opening["next_state"],
-        "loss": any(verdict[key] != opening[key] for key in ("loss_first", "loss_last")),
+        "loss": any(found is not None and found != told for found, told in losses),
     }
     return [name for name in DIFFERENCES if differs[name]]
 

@@ -13,14 +13,17 @@ from pathlib import Path
 
 from verification.errors import FormatError, StorageError
 from verification.fsck_findings import Progress, Record, Report, Turn
-from verification.fsck_formats import digest_file, read_file
+from verification.fsck_formats import MAX_ENTRY, digest_file, read_beginning, read_file
 from verification.fsck_index import Index
 from verification.fsck_json import parse_canonical, sha256_text
-from verification.fsck_log import list_files
+from verification.fsck_log import Tree, list_files
 from verification.fsck_rules import Story, payload_length
 from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES
 
 _LONGEST_CASE = 1 << 20
+_TRACE = b"barnraise-trace-v1\n"
+_MOST_LEAVES = MAX_ENTRY // 64
+"""Verdicts list every leaf of what they judge, so none of more leaves can have failed."""
 _HEX = re.compile(r"[0-9a-f]{64}")
 _KINDS = ("safetensors", "outer")
 _CHECKPOINT = re.compile(r"round-([0-9]{5,15})\.(safetensors|outer)")
@@ -79,15 +82,35 @@ class FileCheck:
 
     # --- single files ---
 
-    def digest(self, name: str, expected: str, what: str, length: int | None = None) -> None:
-        """The file at `name` is there and has this BLAKE3 digest (and length in bytes)."""
+    def digest(self, name: str, expected: str, what: str, length: int | None = None) -> bool:
+        """Whether the file at `name` is there and has this BLAKE3 digest (and length in bytes)."""
         try:
             got, size = digest_file(f"{self.run}/{name}")
         except StorageError as error:
             self.report.add(f"{what} is missing or cannot be read", name, expected, error.got or error.what)
+            return False
+        same = self.report.equal(f"{what} has another digest", name, expected, got)
+        if not same or length is None:
+            return same
+        return self.report.equal(f"{what} has the wrong length", name, length, size)
+
+    def trace(self, name: str, opening: Record, what: str) -> None:
+        """The leaf hashes at the beginning of an opened trace (section 7) give the opening's root."""
+        leaves = min(opening["trace_leaves"], _MOST_LEAVES)
+        begins = _TRACE + leaves.to_bytes(4, "little")
+        try:
+            data = read_beginning(self.run / name, len(begins) + 32 * leaves)
+        except StorageError as error:
+            self.report.add(f"{what} cannot be read", name, "a file", error.got or error.what)
             return
-        if self.report.equal(f"{what} has another digest", name, expected, got) and length is not None:
-            self.report.equal(f"{what} has the wrong length", name, length, size)
+        if not data.startswith(begins) or len(data) != len(begins) + 32 * leaves:
+            self.report.add(f"{what} is not an opened trace of {leaves} leaves", name, begins, data[:23])
+            return
+        tree = Tree()
+        for at in range(len(begins), len(data), 32):
+            tree.add(data[at : at + 32])
+        root = f"sha256:{tree.root().hex()}"
+        self.report.equal(f"{what} does not give the trace's root", name, opening["trace_root"], root)
 
     def _addressed(self, folder: str, digest: str, what: str, length: int | None = None) -> None:
         """A file named by its digest; the same one is looked at once."""
@@ -232,13 +255,28 @@ def check_case(files: FileCheck, turn: Turn, line: Record) -> set[str]:
     }
     for key, want in expected.items():
         files.report.equal(f"the {key} in {of} is wrong", name, want, case[key])
+    opened_trace = _has_opened_trace(turn, line)
     if line["reason"] in CASE_FILES and slot in turn.reveals:
         opening = turn.reveals[slot]["opening"]
         want_files = {key: opening[key] for key in CASE_FILES[line["reason"]]}
+        if opened_trace:
+            # Of its bytes the opening says no more than their root.
+            want_files["trace"] = case["files"].get("trace", "the digest of the trace as it was served")
         files.report.equal(f"the files in {of} are wrong", name, want_files, case["files"])
     for file, digest in case["files"].items():
         # Bytes of another length than the codec's are `unrevealed`; only its decoder can find them malformed.
         length = files.payload_length if line["reason"] in CASE_FILES and file == "payload" else None
-        files.digest(f"evidence/{folder}/{file}", digest, f"{file} in {of}", length)
+        holds = files.digest(f"evidence/{folder}/{file}", digest, f"{file} in {of}", length)
+        if holds and opened_trace and file == "trace":
+            files.trace(f"evidence/{folder}/trace", turn.reveals[slot]["opening"], f"trace in {of}")
         known.add(f"{folder}/{file}")
     return known
+
+
+def _has_opened_trace(turn: Turn, line: Record) -> bool:
+    """Whether a case has the trace that was served: an audit failed of which not all segments were drawn."""
+    reveal = turn.reveals.get(line["slot"])
+    if line["reason"] != "failed-audit" or reveal is None or turn.draw is None:
+        return False
+    segments = [len(drawn["segments"]) for drawn in turn.draw["drawn"] if drawn["slot"] == line["slot"]]
+    return bool(segments) and segments[0] + 1 < reveal["opening"]["trace_leaves"]

@@ -16,7 +16,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ _CURVE_D = -121665 * pow(121666, -1, _FIELD) % _FIELD
 # --- files ---
 
 
-def _chunks(path: str) -> Iterator[bytes]:
+def _chunks(path: str) -> Generator[bytes, None, None]:
     """The bytes of a regular file, piece by piece. Links, pipes and devices are refused, not opened."""
     name = path.rpartition("/")[2]
     try:
@@ -70,6 +71,17 @@ def read_file(path: Path, limit: int) -> bytes:
         if len(data) > limit:
             raise StorageError(f"{path.name} is too long", expected=f"at most {limit} bytes")
     return bytes(data)
+
+
+def read_beginning(path: Path, length: int) -> bytes:
+    """The first `length` bytes of a regular file, or all of a shorter one."""
+    data = bytearray()
+    with closing(_chunks(str(path))) as pieces:
+        for piece in pieces:
+            data += piece
+            if len(data) >= length:
+                break
+    return bytes(data[:length])
 
 
 def digest_file(path: str) -> tuple[str, int]:

@@ -87,8 +87,16 @@ class Ledger:
 
     def audit_ppm(self, member: str) -> int:
         """Section 6, whom."""
-        certain = self._accepted[member] < self.settings.probation or member in self._suspect
-        return MILLION if certain else self.settings.audit_ppm
+        return MILLION if self._watched(member) else self.settings.audit_ppm
+
+    def audit_segments(self, member: str, steps: int) -> int:
+        """Section 6, which segments: how many of so many steps' are drawn where not all have to be."""
+        count, few = self.settings.segments(steps), self.settings.audit_segments
+        return count if self._watched(member) or not few else min(few, count)
+
+    def _watched(self, member: str) -> bool:
+        """Whether a member is on probation or suspect, so that it is audited for certain and whole."""
+        return self._accepted[member] < self.settings.probation or member in self._suspect
 
     def hand_out(self, operator: str, need: int) -> list[list[int]]:
         """Take `need` positions for a member of `operator` from queue and cursor."""
@@ -124,7 +132,7 @@ class Ledger:
     # --- what a round-close does ---
 
     def close(self, turn: int, outcomes: Iterable[Outcome], verdicts: Iterable[tuple[str, int]]) -> None:
-        """Apply a turn; `verdicts` are the paid ones: (auditor, tokens of the contribution it judged)."""
+        """Apply a turn; `verdicts` are the paid ones: (auditor, tokens it looked into)."""
         new: set[str] = set()
         earned: list[tuple[str, int]] = list(verdicts)
         for outcome in outcomes:

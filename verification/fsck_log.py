@@ -84,14 +84,6 @@ def _fold(peaks: Sequence[bytes]) -> bytes:
     return root
 
 
-def merkle_root(entries: Sequence[bytes]) -> bytes:
-    """RFC 6962 root over `entries`."""
-    tree = Tree()
-    for entry in entries:
-        tree.add(leaf_hash(entry))
-    return tree.root()
-
-
 def _number(index: int) -> str:
     groups = [f"{index % 1000:03d}"]
     while index := index // 1000:

@@ -34,7 +34,10 @@ from verification.fsck_schema import (
 REFUSALS = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
 REASONS = (*REFUSALS, "late", "no-eligible-auditor", "unaudited", "unconfirmed", "disputed", "failed-audit")
 CASE_FILES = {"failed-audit": ("payload", "start_state"), "malformed-payload": ("payload",)}
-"""The reasons that always have a case, and its files; their digests are the opening's (section 11)."""
+"""The reasons that always have a case, and its files; their digests are the opening's (section 11).
+
+A case of a `failed-audit` of which not all segments were drawn has the file `trace` too.
+"""
 DIFFERENCES = ("trace", "payload", "next_state", "loss")
 MILLION = 1_000_000
 
@@ -87,7 +90,12 @@ _CONFIG: dict[str, dict[str, Shape]] = {
     },
     "outer": {"lr": hex_float},
     "compression": {"chunk": integer(32), "k": integer(8), "error_feedback": hex_float},
-    "audit": {"rate_ppm": _PPM, "second_look_ppm": _PPM, "probation_rounds": _NUMBER},
+    "audit": {
+        "rate_ppm": _PPM,
+        "second_look_ppm": _PPM,
+        "probation_rounds": _NUMBER,
+        "segments": _NUMBER,
+    },
     "credit": {"vest_rounds": _NUMBER, "strikes": integer(1), "operator_cap_ppm": _PPM},
     "state": {"policy": choice("snapshot", "reset"), "every": integer(1)},
     "timing": {
@@ -154,10 +162,14 @@ _ROSTER_ENTRY = members(
         "positions": _POSITIONS,
         "start_state": BLAKE3,
         "audit_ppm": _PPM,
+        "audit_segments": integer(1),
     }
 )
 _AUDITOR = members({"member": NAME, "key": KEY, "operator": NAME, "class": CLASS})
-_CALLED = list_of(members({"auditors": list_of(NAME), "slot": _NUMBER}))
+_DRAWN = list_of(members({"auditors": list_of(NAME), "segments": _SLOTS, "slot": _NUMBER}))
+_LOOKS = list_of(members({"auditors": list_of(NAME), "slot": _NUMBER}))
+_LEAF = pattern("(sha256:)?[0-9a-f]{64}", "a sha256 digest, or 64 hex digits")
+"""In a verdict: a leaf's digest, or its hash in the tree."""
 _ACCEPTED = members(
     {"member": NAME, "payload": BLAKE3, "slot": _NUMBER, "tokens": _NUMBER, "weight": _NUMBER}
 )
@@ -220,7 +232,7 @@ RECORDS: dict[str, Shape] = {
             "pulse": nullable(integer(1)),
         }
     ),
-    "draw": members({**_OF_TURN, **_DRAW, "beacon": nullable(_PULSE), "drawn": _CALLED}),
+    "draw": members({**_OF_TURN, **_DRAW, "beacon": nullable(_PULSE), "drawn": _DRAWN}),
     "served": members({**_OF_TURN, "served": _SLOTS, "unserved": _SLOTS}),
     "verdict": members(
         {
@@ -233,13 +245,13 @@ RECORDS: dict[str, Shape] = {
             "differs": list_of(choice(*DIFFERENCES)),
             "payload": BLAKE3,
             "next_state": BLAKE3,
-            "trace": list_of(SHA256),
-            "loss_first": _NUMBER,
+            "trace": list_of(_LEAF),
+            "loss_first": nullable(_NUMBER),
             "loss_last": _NUMBER,
             "class": CLASS,
         }
     ),
-    "second-draw": members({**_OF_TURN, **_DRAW, "looks": _CALLED}),
+    "second-draw": members({**_OF_TURN, **_DRAW, "looks": _LOOKS}),
     "round-close": members(
         {
             **_OF_TURN,
@@ -294,6 +306,7 @@ class Settings:
     audit_ppm: int
     second_look_ppm: int
     probation: int
+    audit_segments: int
     vest_rounds: int
     strikes: int
     cap_ppm: int
@@ -328,6 +341,7 @@ class Settings:
             audit_ppm=audit["rate_ppm"],
             second_look_ppm=audit["second_look_ppm"],
             probation=audit["probation_rounds"],
+            audit_segments=audit["segments"],
             vest_rounds=credit["vest_rounds"],
             strikes=credit["strikes"],
             cap_ppm=credit["operator_cap_ppm"],
@@ -341,3 +355,7 @@ class Settings:
             required=manifest["witnessing"]["required"],
             allow=config["identity"]["allow"],
         )
+
+    def segments(self, steps: int) -> int:
+        """Into how many segments so many local steps are cut (section 7)."""
+        return -(-steps // self.trace_every)

@@ -99,6 +99,8 @@ class TurnState:
     short: bool = False
     """Whether the draw is short."""
     drawn: dict[int, list[str]] = field(default_factory=dict)
+    segments: dict[int, list[int]] = field(default_factory=dict)
+    """The segments drawn of each drawn slot, ascending."""
     served_record: Record | None = None
     served: set[int] = field(default_factory=set)
     unserved: set[int] = field(default_factory=set)
@@ -237,6 +239,7 @@ def _check_line(run: Run, turn: TurnState, line: Record, where: str) -> None:
         "positions": pieces,
         "start_state": ledger.start_state(turn.open["round"], known["member"]),
         "audit_ppm": ledger.audit_ppm(known["member"]),
+        "audit_segments": ledger.audit_segments(known["member"], line["steps"]),
     }
     for key, want in expected.items():
         what = f"the {key} of slot {slot} in the roster of {turn.name} is wrong"
@@ -332,7 +335,7 @@ def _mismatch(run: Run, turn: TurnState, slot: int) -> str | None:
         "class": line["class"],
         "tokens": windows * run.settings.context,
         "start_state": line["start_state"],
-        "trace_leaves": -(-line["steps"] // run.settings.trace_every),
+        "trace_leaves": run.settings.segments(line["steps"]) + 1,
     }
     wrong = [key for key, want in fixed.items() if opening[key] != want]
     wrong += [key for key in ("member", "key") if reveal[key] != line[key]]

@@ -25,6 +25,7 @@ from verification.records import (
     Verdict,
 )
 from verification.sealing import open_record, verified_record
+from verification.segments import segment_count
 from verification.state import RunState, Turn
 
 
@@ -168,7 +169,7 @@ def tokens_of(state: RunState, entry: RosterEntry) -> int:
 
 def _sizes(state: RunState, entry: RosterEntry) -> tuple[int, int]:
     """What an opening must say of its length: predicted positions, and leaves of the trace."""
-    return tokens_of(state, entry), -(-entry.steps // state.config["train"]["trace_every"])
+    return tokens_of(state, entry), segment_count(entry.steps, state.config["train"]["trace_every"]) + 1
 
 
 def snapshot_due(state: RunState, slot: int) -> bool:
@@ -216,6 +217,6 @@ def check_verdict(turn: Turn, slot: int, look: int, auditor: str, data: bytes) -
         raise ProtocolError("a verdict belongs elsewhere", expected=expected, got=got)
     if record.numerics_class != turn.open.entry(slot).numerics_class:
         raise ProtocolError("a verdict was computed in another numerics class", got=record.numerics_class)
-    if not verdict_is_sound(record, turn.reveals[slot]):
+    if not verdict_is_sound(record, turn.reveals[slot], turn.drawn_segments(slot)):
         raise ProtocolError("a verdict's outcome does not follow from its values", got=record.differs)
     return record

@@ -14,6 +14,7 @@ from verification.merkle import leaf_hash, root
 from verification.records import (
     Claim,
     Draw,
+    DrawnSlot,
     Missed,
     Opening,
     Reveal,
@@ -23,24 +24,36 @@ from verification.records import (
     SlotAuditors,
     Verdict,
 )
+from verification.segments import looked_into
 
 Look = tuple[int, int]  # (slot, 1 or 2)
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """What a recomputation of a contribution gave. `trace` holds the leaf digests, losses are micronats."""
+    """What a recomputation of a contribution, or of some segments of it, gave.
+
+    `trace` holds the leaf digests, and the bare leaf hashes of what was not looked into; losses are
+    micronats, the first None when its segment was not among them.
+    """
 
     payload: str
     next_state: str
     trace: tuple[str, ...]
-    loss_first: int
+    loss_first: int | None
     loss_last: int
 
 
 def trace_root(leaves: Sequence[str]) -> str:
-    """`sha256:` RFC 6962 root over the 32-byte leaf digests."""
-    return "sha256:" + root([leaf_hash(bytes.fromhex(digest_hex(leaf))) for leaf in leaves]).hex()
+    """`sha256:` RFC 6962 root over the 32-byte leaf digests; what is bare hex is a leaf hash already."""
+    return "sha256:" + root([trace_leaf_hash(leaf) for leaf in leaves]).hex()
+
+
+def trace_leaf_hash(leaf: str) -> bytes:
+    """The RFC 6962 leaf hash of a leaf of the trace; bare hex is one already."""
+    if ":" in leaf:
+        return leaf_hash(bytes.fromhex(digest_hex(leaf)))
+    return bytes.fromhex(leaf)
 
 
 def differences(opening: Opening, done: Recomputed) -> tuple[Claim, ...]:
@@ -52,13 +65,20 @@ def differences(opening: Opening, done: Recomputed) -> tuple[Claim, ...]:
         differs.append("payload")
     if opening.next_state != done.next_state:
         differs.append("next_state")
-    if (opening.loss_first, opening.loss_last) != (done.loss_first, done.loss_last):
+    first = opening.loss_first if done.loss_first is None else done.loss_first
+    if (opening.loss_first, opening.loss_last) != (first, done.loss_last):
         differs.append("loss")
     return tuple(differs)
 
 
-def verdict_is_sound(verdict: Verdict, reveal: Reveal) -> bool:
-    """Whether a verdict's outcome follows from the values it states and the opening it judges."""
+def verdict_is_sound(verdict: Verdict, reveal: Reveal, segments: Sequence[int]) -> bool:
+    """Whether a verdict states what an audit of `segments` looks into, and its outcome follows from that."""
+    count = reveal.opening.trace_leaves - 1
+    stated = {place for place, leaf in enumerate(verdict.trace) if ":" in leaf}
+    if len(verdict.trace) != count + 1 or stated != looked_into(segments, count):
+        return False
+    if (verdict.loss_first is None) != (0 not in segments):
+        return False
     done = Recomputed(
         verdict.payload, verdict.next_state, verdict.trace, verdict.loss_first, verdict.loss_last
     )
@@ -158,7 +178,7 @@ def _was_asked(turn: TurnEvidence, slot: int) -> bool:
     return slot in turn.committed and slot not in turn.refused and slot not in turn.unserved
 
 
-def _missed(item: SlotAuditors, look: int, verdicts: Mapping[Look, Verdict]) -> list[Missed]:
+def _missed(item: SlotAuditors | DrawnSlot, look: int, verdicts: Mapping[Look, Verdict]) -> list[Missed]:
     given = verdicts.get((item.slot, look))
     stop = item.auditors.index(given.auditor) if given else len(item.auditors)
     return [Missed(item.slot, 1 if look == 1 else 2, name) for name in item.auditors[:stop]]

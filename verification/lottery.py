@@ -203,6 +203,15 @@ def draw_audits(seed: str, roster: Iterable[Candidate], auditors: Sequence[Audit
     )
 
 
+def draw_segments(seed: str, slot: int, wanted: int, count: int) -> tuple[int, ...]:
+    """`wanted` of a slot's `count` segments, ascending, each set equally likely; all when that is as many."""
+    left = list(range(count))
+    if wanted >= count:
+        return tuple(left)
+    taken = [left.pop(uniform(seed, f"segments/{slot}/{i}", count - i)) for i in range(wanted)]
+    return tuple(sorted(taken))
+
+
 def _shuffled(seed: str, entry: Candidate, auditors: Sequence[Auditor]) -> tuple[str, ...]:
     eligible = [
         auditor.member

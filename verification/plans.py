@@ -21,6 +21,7 @@ from verification.lottery import (
     draw_audits,
     draw_second_looks,
     draw_seed,
+    draw_segments,
 )
 from verification.notes import Cosigned
 from verification.records import (
@@ -30,6 +31,7 @@ from verification.records import (
     Base,
     Credit,
     Draw,
+    DrawnSlot,
     Rejected,
     Requeued,
     RosterEntry,
@@ -40,6 +42,7 @@ from verification.records import (
     SlotAuditors,
     WitnessLink,
 )
+from verification.segments import segment_count, steps_in
 from verification.state import RunState, Turn
 from verification.witnessing import check_named, checked_links, is_short, late_cosigners, parse_head
 
@@ -79,6 +82,7 @@ def plan_open(state: RunState, witnesses: Sequence[str] = ()) -> RoundOpen:
                 positions,
                 start or state.manifest.zero_state,
                 EVERY_TIME if watched else auditing["rate_ppm"],
+                _segments_to_audit(state, state.pace[slot], watched=watched),
             )
         )
     inner_lr, outer_lr = learning_rates(config, state.round, max((e.steps for e in roster), default=0))
@@ -102,6 +106,13 @@ def plan_open(state: RunState, witnesses: Sequence[str] = ()) -> RoundOpen:
         boundary and config["state"]["policy"] == "snapshot",
         tuple(witnesses),
     )
+
+
+def _segments_to_audit(state: RunState, steps: int, *, watched: bool) -> int:
+    """How many segments a draw looks into: all of a watched member's, and where the manifest says 0."""
+    count = segment_count(steps, state.config["train"]["trace_every"])
+    wanted: int = state.config["audit"]["segments"]
+    return count if watched or wanted == 0 else min(wanted, count)
 
 
 Links = Mapping[str, tuple[str, str]]  # of witnesses, by name: link and proof
@@ -143,8 +154,18 @@ def plan_draw(state: RunState, head: str, link: str, links: Links, beacon: Pulse
         for e in turn.open.roster
     ]
     drawn = draw_audits(seed, roster, _auditors(turn))
-    slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
+    slots = tuple(
+        DrawnSlot(item.slot, item.auditors, _segments(state, seed, item.slot, whole=item.slot in certain))
+        for item in drawn
+    )
     return Draw(PROTOCOL, state.run, state.round, state.attempt, head, link, shown, seed, slots, beacon)
+
+
+def _segments(state: RunState, seed: str, slot: int, *, whole: bool) -> tuple[int, ...]:
+    """Which segments of a drawn slot are looked into (section 6)."""
+    entry = state.open_turn.open.entry(slot)
+    count = segment_count(entry.steps, state.config["train"]["trace_every"])
+    return draw_segments(seed, slot, count if whole else entry.audit_segments, count)
 
 
 def _without_pulse(state: RunState, head: Cosigned, shown: Pulse | None) -> bool:
@@ -309,6 +330,13 @@ def _left_over(state: RunState, turn: Turn) -> tuple[tuple[Requeued, ...], int]:
     return left, cursor
 
 
+def audited_tokens(state: RunState, turn: Turn, slot: int) -> int:
+    """Predicted positions in the segments of a slot that the draw looks into: what an audit of it earns."""
+    train, context = state.config["train"], state.manifest.dataset["context"]
+    steps = steps_in(turn.drawn_segments(slot), turn.open.entry(slot).steps, train["trace_every"])
+    return int(steps * train["batch"] * context)
+
+
 def standings_after(state: RunState, turn: Turn, outcomes: tuple[Outcome, ...]) -> dict[str, Standing]:
     """Everyone's standing after the turn (section 10)."""
     batch, context = state.config["train"]["batch"], state.manifest.dataset["context"]
@@ -318,7 +346,7 @@ def standings_after(state: RunState, turn: Turn, outcomes: tuple[Outcome, ...]) 
     reasons = {o.entry.slot: o.reason for o in outcomes}
     for (slot, _), verdict in sorted(turn.verdicts.items()):
         if bears_out(reasons[slot], verdict.outcome):
-            earned.append((verdict.auditor, tokens[slot]))
+            earned.append((verdict.auditor, audited_tokens(state, turn, slot)))
     result = TurnResult(
         turn.open.turn,
         earned,

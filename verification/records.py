@@ -124,6 +124,7 @@ class RosterEntry:
     positions: tuple[Range, ...]
     start_state: str
     audit_ppm: int
+    audit_segments: int
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,15 @@ class SlotAuditors:
 
 
 @dataclass(frozen=True)
+class DrawnSlot:
+    """A drawn slot: its segments to look into, ascending, and its auditors in the order they are asked."""
+
+    slot: int
+    auditors: tuple[str, ...]
+    segments: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class WitnessLink:
     """A witness's link for a draw, with its proof that it is for this head; null for both when none came."""
 
@@ -314,13 +324,13 @@ class Draw:
     link: str
     links: tuple[WitnessLink, ...]
     seed: str
-    drawn: tuple[SlotAuditors, ...]
+    drawn: tuple[DrawnSlot, ...]
     beacon: Pulse | None = None
 
 
 @dataclass(frozen=True)
 class Served:
-    """Who served the start state that the draw asked for."""
+    """Who served what the draw asked for: the start state, and a trace opened where segments are drawn."""
 
     kind: ClassVar[str] = "served"
     protocol: int
@@ -333,7 +343,11 @@ class Served:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an auditor computed from the same start, and where it differs from the opening."""
+    """What an auditor computed from the same start, and where it differs from the opening.
+
+    `trace` has a digest where the draw looked into the trace, and elsewhere a leaf hash as it was served.
+    `loss_first` is None unless the first segment was drawn.
+    """
 
     kind: ClassVar[str] = "verdict"
     protocol: int
@@ -349,14 +363,14 @@ class Verdict:
     payload: str
     next_state: str
     trace: tuple[str, ...]
-    loss_first: int
+    loss_first: int | None
     loss_last: int
     numerics_class: str
 
     def __post_init__(self) -> None:
         require_digests("blake3", self.payload, self.next_state)
-        require_digests("sha256", *self.trace)
-        require_counts(self.loss_first, self.loss_last)
+        require_digests("sha256", *(leaf for leaf in self.trace if not HEX32.match(leaf)))
+        require_counts(self.loss_first or 0, self.loss_last)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,15 @@ class Turn:
     verdicts: Mapping[Look, Verdict] = field(default_factory=dict)
     second: SecondDraw | None = None
 
+    def drawn_segments(self, slot: int) -> tuple[int, ...]:
+        """The segments of a slot that the draw names; none when it is not drawn."""
+        drawn = self.draw.drawn if self.draw else ()
+        return next((item.segments for item in drawn if item.slot == slot), ())
+
+    def segments(self, slot: int) -> int:
+        """How many segments the revealed contribution of a slot has."""
+        return self.reveals[slot].opening.trace_leaves - 1
+
     @property
     def evidence(self) -> TurnEvidence:
         """What settling needs; ProtocolError before the second draw is in the log."""

@@ -17,6 +17,7 @@ from model.arrays import (
     arrays_digest,
     arrays_from_bytes,
     arrays_from_safetensors,
+    arrays_length,
     arrays_to_bytes,
     flatten,
     safetensors_bytes,
@@ -71,6 +72,18 @@ def test_bytes_round_trip_to_the_bit(arrays):
     assert kinds(again) == kinds(arrays)
     assert all(again[name].tobytes() == arrays[name].tobytes() for name in arrays)
     assert arrays_digest(arrays) == "blake3:" + blake3(data).hexdigest()
+
+
+@given(ARRAYS)
+def test_the_length_is_known_before_the_bytes_are(arrays):
+    assert arrays_length(kinds(arrays)) == len(arrays_to_bytes(arrays))
+
+
+def test_lengths_in_numbers():
+    assert arrays_length({}) == 24
+    # Length of the name, name, type, rank, and eight bytes a dimension; then the elements.
+    assert arrays_length({"a": (np.float32, (1 << 20, 3))}) == 24 + 2 + 1 + 1 + 1 + 16 + 12 * (1 << 20)
+    assert arrays_length({"é": (np.int64, ()), "b": ("f8", (0,))}) == 24 + (2 + 2 + 2 + 8) + (2 + 1 + 2 + 8)
 
 
 @given(ARRAYS, st.data())

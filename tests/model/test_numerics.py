@@ -1,7 +1,6 @@
 """Profiles and classes: exact bits do not depend on threads, and wrong use is refused in words."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,32 +30,6 @@ def run_fresh(code, **variables):
 def test_importing_array_code_does_not_import_torch():
     code = "import sys, model.numerics, model.arrays, model.init, model.export; print('torch' in sys.modules)"
     assert run_fresh(code) == "False"
-
-
-def test_exact_bits_do_not_depend_on_the_number_of_threads():
-    code = (
-        "from model import numerics\n"
-        "for threads in (2, 3, 7):\n"
-        "    numerics.prepare('exact', threads)\n"
-        "    import torch\n"
-        "    assert torch.get_num_threads() == threads\n"
-        "    print(numerics.numerics_class('exact', threads), numerics.probe_digest())\n"
-    )
-    # Without MKL_DYNAMIC=FALSE MKL would use no more threads than there are cores.
-    answers = run_fresh(code, MKL_DYNAMIC="FALSE", OMP_WAIT_POLICY="passive").splitlines()
-    assert torch.get_num_threads() == 1
-    assert answers == [f"{numerics.numerics_class('exact', 1)} {numerics.probe_digest()}"] * 3
-
-
-def test_the_probe_notices_other_arithmetic():
-    exact = numerics.probe_digest()
-    assert exact == numerics.probe_digest()
-    native = run_fresh(
-        "from model import numerics; numerics.prepare('native', 1); print(numerics.probe_digest())",
-        ATEN_CPU_CAPABILITY="default",
-    )
-    assert re.fullmatch("sha256:[0-9a-f]{64}", native)
-    assert native != exact
 
 
 def test_torch_imported_too_early_is_refused_with_a_way_out():

@@ -31,11 +31,11 @@ class Stage:
         return Forger(self.run, target, self.keys["coordinator"], chain_of(self.home, RunFolder(self.run)))
 
 
-def stage(folder: Path, **sections: Any) -> Stage:
+def stage(folder: Path, kind: str = "lazy", **sections: Any) -> Stage:
     run, home = folder / "run", folder / "home"
     sections.setdefault("audit", {"probation_rounds": 1, "second_look_ppm": 0})
     sections.setdefault("outer", {"momentum": 0.9})
-    tiny_run(run, home, tiny_config(**sections), drills={"c03": "lazy"})
+    tiny_run(run, home, tiny_config(**sections), drills={"c03": kind})
     return Stage(run, home, keys_of(home, RunFolder(run)))
 
 

@@ -283,13 +283,24 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 
 def test_lazy_does_half_and_claims_all(scene: Scene) -> None:
-    honest, lazy = scene.work(scene.player(None)), scene.work(scene.player("lazy"))
-    forms = state_specs(scene.player(None).job.specs, "local")
-    steps = [int(arrays_from_bytes(work.next_state, forms)["step"]) for work in (honest, lazy)]
-    assert steps == [4, 3]  # two rounds of two steps, the second one halved
+    player = scene.player(None)
+    honest, lazy = scene.work(player), scene.work(scene.player("lazy"))
+    forms = state_specs(player.job.specs, "local")
+    states = [arrays_from_bytes(work.next_state, forms) for work in (honest, lazy)]
+    assert [int(state["step"]) for state in states] == [4, 4]  # it claims two rounds of two steps
+    # And has done the first of the second round's.
+    entry = scene.open.entry(4)
+    (first, _) = entry.positions[0]
+    half = replace(entry, steps=1, positions=((first, first + 2),))
+    start = player.job.state(player.vault.get("states", entry.start_state) or b"", entry.start_state)
+    weights = player.job.weights(scene.checkpoint, scene.open.base.weights)
+    done = do_work(player.job, player.data, scene.open, half, weights, start)
+    true = arrays_from_bytes(done.next_state, forms)
+    assert int(true["step"]) == 3
+    assert all(np.array_equal(states[1][name], true[name]) for name in ("adam_m", "adam_v"))
+    assert lazy.payload == done.payload != honest.payload
     assert len(lazy.claims.trace) == len(honest.claims.trace)
-    assert lazy.claims.loss_first == honest.claims.loss_first
-    assert lazy.payload != honest.payload
+    assert lazy.claims.loss_first == honest.claims.loss_first == lazy.claims.loss_last
 
 
 def test_random_is_noise_of_an_honest_norm(scene: Scene) -> None:
@@ -457,14 +468,14 @@ def test_nobody_is_asked_otherwise_because_of_a_drill(stories: Any, kind: str) -
     commits = [index for index, (method, _) in enumerate(drill.calls) if method == "commit"]
     lie = commits[RULES[kind].first_lie]
     assert drill.calls[: lie + 1] == honest.calls[: lie + 1]
-    # After it the auditors get bytes of the log, the checkpoint and the state, the same six as ever.
+    # After it the auditors get bytes of the log, the checkpoint and the state, the same eight as ever.
     shapes = {
         tuple(type(value) for value in arguments)
         for method, asked in drill.calls
         for arguments in asked.values()
         if method == "audit"
     }
-    assert shapes == {(bytes, int, int, bytes, bytes, bytes)}
+    assert shapes == {(bytes, int, int, list, bytes, bytes, bytes, type(None))}
 
 
 @pytest.mark.parametrize("kind", sorted(RULES))

@@ -339,7 +339,7 @@ import hashlib, json, sys
 import numpy as np
 from numpy._core._multiarray_umath import __cpu_features__
 from pipeline.aggregation import AggregationConfig, Contribution, initial_outer, outer_step
-from pipeline.compression import Codec, with_error_feedback
+from pipeline.compression import Codec, accumulate, encode_with_residue
 
 codec = Codec(4096, 64, 50_000)
 digests = []
@@ -353,7 +353,7 @@ for optimizer in ("nesterov", "adamw"):
             update = np.random.default_rng(10 * turn + slot).random(50_000, dtype=np.float32)
             update -= np.float32(0.5)
             update *= update * update
-            payload, error = with_error_feedback(codec, update, error, 0.95)
+            payload, error = encode_with_residue(codec, accumulate(codec, update, error, 0.95))
             sparse = codec.decode(payload)
             arrays = (error, sparse.indices, sparse.values, sparse.norm_terms)
             parts = [payload, *(array.tobytes() for array in arrays), sparse.norm().hex().encode()]

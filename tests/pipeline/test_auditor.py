@@ -37,9 +37,11 @@ class Case:
             self.here.sealed(open_, key),
             other.get("slot", 0),
             other.get("look", 1),
+            other.get("segments", [0, 1]),
             other.get("reveal", self.reveal),
             other.get("checkpoint", self.here.checkpoint),
             other.get("state", self.state),
+            other.get("trace"),
         )
 
     def told(self, **changes: Any) -> bytes:
@@ -72,15 +74,22 @@ def test_honest_work_passes_and_the_verdict_is_the_same_bytes_every_time(case: C
         ({"payload": "blake3:" + "0" * 64}, ("payload",)),
         ({"next_state": "blake3:" + "0" * 64}, ("next_state",)),
         ({"trace_root": "sha256:" + "0" * 64}, ("trace",)),
-        ({"trace_leaves": 9}, ("trace",)),
         ({"loss_first": 1}, ("loss",)),
-        ({"loss_last": 1, "trace_leaves": 1}, ("trace", "loss")),
+        ({"loss_last": 1, "trace_root": "sha256:" + "0" * 64}, ("trace", "loss")),
     ],
 )
 def test_each_lie_fails_and_is_named(case: Case, changes: dict[str, Any], differs: tuple[str, ...]) -> None:
     verdict = verdict_of(case, case.audit(reveal=case.told(**changes)))
     assert (verdict.outcome, verdict.differs) == ("fail", differs)
     assert verdict.payload == case.record.opening.payload
+
+
+@pytest.mark.parametrize("leaves", [0, 1, 2, 4, 9, 2**53 - 1])
+def test_a_trace_of_another_length_than_the_works_gets_no_verdict(case: Case, leaves: int) -> None:
+    """Intake refuses such a reveal before anybody is drawn."""
+    assert case.record.opening.trace_leaves == 3
+    with pytest.raises(ProtocolError, match="too long or short"):
+        case.audit(reveal=case.told(trace_leaves=leaves))
 
 
 def test_pieces_of_another_place_get_no_verdict(case: Case) -> None:

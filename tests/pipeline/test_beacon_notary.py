@@ -98,7 +98,7 @@ def test_a_draw_with_a_pulse_must_fit_an_entry() -> None:
 
     def fits(length: int, *, with_beacon: bool) -> bool:
         try:
-            check_draw_fits("o", key_, 1, ["a" * length], WITNESSES, beacon=with_beacon)
+            check_draw_fits("o", key_, 1, ["a" * length], WITNESSES, segments=1, beacon=with_beacon)
         except UsageError:
             return False
         return True

@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.compression import SCALES, Codec, Sparse, with_error_feedback
+from pipeline.compression import SCALES, Codec, Sparse, accumulate, encode_with_residue
 from verification.errors import FormatError, UsageError, WorkError
 
 SMALL = Codec(32, 8, 32)
 # Indices 0 to 7: low bits 0 1 2 3 0 1 2 3, high parts 0 0 0 0 1 1 1 1.
 EMPTY = bytes([0, 0x1B, 0x1B, 0b11110111, 0b10000000, 0, 0])
+
+
+def with_error_feedback(codec: Codec, update: np.ndarray, error: np.ndarray, beta: float) -> tuple:
+    return encode_with_residue(codec, accumulate(codec, update, error, beta))
 
 
 def slow_pack(codec: Codec, chunks: list[tuple[int, list[tuple[int, int, int]]]]) -> bytes:
@@ -446,8 +450,7 @@ def test_error_feedback_conserves(case: tuple[Codec, np.ndarray], beta: float, s
     error = heavy_tailed(seed, codec.length)
     before = update.copy(), error.copy()
     payload, following = with_error_feedback(codec, update, error, beta)
-    assert np.array_equal(before[0], update)
-    assert np.array_equal(before[1], error)
+    assert all(np.array_equal(*pair) for pair in zip(before, (update, error), strict=True))
     # The f32 of an f64 product and of an f64 sum of two f32 are the f32 operations, rounded once.
     product = (np.float64(np.float32(beta)) * error.astype(np.float64)).astype(np.float32)
     total = np.array([math.fsum(pair) for pair in zip(product, update, strict=True)]).astype(np.float32)
@@ -462,9 +465,7 @@ def test_error_feedback_conserves(case: tuple[Codec, np.ndarray], beta: float, s
 def test_repeated_rounds_send_what_was_held_back() -> None:
     """With beta 1 the sum of what was sent plus what is held is what came in, up to f32 rounding."""
     codec = Codec(256, 8, 1000)
-    error = np.zeros(1000, dtype=np.float32)
-    sent = np.zeros(1000, dtype=np.float64)
-    came = np.zeros(1000, dtype=np.float64)
+    error, sent, came = np.zeros(1000, np.float32), np.zeros(1000), np.zeros(1000)
     for seed in range(40):
         update = heavy_tailed(seed, 1000)
         payload, error = with_error_feedback(codec, update, error, 1.0)
@@ -492,8 +493,7 @@ def test_memory_of_encoding_is_bounded() -> None:
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = Codec(64, 8, 64 * 50 + 20)
     vector = heavy_tailed(3, codec.length)
-    payload = codec.encode(vector)
-    values = codec.decode(payload).values
+    values = codec.decode(payload := codec.encode(vector)).values
     monkeypatch.setattr("pipeline.compression._BLOCK", 192)
     assert codec.encode(vector) == payload
     assert np.array_equal(codec.decode(payload).values, values)

@@ -262,7 +262,7 @@ def dying(site: Site, at: int | None) -> int:
 
     verbs = ("missing_files", "store_file", "enrol")
     for kind, names in (
-        (Contributor, (*verbs, "commit", "reveal", "serve_state")),
+        (Contributor, (*verbs, "commit", "reveal", "serve_state", "serve_trace")),
         (Auditor, (*verbs, "audit")),
     ):
         for name in names:
@@ -385,13 +385,13 @@ def test_what_was_found_before_a_kill_and_not_after_it_leaves_nothing(lazy: Undi
 
         from pipeline import auditor
 
-        real = auditor.do_work
+        real = auditor.audit_segments
 
         def other(*args: Any) -> Any:
-            done = real(*args)
-            return replace(done, claims=replace(done.claims, loss_last=done.claims.loss_last + 1))
+            found = real(*args)
+            return replace(found, loss_last=found.loss_last + 1)
 
-        auditor.do_work = other
+        auditor.audit_segments = other
 
     with scratch() as root:
         site = lazy.fresh.copy(root / "evidence")

@@ -85,6 +85,7 @@ def opened() -> RunState:
 
 
 OPENED = opened()
+NO_CASE = AuditCase(b"", (), b"", b"", b"", None)
 NAMES = [*CONTRIBUTORS, *AUDITORS]
 garbage = st.one_of(
     st.none(),
@@ -139,8 +140,7 @@ def test_garbage_for_commitments_reveals_states_and_verdicts_is_nothing(value: A
     assert team.states(turn, [0, 1]) == {}
     for answer in team.reveals(OPENED, "head", {0: (1, []), 2: (2, [])}).values():
         assert answer is None or (type(answer.envelope), type(answer.payload)) == (bytes, bytes)
-    case = AuditCase(b"", b"", b"", b"")
-    assert team.verdicts(turn, 1, {0: ("a0", "a1")}, {0: case}) == {}
+    assert team.verdicts(turn, 1, {0: ("a0", "a1")}, {0: NO_CASE}) == {}
 
 
 @given(garbage)
@@ -263,7 +263,7 @@ def test_nobody_is_waited_for_without_an_end(mode: str, patience: int) -> None:
     team.commitments(turn, b"", b"")
     team.reveals(play.state, "head", {0: (1, [])})
     team.states(turn, [0])
-    team.verdicts(turn, 1, {0: ("a0",)}, {0: AuditCase(b"", b"", b"", b"")})
+    team.verdicts(turn, 1, {0: ("a0",)}, {0: NO_CASE})
     assert fakes.deadlines == dict.fromkeys(("commit", "reveal", "serve_state", "audit"), patience)
 
 
@@ -305,10 +305,10 @@ def test_auditors_are_asked_in_order_until_one_gives_a_sound_verdict() -> None:
     turn = state.open_turn
     assert turn.draw
     order = next(item.auditors for item in turn.draw.drawn if item.slot == 0)
-    case = AuditCase(b"open", b"reveal", b"checkpoint", b"state")
+    case = AuditCase(b"open", (1, 3), b"reveal", b"checkpoint", b"state", b"trace")
 
     def reply(name: str, *args: Any) -> Any:
-        assert args == (b"open", 0, 1, b"reveal", b"checkpoint", b"state")
+        assert args == (b"open", 0, 1, [1, 3], b"reveal", b"checkpoint", b"state", b"trace")
         if name == order[0]:
             raise TimeoutError
         record = verdict(state, 0, 1, name, "pass")

@@ -185,8 +185,8 @@ def test_a_broken_lineage_with_its_contributors_help(trusting: Stage, tmp_path: 
 def test_a_rubber_stamped_verdict(true: Stage, tmp_path: Path) -> None:
     """Contributor and both auditors agree on work that was never done."""
     forger = true.forger(tmp_path / "told")
-    leaves = ("sha256:" + "1" * 64,)
-    reveal = undone(true, forger, 1, trace_root=trace_root(leaves), trace_leaves=1)
+    leaves = ("sha256:" + "1" * 64, "sha256:" + "2" * 64)
+    reveal = undone(true, forger, 1, trace_root=trace_root(leaves), trace_leaves=2)
 
     def stamp(found: list[Entry]) -> list[Entry]:
         stamped: list[Entry] = []

@@ -28,7 +28,7 @@ from pipeline.run import View, continue_run, create_run, member_folder
 from verification.errors import BarnraiseError, UsageError
 from verification.keys import PrivateKey
 from verification.log import Log
-from verification.records import Draw, SecondDraw, SlotAuditors, Verdict
+from verification.records import Draw, DrawnSlot, SecondDraw, SlotAuditors, Verdict
 
 CONFIG: dict[str, dict[str, object]] = {
     "run": {"rounds": 3},
@@ -338,7 +338,7 @@ def test_auditors_are_counted_as_the_log_has_them(made: tuple[RunFolder, Path], 
     assert sum(count.first for count in counts) == sum(bool(order) for order in orders)
 
 
-def _items(draw: Draw | SecondDraw) -> Sequence[SlotAuditors]:
+def _items(draw: Draw | SecondDraw) -> Sequence[SlotAuditors | DrawnSlot]:
     return draw.drawn if isinstance(draw, Draw) else draw.looks
 
 

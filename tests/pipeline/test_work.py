@@ -42,7 +42,8 @@ def test_equal_assignments_give_equal_bytes_and_the_claims_are_of_these_bytes(he
     assert first.claims.payload == blake3_digest(first.payload)
     assert first.claims.next_state == blake3_digest(first.next_state)
     assert len(first.payload) == here.c0.job.codec.payload_bytes
-    assert len(first.claims.trace) == 2  # three steps, a leaf every two and one at the end
+    assert len(first.claims.trace) == 3  # three steps, a leaf every two and one at the end; the boundary
+    assert first.claims.loss_first is not None
     assert abs(first.claims.loss_first / 1e6 - np.log(300)) < 0.3  # as good as chance
 
 

@@ -58,6 +58,13 @@ def _tokens(story: Story, scene: Scene, slot: int) -> int:
     return windows * int(story.manifest.dataset["context"])
 
 
+def _audited(story: Story, scene: Scene, slot: int) -> int:
+    """Tokens of the steps that an audit of the drawn segments repeats, counted one by one."""
+    train, steps = story.manifest.config["train"], scene.open.entry(slot).steps
+    repeated = [step for step in range(steps) if step // train["trace_every"] in scene.segments[slot]]
+    return len(repeated) * int(train["batch"]) * int(story.manifest.dataset["context"])
+
+
 def _pay(story: Story, scene: Scene, accounts: dict[str, Account]) -> None:
     assert scene.close is not None
     accepted = {item.slot for item in scene.close.accepted}
@@ -66,7 +73,7 @@ def _pay(story: Story, scene: Scene, accounts: dict[str, Account]) -> None:
         accounts[item.member].earn(scene.open.turn, _tokens(story, scene, item.slot))
     for verdict in scene.verdicts:
         if verdict.slot in (accepted if verdict.outcome == "pass" else failed):
-            accounts[verdict.auditor].earn(scene.open.turn, _tokens(story, scene, verdict.slot))
+            accounts[verdict.auditor].earn(scene.open.turn, _audited(story, scene, verdict.slot))
 
 
 def _punish(scene: Scene, accounts: dict[str, Account], strikes: int) -> None:

@@ -73,9 +73,11 @@ class Allowed:
     operator: str
 
 
-def fix_source(patch: pytest.MonkeyPatch) -> None:
-    """Let members find the manifest's source, and the coordinator a validation without a model."""
+def fix_source(patch: pytest.MonkeyPatch, kept: int) -> None:
+    """Let members find the manifest's source, and everybody do without a model; `kept` as in Setting."""
     patch.setattr("pipeline.member.source_digest", lambda: SOURCE)
+    patch.setattr("pipeline.work.array_specs", lambda model: SPECS)
+    patch.setattr("pipeline.contributor.KEPT_BYTES", kept)
     stand_in = SimpleNamespace(validation=lambda windows: windows)
     patch.setattr(run, "Dataset", lambda *_: stand_in)
     patch.setattr(run, "evaluate", lambda model, weights, windows, batch: validation_loss(weights))
@@ -142,7 +144,7 @@ def _manifest(
         draw_chain=DrawChain(chain.end, chain.length),
         versions={"python": "simulated"},
         source=SOURCE,
-        dataset=dataset.to_json(),  # type: ignore[arg-type]
+        dataset=dataset.to_json(),
         arrays=tuple((spec.name, spec.shape) for spec in SPECS),
         initial=initial,
         zero_state=arrays_digest(zero_state(SPECS, config.train.mode)),

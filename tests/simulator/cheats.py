@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from model.arrays import Arrays
-from pipeline.work import Work
 from tests.simulator.garbage import garbage
 from tests.simulator.people import Cheat, Street
 from tests.simulator.setting import Person
-from tests.simulator.work import digest_of, other_payload, with_payload
+from tests.simulator.trace_cheats import TRACE_CHEATS
+from tests.simulator.work import Falsehood, Traced, digest_of, other_payload, with_payload
 from verification.encoding import blake3_digest
 from verification.errors import FormatError, ProtocolError
 from verification.keys import PrivateKey
@@ -22,44 +21,36 @@ from verification.sealing import open_record, seal_record
 
 
 class FalsePayload(Cheat):
-    def falsified(self, work: Work, open_: RoundOpen, entry: RosterEntry) -> Work:
+    def falsified(self, work: Traced, open_: RoundOpen, entry: RosterEntry) -> Traced:
         return with_payload(work, other_payload(self.job, f"{self.street.seed}/{self.name}/{open_.turn}"))
 
 
 class FalseState(Cheat):
-    def falsified(self, work: Work, open_: RoundOpen, entry: RosterEntry) -> Work:
+    def falsified(self, work: Traced, open_: RoundOpen, entry: RosterEntry) -> Traced:
         poisoned = bytearray(work.next_state)
         poisoned[-1] ^= 1
         state = bytes(poisoned)
-        return Work(work.payload, state, replace(work.claims, next_state=blake3_digest(state)))
-
-
-class FalseTrace(Cheat):
-    def falsified(self, work: Work, open_: RoundOpen, entry: RosterEntry) -> Work:
-        leaf = digest_of("sha256", self.street.seed, self.name, open_.turn)
-        return replace(work, claims=replace(work.claims, trace=(*work.claims.trace[:-1], leaf)))
-
-
-class FalseLoss(Cheat):
-    def falsified(self, work: Work, open_: RoundOpen, entry: RosterEntry) -> Work:
-        return replace(work, claims=replace(work.claims, loss_last=work.claims.loss_last // 2 + 1))
+        claims = replace(work.claims, next_state=blake3_digest(state))
+        return replace(work, next_state=state, claims=claims, false=Falsehood(boundary=True))
 
 
 class Impersonator(Cheat):
     """Hands in the whole work of another slot of the same turn: whoever knows the start state can."""
 
-    def falsified(self, work: Work, open_: RoundOpen, entry: RosterEntry) -> Work:
+    def falsified(self, work: Traced, open_: RoundOpen, entry: RosterEntry) -> Traced:
         others = [other for other in open_.roster if other.slot != entry.slot]
         if not others:
             return work
         theirs = self.street.shop.honest(self.job, open_.base, self.dice(open_.turn).choice(others))
-        return with_payload(work, theirs.payload) if self.dice(1, open_.turn).random() < 0.5 else theirs
+        if self.dice(1, open_.turn).random() < 0.5:
+            return with_payload(work, theirs.payload)
+        return replace(theirs, false=Falsehood(segments=frozenset(range(len(theirs.points)))))
 
 
 class Thief(Cheat):
     """Takes a payload that lies in the run folder, accepted or not."""
 
-    def falsified(self, work: Work, open_: RoundOpen, entry: RosterEntry) -> Work:
+    def falsified(self, work: Traced, open_: RoundOpen, entry: RosterEntry) -> Traced:
         found = sorted((self.street.public / "payloads").glob("[0-9a-f]*"))
         return with_payload(work, self.dice(open_.turn).choice(found).read_bytes()) if found else work
 
@@ -67,7 +58,7 @@ class Thief(Cheat):
 class BadPayload(Cheat):
     """Right length, right digest, and the codec has no such bytes."""
 
-    def falsified(self, work: Work, open_: RoundOpen, entry: RosterEntry) -> Work:
+    def falsified(self, work: Traced, open_: RoundOpen, entry: RosterEntry) -> Traced:
         payload = bytearray(work.payload)
         dice = self.dice(open_.turn)
         while True:
@@ -168,6 +159,10 @@ class Garbled(Cheat):
         true = super().serve_state(turn)
         return garbage(self.dice("serve", turn), true, self.key) if self._now("serve", turn) else true
 
+    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> Any:
+        true = super().serve_trace(turn, due, checkpoint)
+        return garbage(self.dice("trace", turn), true, self.key) if self._now("trace", turn) else true
+
     def _now(self, verb: str, turn: int) -> bool:
         return self.dice("now", verb, turn).random() < 0.4
 
@@ -211,15 +206,15 @@ class Replayer(Cheat):
 class Slow(Cheat):
     """Takes a minute a step."""
 
-    def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
-        work = super().compute(open_, entry, weights, start)
+    def made(self, open_: RoundOpen, entry: RosterEntry) -> Traced:
+        work = super().made(open_, entry)
         self.spent += 60_000 if self.cheats(open_.turn) else 0
         return work
 
 
 CHEATS: dict[str, type[Cheat]] = {
-    "false-payload": FalsePayload, "false-state": FalseState, "false-trace": FalseTrace,
-    "false-loss": FalseLoss, "wrong-field": WrongField, "equivocate": Equivocator, "silent": Silent,
-    "other-bytes": OtherBytes, "no-state": NoState, "impersonate": Impersonator, "steal": Thief,
-    "garbage": Garbled, "bad-payload": BadPayload, "replay": Replayer, "slow": Slow,
+    "false-payload": FalsePayload, "false-state": FalseState, "wrong-field": WrongField,
+    "equivocate": Equivocator, "silent": Silent, "other-bytes": OtherBytes, "no-state": NoState,
+    "impersonate": Impersonator, "steal": Thief, "garbage": Garbled, "bad-payload": BadPayload,
+    "replay": Replayer, "slow": Slow, **TRACE_CHEATS,
 }  # fmt: skip

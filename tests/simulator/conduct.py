@@ -14,7 +14,7 @@ from tests.simulator.story import Scene, Story
 
 # What a call that an honest member did not answer may lead to, and which verb that is. `late` costs the
 # round; the others are strikes, since the protocol cannot tell an unreachable member from an unwilling one.
-UNHEARD = {"late": "commit", "unrevealed": "reveal", "unserved": "serve_state"}
+UNHEARD = {"late": ("commit",), "unrevealed": ("reveal",), "unserved": ("serve_state", "serve_trace")}
 UNCERTAIN = ("unaudited", "unconfirmed", "disputed")
 
 
@@ -61,7 +61,7 @@ def _explained(story: Story, scene: Scene, slot: int, reason: str) -> bool:
     name = scene.open.entry(slot).member
     verdicts = scene.of(slot)
     if reason in UNHEARD:
-        return (scene.open.turn, UNHEARD[reason], name) in story.unheard
+        return any((scene.open.turn, verb, name) in story.unheard for verb in UNHEARD[reason])
     if reason == "no-eligible-auditor":
         return not eligible(scene, slot)
     if reason == "unaudited":
@@ -109,13 +109,15 @@ def accepted_once(story: Story) -> list[str]:
 
 
 def false_work_is_stopped(story: Story) -> list[str]:
-    """No work that an honest auditor judged false is accepted, and two such verdicts make it a fault."""
+    """No work whose falsehood an honest auditor's segments hold is accepted; two such verdicts: a fault."""
     found = []
     for scene in story.scenes:
         reasons = {line.slot: line.reason for line in scene.close.rejected} if scene.close else {}
         for slot in scene.reveals:
             judged = [v for v in scene.of(slot) if story.honest(v.auditor)]
-            false = story.lies(scene, slot)
+            false = story.shows(scene, slot)
+            if scene.of(slot) and story.lies(scene, slot) != bool(story.admitted(scene, slot)):
+                found.append(f"{scene.label}: slot {slot} is false elsewhere than it admits")
             found += [
                 f"{scene.label}: honest {v.auditor} gives {v.outcome} to slot {slot}"
                 for v in judged
@@ -130,7 +132,18 @@ def false_work_is_stopped(story: Story) -> list[str]:
                 found.append(f"{scene.label}: two honest auditors, slot {slot} is {reasons.get(slot)}")
             if slot not in reasons and not _escaped(story, scene, slot):
                 found.append(f"{scene.label}: slot {slot} met two honest auditors and is accepted")
+        found += _served_falsely(story, scene)
     return found
+
+
+def _served_falsely(story: Story, scene: Scene) -> list[str]:
+    """A trace that is not opened as it was committed to, where one is due, is not served."""
+    return [
+        f"{scene.label}: slot {slot} counts as served, with a trace that it did not commit to"
+        for slot in (scene.served.served if scene.served else ())
+        if len(scene.segments[slot]) < story.segments_of(scene, slot)
+        and (scene.open.turn, scene.open.entry(slot).member) in story.shop.shut
+    ]
 
 
 def _escaped(story: Story, scene: Scene, slot: int) -> bool:

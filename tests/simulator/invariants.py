@@ -18,6 +18,7 @@ from tests.simulator.conduct import (
     honest_keys_are_safe,
     no_unaudited_work,
 )
+from tests.simulator.draws import draws_follow_from_the_seed
 from tests.simulator.story import Story
 from verification.errors import BarnraiseError
 from verification.fsck import check_run
@@ -133,6 +134,7 @@ INVARIANTS: dict[str, Callable[[Story], list[str]]] = {
     "unaudited work": no_unaudited_work,
     "honest keys": honest_keys_are_safe,
     "accepted once": accepted_once,
+    "draws": draws_follow_from_the_seed,
     "heads": heads_are_prefixes,
     "credit": credit_is_accepted_tokens,
     "false work": false_work_is_stopped,

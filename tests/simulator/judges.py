@@ -9,27 +9,33 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from model.arrays import Arrays
 from pipeline.auditor import Auditor
-from pipeline.work import Work
+from pipeline.segment_audit import Case
+from pipeline.trace import OpenedTrace
 from tests.simulator.cheats import CHEATS
 from tests.simulator.garbage import garbage
 from tests.simulator.people import HonestContributor, Street, Stubbed
 from tests.simulator.setting import Person
-from tests.simulator.work import digest_of
+from tests.simulator.work import digest_of, looked_into
 from verification.envelope import open_envelope
 from verification.errors import BarnraiseError, ProtocolError
-from verification.judge import Recomputed
+from verification.judge import Recomputed, trace_leaf_hash
 from verification.log import Log
-from verification.records import RosterEntry, RoundOpen, Verdict
+from verification.records import Verdict
 from verification.sealing import open_record, parse_predicate, seal_record
 
 
 class HonestAuditor(Stubbed, Auditor):
     """Everything as shipped, but for the arithmetic."""
 
+    def compute(self, case: Case, segments: tuple[int, ...], opened: OpenedTrace | None) -> Recomputed:
+        task = self.street.shop.task(self.job, case.open.base, case.entry)
+        before = {segment: task.steps_at(segment - 1) if segment else 0 for segment in segments}
+        self.spent += sum(task.steps_at(s) - before[s] for s in segments) * self.person.speed
+        return task.audited(segments, opened)
 
-class BadAuditor(Stubbed, Auditor):
+
+class BadAuditor(HonestAuditor):
     """Judges falsely in most turns."""
 
     look = 1
@@ -46,15 +52,13 @@ class BadAuditor(Stubbed, Auditor):
         true = super().audit(open_envelope, slot, look, *rest)
         return self.said(true, slot) if self.bad(slot) else true
 
-    def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
-        work = super().compute(open_, entry, weights, start)
-        if not self.bad(entry.slot):
-            return work
-        return replace(work, claims=self.found(work.claims, open_, entry))
+    def compute(self, case: Case, segments: tuple[int, ...], opened: OpenedTrace | None) -> Recomputed:
+        claims = super().compute(case, segments, opened)
+        return self.found(claims, case, segments) if self.bad(case.entry.slot) else claims
 
-    def found(self, claims: Recomputed, open_: RoundOpen, entry: RosterEntry) -> Recomputed:
+    def found(self, claims: Recomputed, case: Case, segments: tuple[int, ...]) -> Recomputed:
         """What it says that it computed."""
-        del open_, entry
+        del case, segments
         return claims
 
     def said(self, verdict: bytes, slot: int) -> Any:
@@ -66,21 +70,29 @@ class BadAuditor(Stubbed, Auditor):
 class RubberStamp(BadAuditor):
     """Says what a cheat that it is friends with asked it to say."""
 
-    def found(self, claims: Recomputed, open_: RoundOpen, entry: RosterEntry) -> Recomputed:
-        return self.street.shop.told.get((open_.turn, entry.slot), claims)
+    def found(self, claims: Recomputed, case: Case, segments: tuple[int, ...]) -> Recomputed:
+        told = self.street.shop.told.get((case.open.turn, case.entry.slot))
+        if told is None:
+            return claims
+        looked = looked_into(segments, len(told.trace) - 1)
+        trace = tuple(
+            leaf if at in looked else trace_leaf_hash(leaf).hex() for at, leaf in enumerate(told.trace)
+        )
+        return replace(told, trace=trace, loss_first=told.loss_first if 0 in segments else None)
 
 
 class Accuser(BadAuditor):
     """Says of everybody that it found something else; each accuser something of its own."""
 
-    def found(self, claims: Recomputed, open_: RoundOpen, entry: RosterEntry) -> Recomputed:
-        place = (self.name, open_.turn, entry.slot)
+    def found(self, claims: Recomputed, case: Case, segments: tuple[int, ...]) -> Recomputed:
+        place = (self.name, case.open.turn, case.entry.slot)
         change: dict[str, Any] = self.dice("how", *place).choice(
             [
                 {"payload": digest_of("blake3", *place)},
                 {"next_state": digest_of("blake3", *place)},
                 {"trace": (*claims.trace[:-1], digest_of("sha256", *place))},
-                {"loss_first": claims.loss_first + 1},
+                {"trace": _instead(claims.trace, segments[0], digest_of("sha256", *place))},
+                {"loss_last": claims.loss_last + 1},
             ]
         )
         return replace(claims, **change)
@@ -89,14 +101,14 @@ class Accuser(BadAuditor):
 class Copier(BadAuditor):
     """At the second look, repeats the first verdict of the public log."""
 
-    def found(self, claims: Recomputed, open_: RoundOpen, entry: RosterEntry) -> Recomputed:
-        first = self._first(open_, entry) if self.look == 2 else None
+    def found(self, claims: Recomputed, case: Case, segments: tuple[int, ...]) -> Recomputed:
+        first = self._first(case) if self.look == 2 else None
         if first is None:
             return claims
         return Recomputed(first.payload, first.next_state, first.trace, first.loss_first, first.loss_last)
 
-    def _first(self, open_: RoundOpen, entry: RosterEntry) -> Verdict | None:
-        manifest = self.manifest
+    def _first(self, case: Case) -> Verdict | None:
+        manifest, place = self.manifest, (case.open.round, case.open.attempt, case.entry.slot)
         log = Log.open(
             self.street.public / "log", manifest.origin, None, manifest.log_vkey, manifest.witness_vkeys
         )
@@ -104,7 +116,7 @@ class Copier(BadAuditor):
             sealed = open_envelope(data)
             if sealed.predicate_type == "barnraise:verdict:v1":
                 verdict = parse_predicate(Verdict, sealed.peek())
-                if (verdict.round, verdict.attempt, verdict.slot) == (open_.round, open_.attempt, entry.slot):
+                if (verdict.round, verdict.attempt, verdict.slot) == place:
                     return verdict
         return None
 
@@ -134,12 +146,28 @@ class Misplacer(BadAuditor):
             {"numerics_class": "sim-z"},
             {"outcome": "pass" if record.outcome == "fail" else "fail"},
             {"differs": ("payload",), "outcome": "fail"},
+            {"loss_first": 7 if record.loss_first is None else None},
+            {"trace": tuple(_hash(leaf) for leaf in record.trace)},  # as if nothing had been looked into
+            {"trace": tuple(_leaf(leaf) for leaf in record.trace)},  # as if all of it had
+            {"trace": record.trace[:-1]},
         ]
         change = self.dice("change", self.turn, slot, self.look).choice(changes)
         try:
             return seal_record(replace(record, **change), self.key)
         except BarnraiseError:
             return verdict
+
+
+def _instead(trace: tuple[str, ...], at: int, leaf: str) -> tuple[str, ...]:
+    return (*trace[:at], leaf, *trace[at + 1 :])
+
+
+def _hash(leaf: str) -> str:
+    return trace_leaf_hash(leaf).hex()
+
+
+def _leaf(leaf: str) -> str:
+    return leaf if ":" in leaf else f"sha256:{leaf}"
 
 
 JUDGES: dict[str, type[BadAuditor]] = {

@@ -135,6 +135,15 @@ def _about_draws(story: Story, number: int) -> Iterator[Lie]:
             fields("draw", number, drawn=without("drawn", at)),
             f"the drawn slots of {where} do not follow from the seed",
         )
+        count = story.segments_of(scene, drawn.slot)
+        every = tuple(range(count))
+        told = every if drawn.segments != every else every[1:]
+        if count > 1:
+            yield Lie(
+                "other segments drawn",
+                fields("draw", number, drawn=item("drawn", at, segments=told)),
+                f"the segments of slot {drawn.slot} in {where} do not follow from the seed",
+            )
         others = drawn.auditors[::-1]
         if others != drawn.auditors:
             yield Lie(
@@ -171,6 +180,7 @@ def _about_roster(story: Story, number: int, dice: random.Random) -> Iterator[Li
         changes: dict[str, Any] = {
             "steps": entry.steps + 1,
             "audit_ppm": entry.audit_ppm // 2 + 1,
+            "audit_segments": entry.audit_segments + 1,
             "operator": "op-mine",
             "positions": tuple((start + 7, stop + 7) for start, stop in entry.positions),
         }

@@ -151,14 +151,16 @@ class Network:
         return Answer(value), member.spent - before
 
     def _remember(self, name: str, method: str, args: tuple[Any, ...], value: bytes) -> None:
+        turn: int
+        part: object = 0
         if method in JOINING:
-            turn, part = -1, 0
+            turn = -1
         elif method == "commit":
-            turn, part = self._turn_of[args[0]], 0
+            turn = self._turn_of[args[0]]
         elif method == "audit":
             turn, part = self._turn_of[args[0]], args[1:3]
         else:
-            turn, part = args[0], 0
+            turn = args[0]
         self.said.setdefault((name, method, turn, part), set()).add(value)
 
     @property

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from data_prep.dataset import Dataset
 from model.arrays import Arrays
 from pipeline.contributor import Contributor
 from pipeline.member import Member, Place
 from pipeline.vault import Committed
-from pipeline.work import Job, Work
+from pipeline.work import Job
 from tests.simulator.setting import Person
-from tests.simulator.work import Workshop
+from tests.simulator.work import Traced, Workshop
 from verification.records import Reveal, RosterEntry, RoundOpen
 from verification.sealing import open_record
 
@@ -53,17 +54,31 @@ class Stubbed(Member):
         del profile
         return self.person.numerics
 
-    def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
-        del weights, start  # they were checked to be the ones that the open names
-        self.spent += entry.steps * self.person.speed
-        return self.street.shop.honest(self.job, open_.base, entry)
+    @cached_property
+    def data(self) -> Dataset:
+        """Nothing that is here reads any."""
+        return None  # type: ignore[return-value]
 
 
 class HonestContributor(Stubbed, Contributor):
     """Everything as shipped, but for the arithmetic."""
 
+    def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Traced:
+        del weights, start  # they were checked to be the ones that the open names
+        self.spent += entry.steps * self.person.speed
+        work = self.made(open_, entry)
+        self.street.shop.learn(work.next_state)
+        if self.job.config.audit.segments:
+            for index, leaf in enumerate(work.points):
+                self._keep(index, leaf)
+        return work
 
-class Cheat(Stubbed, Contributor):
+    def made(self, open_: RoundOpen, entry: RosterEntry) -> Traced:
+        """The work itself."""
+        return self.street.shop.honest(self.job, open_.base, entry)
+
+
+class Cheat(HonestContributor):
     """A contributor that cheats in most turns."""
 
     def dice(self, *place: object) -> random.Random:
@@ -74,15 +89,17 @@ class Cheat(Stubbed, Contributor):
         """Whether it does in this turn."""
         return self.dice("cheats", turn).random() < 0.7
 
-    def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
-        work = super().compute(open_, entry, weights, start)
+    def made(self, open_: RoundOpen, entry: RosterEntry) -> Traced:
+        work = super().made(open_, entry)
+        shop, place = self.street.shop, (open_.turn, entry.slot)
         if self.cheats(open_.turn):
-            work = self.falsified(work, open_, entry)
+            # Made again for an audit it is the same, whatever lies in the run folder by then.
+            work = shop.made.get(place) or self.falsified(work, open_, entry)
         # Auditors that are bought are told what to say.
-        self.street.shop.told[open_.turn, entry.slot] = work.claims
+        shop.made[place], shop.told[place], shop.false[place] = work, work.claims, work.false
         return work
 
-    def falsified(self, work: Work, open_: RoundOpen, entry: RosterEntry) -> Work:
+    def falsified(self, work: Traced, open_: RoundOpen, entry: RosterEntry) -> Traced:
         """The claims it makes instead of the true ones."""
         del open_, entry
         return work

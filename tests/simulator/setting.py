@@ -12,7 +12,11 @@ from typing import Any
 CHEATS = (
     "false-payload", "false-state", "false-trace", "false-loss", "wrong-field", "equivocate", "silent",
     "other-bytes", "no-state", "impersonate", "steal", "garbage", "bad-payload", "replay", "slow",
+    "false-segment", "false-boundary", "planted-state", "other-leaves", "no-trace",
+    "fickle-trace",
 )  # fmt: skip
+# Found by some audits only, so there are more of them.
+IN_SEGMENTS = ("false-segment", "false-segment", "false-segment", "false-trace", "planted-state")
 BAD_JUDGES = ("rubber-stamp", "accuse", "copy-first", "garbage", "silent", "misplace")
 BAD_WITNESSES = ("garbage", "no-link", "mute")
 CLASSES = ("sim-a", "sim-b")
@@ -65,6 +69,7 @@ class Setting:
     witnesses: tuple[str | None, ...] = ()  # kinds, None for honest ones
     required: int = 0
     unrest: float = 0.0  # how often an owner changes a key
+    kept: int = 1 << 29  # bytes of a trace that a contributor has room for
 
     @property
     def names(self) -> list[str]:
@@ -88,7 +93,8 @@ def draw(seed: int) -> Setting:
     witnesses = tuple(dice.choice(BAD_WITNESSES) if dice.random() < 0.2 else None for _ in range(count))
     required = dice.randint(1, count) if count else 0
     unrest = dice.choice((0.0, 0.0, 0.1))
-    return Setting(seed, people, weather, config, lie, witnesses, required, unrest)
+    kept = dice.choice((0, 2000, 1 << 29))
+    return Setting(seed, people, weather, config, lie, witnesses, required, unrest, kept)
 
 
 def _people(dice: random.Random, contributors: int, auditors: int) -> tuple[Person, ...]:
@@ -104,7 +110,7 @@ def _people(dice: random.Random, contributors: int, auditors: int) -> tuple[Pers
         numerics = CLASSES[dice.random() < 0.4] if mixed else CLASSES[0]
         kind = None
         if dice.random() < (bent if judge else crooked):
-            kind = dice.choice(BAD_JUDGES if judge else CHEATS)
+            kind = dice.choice(BAD_JUDGES if judge else (*CHEATS, *IN_SEGMENTS))
         role = "auditor" if judge else "contributor"
         people.append(Person(name, role, operator, numerics, kind, dice.randint(20, 400)))
     return tuple(people)
@@ -117,7 +123,7 @@ def _weather(dice: random.Random, names: list[str]) -> Weather:
     for _ in range(dice.choice((0, 0, 1, 2))):
         first = dice.randrange(4)
         members = frozenset(dice.sample(names, dice.randint(1, max(1, len(names) // 2))))
-        verb = dice.choice(("", "", "commit", "reveal", "serve_state", "audit"))
+        verb = dice.choice(("", "", "commit", "reveal", "serve_state", "serve_trace", "audit"))
         partitions.append(Partition(members, first, first + dice.randrange(2), verb))
     return Weather(
         dice.choice((0.0, 0.05, 0.25)),
@@ -131,7 +137,7 @@ def _weather(dice: random.Random, names: list[str]) -> Weather:
 
 
 def _config(dice: random.Random, steps: list[int], auditors: int) -> dict[str, Any]:
-    rate, probation = dice.choice((0, 100_000, 500_000, 1_000_000)), dice.choice((0, 0, 1, 2))
+    rate, probation = dice.choice((0, 100_000, 500_000, 1_000_000, 1_000_000)), dice.choice((0, 0, 0, 1, 2))
     if auditors == 0:
         rate, probation = 0, 0
     mode = dice.choice(("local", "local", "gradient"))
@@ -146,7 +152,7 @@ def _config(dice: random.Random, steps: list[int], auditors: int) -> dict[str, A
             "mode": mode,
             "steps": steps,
             "batch": dice.randint(1, 3),
-            "trace_every": dice.randint(1, 3),
+            "trace_every": dice.choice((1, 1, 1, 2, 3)),
         },
         "compression": {"chunk": 64, "k": 8},
         "outer": {
@@ -157,6 +163,7 @@ def _config(dice: random.Random, steps: list[int], auditors: int) -> dict[str, A
         "audit": {
             "auditors": auditors,
             "rate_ppm": rate,
+            "segments": dice.choice((0, 1, 1, 2)),
             "second_look_ppm": dice.choice((0, 200_000, 1_000_000)),
             "probation_rounds": probation,
         },

@@ -13,7 +13,7 @@ from pipeline.ledger import read_entries
 from pipeline.work import Job
 from tests.simulator.network import Place
 from tests.simulator.setting import Person
-from tests.simulator.work import Workshop
+from tests.simulator.work import Falsehood, Workshop
 from tests.simulator.world import Played
 from verification.encoding import parse_canonical
 from verification.judge import Recomputed, differences
@@ -43,10 +43,11 @@ from verification.sealing import parse_predicate
 
 @dataclass
 class Scene:
-    """The records of one turn; `revoked` are members whose keys were revoked since the one before."""
+    """The records of one turn; `revoked` and `rotated` are members whose keys were since the one before."""
 
     open: RoundOpen
     revoked: tuple[str, ...] = ()
+    rotated: tuple[str, ...] = ()
     commitments: dict[int, Commitment] = field(default_factory=dict)
     commit_close: CommitClose | None = None
     reveals: dict[int, Reveal] = field(default_factory=dict)
@@ -65,6 +66,11 @@ class Scene:
     def of(self, slot: int) -> list[Verdict]:
         """The verdicts on a slot."""
         return [verdict for verdict in self.verdicts if verdict.slot == slot]
+
+    @property
+    def segments(self) -> dict[int, tuple[int, ...]]:
+        """The segments to look into, by drawn slot."""
+        return {item.slot: item.segments for item in self.draw.drawn} if self.draw else {}
 
     @property
     def label(self) -> str:
@@ -117,6 +123,21 @@ class Story:
         opening, true = scene.reveals[slot].opening, self.truth(scene, slot)
         return bool(differences(opening, true))
 
+    def segments_of(self, scene: Scene, slot: int) -> int:
+        """How many segments an assignment has."""
+        return -(-scene.open.entry(slot).steps // int(self.manifest.config["train"]["trace_every"]))
+
+    def admitted(self, scene: Scene, slot: int) -> Falsehood:
+        """Where the work of a slot is false, as whoever made it says."""
+        return self.shop.false.get((scene.open.turn, slot), Falsehood())
+
+    def shows(self, scene: Scene, slot: int) -> bool:
+        """Whether an audit of the segments that were drawn comes upon something false."""
+        drawn, count = scene.segments.get(slot, ()), self.segments_of(scene, slot)
+        if len(drawn) == count:
+            return self.lies(scene, slot)
+        return bool(drawn) and self.admitted(scene, slot).shows(drawn, count)
+
 
 def read(played: Played) -> Story:
     """The story of a seed that was played."""
@@ -128,6 +149,7 @@ def read(played: Played) -> Story:
     scenes: list[Scene] = []
     end: RunClose | None = None
     revoked: list[str] = []
+    rotated: list[str] = []
     rotations = 0
     for record, _ in entries:
         if isinstance(record, Enrol):
@@ -135,12 +157,14 @@ def read(played: Played) -> Story:
         elif isinstance(record, RunClose):
             end = record
         elif isinstance(record, RoundOpen):
-            scenes.append(Scene(record, revoked=tuple(revoked)))
+            scenes.append(Scene(record, tuple(revoked), tuple(rotated)))
             revoked.clear()
+            rotated.clear()
         elif isinstance(record, KeyRevocation):
             revoked.append(record.member)
         elif isinstance(record, KeyRotation):
             rotations += 1
+            rotated.append(record.member)
         elif not isinstance(record, Manifest):
             _place(scenes[-1], record)
     return Story(

@@ -77,6 +77,7 @@ def _introduce(setting: Setting, tell: Tell) -> None:
     tell(f"seed {setting.seed}: {config['run']['rounds']} rounds, {config['timing']['mode']} timing")
     audit = config["audit"]
     tell(f"  audits {audit['rate_ppm']} ppm, second looks {audit['second_look_ppm']} ppm")
+    tell(f"  {audit['segments'] or 'all'} segments of {config['train']['trace_every']} steps an audit")
     for person in setting.people:
         tell(f"  {person.name} of {person.operator}, class {person.numerics}: {person.kind or 'honest'}")
     tell(
@@ -107,9 +108,26 @@ def count(story: Story) -> Counter[str]:
         counts["verdict: missed"] += len(scene.close.missed)
         for verdict in scene.verdicts:
             counts[f"verdict: {verdict.outcome}, look {verdict.look}"] += 1
+        _count_segments(story, scene, counts)
     for name in story.scenes[-1].close.quarantined if story.scenes and story.scenes[-1].close else ():
         counts[f"quarantine: {'honest' if story.honest(name) else 'cheat'}"] += 1
     return +counts
+
+
+def _count_segments(story: Story, scene: Scene, counts: Counter[str]) -> None:
+    """Draws of some segments, and what came of them."""
+    for slot, segments in scene.segments.items():
+        if len(segments) == story.segments_of(scene, slot):
+            continue
+        counts["segments: some drawn"] += 1
+        if scene.served and slot in scene.served.unserved:
+            counts["segments: a trace or state unserved"] += 1
+        verdicts = scene.of(slot)
+        for verdict in verdicts:
+            counts[f"segments: {verdict.outcome} on some"] += 1
+        if any(verdict.outcome == "fail" for verdict in verdicts) and story.shows(scene, slot):
+            where = "boundary" if story.admitted(scene, slot).boundary else "one"
+            counts[f"segments: {where} found"] += 1
 
 
 def _count_slots(story: Story, scene: Scene, counts: Counter[str]) -> None:
@@ -117,17 +135,17 @@ def _count_slots(story: Story, scene: Scene, counts: Counter[str]) -> None:
     for item in scene.close.accepted:
         counts["outcome: accepted"] += 1
         if story.lies(scene, item.slot):
-            drawn = item.slot in scene.drawn
-            counts[
-                f"outcome: false work accepted, {'passed by bent auditors' if drawn else 'not drawn'}"
-            ] += 1
+            drawn = item.slot in scene.drawn and story.shows(scene, item.slot)
+            why = "the false segment not drawn" if item.slot in scene.drawn else "not drawn"
+            counts[f"outcome: false work accepted, {'passed by bent auditors' if drawn else why}"] += 1
             able = {story.people[name].operator for name in eligible(scene, item.slot) if story.honest(name)}
             if drawn and len(able) >= 2:
                 counts["outcome: false work accepted though two honest auditors were eligible"] += 1
     for line in scene.close.rejected:
         counts[f"outcome: {line.reason}"] += 1
         if story.honest(line.member) and line.reason in UNHEARD and line.reason != "late":
-            why = story.unheard[scene.open.turn, UNHEARD[line.reason], line.member]
+            places = [(scene.open.turn, verb, line.member) for verb in UNHEARD[line.reason]]
+            why = next(story.unheard[place] for place in places if place in story.unheard)
             counts[f"cost: an honest member struck as {line.reason}, {why}"] += 1
         if story.honest(line.member) and line.reason == "failed-audit":
             counts["cost: an honest member convicted by two bent auditors"] += 1

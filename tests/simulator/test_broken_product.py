@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 
+import pipeline.auditor
+import pipeline.coordinator
 import pipeline.ledger
 import pipeline.vault
 import verification.credits
 import verification.judge
+import verification.plans
+from pipeline.trace import OpenedTrace, read_trace
+from pipeline.work import Job
 from tests.simulator.setting import Setting, draw
 from tests.simulator.tally import run_seed
+from verification.records import Opening
 
 
 def no_journal(patch: pytest.MonkeyPatch) -> None:
@@ -50,6 +57,52 @@ def no_forfeit(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def first_segments(patch: pytest.MonkeyPatch) -> None:
+    """Whoever knows the manifest knows which segments nobody looks into."""
+    patch.setattr(
+        verification.plans,
+        "draw_segments",
+        lambda seed, slot, wanted, count: tuple(range(min(wanted, count))),
+    )
+
+
+def traces_unchecked_by_the_coordinator(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pipeline.coordinator, "read_trace", lambda *_: None)
+
+
+def traces_unchecked(patch: pytest.MonkeyPatch) -> None:
+    """Neither against the root nor against the leaf hashes: what can be read is believed."""
+    traces_unchecked_by_the_coordinator(patch)
+
+    def read(job: Job, opening: Opening, steps: int, segments: Any, data: bytes) -> OpenedTrace:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr("pipeline.trace.trace_root", lambda hashes: opening.trace_root)
+            inner.setattr("pipeline.trace.trace_leaf_hash", _Any)
+            return read_trace(job, opening, steps, segments, data)
+
+    patch.setattr(pipeline.auditor, "read_trace", read)
+
+
+class _Any:
+    """A leaf hash that is any."""
+
+    def __init__(self, leaf: str) -> None:
+        del leaf
+
+    def hex(self) -> Any:
+        return mock.ANY
+
+
+def some_segments(setting: Setting) -> bool:
+    audit = setting.config["audit"]
+    return bool(audit["segments"] == 1 and audit["rate_ppm"] >= 500_000 and audit["probation_rounds"] < 2)
+
+
+def opened_otherwise(setting: Setting) -> bool:
+    kinds = {person.kind for person in setting.people}
+    return some_segments(setting) and bool(kinds & {"other-leaves", "no-trace", "fickle-trace"})
+
+
 def rich_enough(setting: Setting) -> bool:
     honest = [person for person in setting.of_role("auditor") if person.kind is None]
     return len(honest) == 3 and any(person.kind == "false-payload" for person in setting.people)
@@ -73,6 +126,13 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Setting]
         rich_enough,
         "false work",
     ),
+    "segments not by the seed": (first_segments, some_segments, "draws"),
+    "traces not checked by the coordinator": (
+        traces_unchecked_by_the_coordinator,
+        opened_otherwise,
+        "honest keys",
+    ),
+    "traces not checked": (traces_unchecked, opened_otherwise, "false work"),
     "nothing is forfeited": (no_forfeit, lambda s: s.config["credit"]["strikes"] == 1, "credit"),
 }
 

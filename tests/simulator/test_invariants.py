@@ -18,6 +18,7 @@ from tests.simulator.accounts import credit_is_accepted_tokens
 from tests.simulator.invariants import INVARIANTS, prefix_roots
 from tests.simulator.setting import Person, Setting, Weather, draw
 from tests.simulator.story import Scene, Story, key_of, read
+from tests.simulator.work import Falsehood
 from tests.simulator.world import Played, play, scratch
 from verification.merkle import Tree, leaf_hash
 from verification.notes import Checkpoint, sign_checkpoint
@@ -37,8 +38,14 @@ def rich() -> Setting:
     )
     changes: dict[str, dict[str, Any]] = {
         "run": {"rounds": 3},
-        "train": {"steps": [2, 3, 1, 2]},
-        "audit": {"auditors": 3, "rate_ppm": 1_000_000, "second_look_ppm": 500_000},
+        "train": {"steps": [2, 3, 1, 2], "trace_every": 1},
+        "audit": {
+            "auditors": 3,
+            "rate_ppm": 1_000_000,
+            "second_look_ppm": 500_000,
+            "segments": 1,
+            "probation_rounds": 0,
+        },
         "timing": {"mode": "fixed"},
     }
     config = {name: {**values, **changes.get(name, {})} for name, values in config.items()}
@@ -52,6 +59,7 @@ def original() -> Iterator[tuple[Story, Played]]:
         story = read(played)
         assert len(story.scenes) >= 2
         assert any(scene.verdicts for scene in story.scenes)
+        assert in_part(story)
         yield story, played
 
 
@@ -188,6 +196,70 @@ def elsewhere(story: Story, name: str, data: bytes) -> None:
     story.folder = copied
 
 
+def in_part(story: Story) -> tuple[Scene, int]:
+    """A scene, and a slot of which not all segments were drawn and that was judged."""
+    return next(
+        (scene, slot)
+        for scene in story.scenes
+        for slot, segments in scene.segments.items()
+        if len(segments) < story.segments_of(scene, slot) and scene.of(slot)
+    )
+
+
+def missed_segment(story: Story, played: Played) -> None:
+    scene, slot = in_part(story)
+    story.shop = copy.copy(story.shop)
+    story.shop.false = {(scene.open.turn, slot): Falsehood(segments=frozenset(scene.segments[slot]))}
+
+
+def unseen_segment(story: Story, played: Played) -> None:
+    scene, slot = in_part(story)
+    story.shop = copy.copy(story.shop)
+    others = set(range(story.segments_of(scene, slot))) - set(scene.segments[slot])
+    story.shop.false = {(scene.open.turn, slot): Falsehood(segments=frozenset(others))}
+
+
+def false_opening(story: Story, played: Played) -> None:
+    scene, slot = in_part(story)
+    story.shop = copy.copy(story.shop)
+    story.shop.shut = {(scene.open.turn, scene.open.entry(slot).member)}
+
+
+def other_segments(story: Story, played: Played) -> None:
+    scene, slot = in_part(story)
+    assert scene.draw is not None
+    drawn = [
+        replace(item, segments=(item.segments[0] ^ 1,)) if item.slot == slot else item
+        for item in scene.draw.drawn
+    ]
+    scene.draw = replace(scene.draw, drawn=tuple(drawn))
+
+
+def other_auditors(story: Story, played: Played) -> None:
+    scene, _ = in_part(story)
+    assert scene.draw is not None
+    drawn = [replace(item, auditors=item.auditors[::-1]) for item in scene.draw.drawn]
+    scene.draw = replace(scene.draw, drawn=tuple(drawn))
+
+
+def more_segments(story: Story, played: Played) -> None:
+    scene = last(story)
+    roster = [replace(entry, audit_segments=entry.audit_segments + 1) for entry in scene.open.roster]
+    scene.open = replace(scene.open, roster=tuple(roster))
+
+
+def leaf_unstated(story: Story, played: Played) -> None:
+    scene, slot = in_part(story)
+    scene.verdicts = [
+        replace(v, trace=(*v.trace[:-1], "0" * 64)) if v.slot == slot else v for v in scene.verdicts
+    ]
+
+
+def first_loss_guessed(story: Story, played: Played) -> None:
+    scene = next(s for s in story.scenes if any(v.loss_first is None for v in s.verdicts))
+    scene.verdicts = [replace(v, loss_first=v.loss_first or 5) for v in scene.verdicts]
+
+
 def leaked_key(story: Story, played: Played) -> None:
     elsewhere(story, "notes.txt", b"by the way " + story.secrets[-1].hex().encode())
 
@@ -262,6 +334,14 @@ DOCTORED: list[tuple[str, Doctor]] = [
     ("false work", false_work_accepted),
     ("false work", false_work_disputed),
     ("false work", blind_auditor),
+    ("false work", missed_segment),
+    ("false work", unseen_segment),
+    ("false work", false_opening),
+    ("draws", other_segments),
+    ("draws", other_auditors),
+    ("draws", more_segments),
+    ("draws", leaf_unstated),
+    ("draws", first_loss_guessed),
     ("secrets", leaked_key),
     ("secrets", leaked_link),
     ("secrets", leaked_salt),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from assurance.simulation import EXPECTED, Result, measure, simulate, tell, totals
+from assurance.simulation import EXPECTED, measure, simulate, tell, totals
 from tests.simulator.setting import draw
-from tests.simulator.tally import run_seed
+from tests.simulator.tally import Result, run_seed
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.witness_client import Transport
+from pipeline.http_client import Transport
 from pipeline.witnessing import Enlisted
 from tests.simulator.faults import Crash, Gate
 from tests.simulator.setting import Setting

@@ -78,7 +78,7 @@ def play(setting: Setting, root: Path, tell: Callable[[str], None] | None = None
     """Play a seed's story under `root`. Whatever goes wrong that should not is in `trouble`."""
     site, chance, gate, shop = Site(root), Chance(setting.seed), Gate(), Workshop()
     with pytest.MonkeyPatch.context() as patch:
-        fix_source(patch)
+        fix_source(patch, setting.kept)
         chance.install(patch)
         gate.install(patch)
         ask_in_order(patch)

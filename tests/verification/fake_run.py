@@ -8,7 +8,7 @@ shows a pulse of the right form that nobody signed; `Play.lead` and `Play.pulsel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 
 from verification.encoding import Json, blake3_digest, hex_float, sha256_digest
-from verification.judge import Recomputed, differences, settle, trace_root
+from verification.judge import Recomputed, differences, settle, trace_leaf_hash, trace_root
 from verification.keys import PrivateKey
 from verification.lottery import HashChain
 from verification.notes import Checkpoint, cosign, sign_checkpoint, vkey, witness_vkey
@@ -45,6 +45,7 @@ from verification.records import (
     Witnessing,
 )
 from verification.rounds import apply, begin
+from verification.segments import looked_into
 from verification.state import RunState
 from verification.statements import sign_object
 
@@ -79,7 +80,7 @@ def config(**sections: Mapping[str, Any]) -> dict[str, Any]:
             "inner": {"lr": hex_float(0.1), "warmup_steps": 5, "decay_rounds": 3},
         },
         "outer": {"lr": hex_float(0.7)},
-        "audit": {"rate_ppm": 400_000, "second_look_ppm": 300_000, "probation_rounds": 1},
+        "audit": {"rate_ppm": 400_000, "second_look_ppm": 300_000, "probation_rounds": 1, "segments": 1},
         "credit": {"vest_rounds": 2, "strikes": 2, "operator_cap_ppm": 500_000},
         "state": {"policy": "snapshot", "every": 2},
         "identity": {"allow": {}},
@@ -262,10 +263,22 @@ def revocation(run: str, member: str, by: Literal["coordinator", "member"] = "me
 
 
 def done(open_: RoundOpen, entry: RosterEntry, flavour: str = "true") -> Recomputed:
-    """What an honest recomputation gives; another flavour, another result."""
+    """What an honest recomputation of the whole gives; another flavour, another result."""
     name = f"{open_.turn} {entry.slot} {flavour}"
-    leaves = tuple(sha(f"{name} leaf {i}") for i in range(-(-entry.steps // 2)))
+    leaves = tuple(sha(f"{name} leaf {i}") for i in range(-(-entry.steps // 2) + 1))
     return Recomputed(b3(f"payload {name}"), b3(f"state {name}"), leaves, 5_000_000, 4_000_000 + entry.slot)
+
+
+def looked_at(
+    open_: RoundOpen, entry: RosterEntry, segments: Sequence[int], flavour: str = "true"
+) -> Recomputed:
+    """What a recomputation of some segments gives, where the contributor serves the true trace."""
+    work, served = done(open_, entry, flavour), done(open_, entry).trace
+    count = len(served) - 1
+    trace = [trace_leaf_hash(leaf).hex() for leaf in served]
+    for place in looked_into(segments, count):
+        trace[place] = work.trace[place] if place in (*segments, count) else served[place]
+    return replace(work, trace=tuple(trace), loss_first=work.loss_first if 0 in segments else None)
 
 
 def opening(open_: RoundOpen, entry: RosterEntry) -> Opening:
@@ -280,7 +293,7 @@ def opening(open_: RoundOpen, entry: RosterEntry) -> Opening:
         work.payload,
         trace_root(work.trace),
         len(work.trace),
-        work.loss_first,
+        5_000_000,
         work.loss_last,
     )
 
@@ -302,7 +315,7 @@ def verdict(state: RunState, slot: int, look: int, auditor: str, outcome: str) -
     turn = state.open_turn
     entry = turn.open.entry(slot)
     flavour = {"pass": "true", "fail": "other"}.get(outcome, f"other by {auditor}")
-    work = done(turn.open, entry, flavour)
+    work = looked_at(turn.open, entry, turn.drawn_segments(slot), flavour)
     differs = differences(turn.reveals[slot].opening, work)
     return Verdict(
         1,

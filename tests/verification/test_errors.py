@@ -50,6 +50,15 @@ def test_the_kinds_are_told_apart() -> None:
         assert not any(isinstance(caught.value, other) for other in FAMILY if other is not kind)
 
 
+def test_what_is_not_finite_is_a_kind_of_work_error() -> None:
+    error = errors.NotFiniteError("what", expected=1, got="nan", hint="Hint.")
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is errors.NotFiniteError
+    assert isinstance(back, errors.WorkError)
+    assert str(back) == str(error)
+    assert not isinstance(errors.WorkError("x"), errors.NotFiniteError)
+
+
 @pytest.mark.parametrize(
     ("got", "shown"),
     [

@@ -46,16 +46,43 @@ def key_text(name: str) -> str:
     return "ed25519:" + public(name).hex()
 
 
-def tree_root(leaves: list[bytes]) -> bytes:
-    """RFC 6962, by its recursive definition."""
-    if not leaves:
+def leaf_hash(entry: bytes) -> bytes:
+    return hashlib.sha256(b"\x00" + entry).digest()
+
+
+def tree_over(hashes: list[bytes]) -> bytes:
+    """RFC 6962 over leaf hashes, by its recursive definition."""
+    if not hashes:
         return hashlib.sha256(b"").digest()
-    if len(leaves) == 1:
-        return hashlib.sha256(b"\x00" + leaves[0]).digest()
+    if len(hashes) == 1:
+        return hashes[0]
     k = 1
-    while 2 * k < len(leaves):
+    while 2 * k < len(hashes):
         k *= 2
-    return hashlib.sha256(b"\x01" + tree_root(leaves[:k]) + tree_root(leaves[k:])).digest()
+    return hashlib.sha256(b"\x01" + tree_over(hashes[:k]) + tree_over(hashes[k:])).digest()
+
+
+def tree_root(leaves: list[bytes]) -> bytes:
+    return tree_over([leaf_hash(leaf) for leaf in leaves])
+
+
+def hash_of(leaf: str) -> bytes:
+    """The leaf hash that an element of a verdict's trace stands for."""
+    return leaf_hash(bytes.fromhex(leaf[7:])) if leaf.startswith("sha256:") else bytes.fromhex(leaf)
+
+
+def trace_root(trace: list[str]) -> str:
+    return "sha256:" + tree_over([hash_of(leaf) for leaf in trace]).hex()
+
+
+def opened_trace(trace: list[str], opened: list[int]) -> bytes:
+    """A trace as it is served, with made-up losses and arrays in the leaves that are opened."""
+    parts = [b"barnraise-trace-v1\n", len(trace).to_bytes(4, "little"), *map(hash_of, trace)]
+    for index in opened:
+        arrays = [b"weights %d" % index, b"state %d" % index]
+        parts += [index.to_bytes(4, "little"), (1).to_bytes(4, "little"), (6_500_000).to_bytes(8, "little")]
+        parts += [len(data).to_bytes(8, "little") + data for data in arrays]
+    return b"".join(parts)
 
 
 def sign_object(name: str, domain: str, value: Any) -> str:

@@ -21,8 +21,11 @@ COVERED = ("manifest.json", "log", "payloads", "state", "data", "evidence")
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Writer:
-    writer = Writer(tmp_path_factory.mktemp("fsck") / "run").run(turns=2)
+    over = {"audit__rate_ppm": 1_000_000, "audit__probation_rounds": 0, "audit__segments": 1}
+    steps = [4, 6, 4, 8, 4]
+    writer = Writer(tmp_path_factory.mktemp("fsck") / "run", train__steps=steps, **over).run(turns=2)
     writer.write()
+    assert any(name.endswith("/trace") for name in writer.files)
     return writer
 
 

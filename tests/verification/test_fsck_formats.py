@@ -26,12 +26,13 @@ from verification.fsck_formats import (
     parse_hex_float,
     parse_key,
     proof_holds,
+    read_beginning,
     read_file,
     signature_holds,
 )
 from verification.fsck_json import hash_object, parse_canonical, write_canonical
 from verification.fsck_ledger import Ledger, weights_of
-from verification.fsck_log import merkle_root
+from verification.fsck_log import Tree, leaf_hash
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(),
@@ -89,6 +90,17 @@ def test_hash_object_golden() -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_hex_floats(x: float) -> None:
     assert parse_hex_float(x.hex()).hex() == x.hex()
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 1 << 20, (1 << 20) + 3, (1 << 21) + 1, 1 << 40])
+def test_the_beginning_of_a_file(tmp_path: Path, length: int) -> None:
+    data = bytes(range(251)) * 9000
+    (tmp_path / "file").write_bytes(data)
+    assert read_beginning(tmp_path / "file", length) == data[:length]
+    (tmp_path / "link").symlink_to("file")
+    for name in ("link", "none", "."):
+        with pytest.raises(StorageError):
+            read_beginning(tmp_path / name, length)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "0x1p3", " 0x1.0p+0", "0x1.8P+0", "1.5", "", "0x1.0p+99999"])
@@ -250,7 +262,10 @@ def test_origins(origin: str) -> None:
 
 @given(st.lists(st.binary(max_size=3), max_size=40))
 def test_merkle_roots(entries: list[bytes]) -> None:
-    assert merkle_root(entries) == tree_root(entries)
+    tree = Tree()
+    for entry in entries:
+        tree.add(leaf_hash(entry))
+    assert tree.root() == tree_root(entries)
 
 
 @given(st.text("0123456789abcdef", min_size=64, max_size=64), st.integers(1, 2**40))

@@ -19,6 +19,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"timing__mode": "fixed", "state__policy": "reset"},
     {"train__mode": "gradient", "audit__rate_ppm": 1_000_000, "audit__second_look_ppm": 1_000_000},
     {"audit__rate_ppm": 0, "audit__probation_rounds": 0, "credit__operator_cap_ppm": 200_000},
+    {"audit__rate_ppm": 1_000_000, "audit__probation_rounds": 0, "audit__segments": 1, "credit__strikes": 1},
+    {"audit__segments": 0},
 ]
 
 

@@ -15,6 +15,7 @@ from tests.verification.test_fsck_bytes import (
     canon,
     cosignature,
     dom,
+    draw_number,
     envelope,
     key_text,
     log_files,
@@ -64,7 +65,7 @@ def config(**over: Any) -> dict[str, Any]:
         },
         "outer": {"lr": (0.7).hex(), "name": "nesterov", "momentum": (0.9).hex()},
         "compression": {"chunk": 32, "k": 8, "error_feedback": (0.95).hex()},
-        "audit": {"rate_ppm": 400_000, "second_look_ppm": 500_000, "probation_rounds": 2},
+        "audit": {"rate_ppm": 400_000, "second_look_ppm": 500_000, "probation_rounds": 2, "segments": 2},
         "credit": {"vest_rounds": 3, "strikes": 2, "operator_cap_ppm": 450_000},
         "state": {"policy": "snapshot", "every": 2},
         "timing": {"mode": "measured", "round_ms": 900, "deadline_ms": 5000, "max_steps": 9},
@@ -349,10 +350,27 @@ class State:
                     "positions": pieces,
                     "start_state": b3(start_state),
                     "audit_ppm": 1_000_000 if sure else self.config["audit"]["rate_ppm"],
+                    "audit_segments": self.audit_segments(self.steps[slot], sure=sure),
                 }
             )
             self.files["start of " + name] = start_state
         return lines
+
+    def segments(self, steps: int) -> int:
+        """In how many segments so many steps are."""
+        return -(-steps // self.config["train"]["trace_every"])
+
+    def audit_segments(self, steps: int, *, sure: bool) -> int:
+        few, count = self.config["audit"]["segments"], self.segments(steps)
+        return count if sure or few == 0 or few > count else few
+
+    def draw_segments(self, line: dict[str, Any], seed: str, *, whole: bool) -> list[int]:
+        """Section 6, which segments: one after the other taken out of a list of them."""
+        left, slot = list(range(self.segments(line["steps"]))), line["slot"]
+        if whole:
+            return left
+        count, few = len(left), line["audit_segments"]
+        return sorted(left.pop(draw_number(seed, f"segments/{slot}/{i}", count - i)) for i in range(few))
 
     def rates(self, roster: list[dict[str, Any]]) -> tuple[list[str], str]:
         inner, r, total = self.config["train"]["inner"], self.round, self.config["run"]["rounds"]
@@ -368,7 +386,7 @@ class State:
     def work(self, line: dict[str, Any]) -> dict[str, Any]:
         """What an honest machine computes."""
         tag = f"{self.run_id} {self.turn} {line['slot']}".encode()
-        leaves = -(-line["steps"] // self.config["train"]["trace_every"])
+        leaves = self.segments(line["steps"]) + 1
         return {
             "payload": (hashlib.sha512(tag).digest())[:21],
             "next_state": b"state " + tag,

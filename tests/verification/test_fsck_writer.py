@@ -11,7 +11,18 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tests.verification.test_fsck_bytes import b3, canon, dom, draw_number, envelope, key_text, sha, tree_root
+from tests.verification.test_fsck_bytes import (
+    b3,
+    canon,
+    dom,
+    draw_number,
+    envelope,
+    hash_of,
+    key_text,
+    opened_trace,
+    sha,
+    trace_root,
+)
 from tests.verification.test_fsck_state import State
 
 STRIKING = {"unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved"}
@@ -119,7 +130,7 @@ class Writer(State):
                 "start_state": line["start_state"],
                 "next_state": b3(work["next_state"]),
                 "payload": b3(work["payload"]),
-                "trace_root": "sha256:" + tree_root([bytes.fromhex(t[7:]) for t in work["trace"]]).hex(),
+                "trace_root": trace_root(work["trace"]),
                 "trace_leaves": len(work["trace"]),
                 "loss_first": work["loss_first"],
                 "loss_last": work["loss_last"],
@@ -182,6 +193,7 @@ class Writer(State):
         chance = self.link_and_seed(1)
         short = self.is_short(chance)
         drawn: dict[int, list[str]] = {}
+        self.drawn_segments: dict[int, list[int]] = {}
         nobody = set()
         payloads = {slot: work["payload"] for slot, (_, work) in reveals.items()}
         for line in roster:
@@ -199,7 +211,10 @@ class Writer(State):
                     j = draw_number(chance["seed"], f"auditors/{slot}/{i}", i + 1)
                     names[i], names[j] = names[j], names[i]
                 drawn[slot] = names
-        listed = [{"auditors": names, "slot": s} for s, names in drawn.items()]
+                segments = self.draw_segments(line, chance["seed"], whole=short or twin)
+                self.drawn_segments[slot] = segments
+        segments_of = self.drawn_segments
+        listed = [{"auditors": names, "segments": segments_of[s], "slot": s} for s, names in drawn.items()]
         self.add("draw", self.in_turn(**chance, drawn=listed))
         due = [s for s in drawn if drawn[s] and s in reveals]
         unserved = [s for s in due if todo.get(s) == "noserve"]
@@ -253,15 +268,20 @@ class Writer(State):
         if (todo.get(slot), look) in {("dispute", 1), ("dispute later", 2), ("cheat, seen differently", 2)}:
             work["loss_last"] += 1
             work["next_state"] += b"!"
-        trace_root = "sha256:" + tree_root([bytes.fromhex(t[7:]) for t in work["trace"]]).hex()
+        served, segments = reveals[slot][1]["trace"], self.drawn_segments[slot]
+        opened, looked = self.opened(slot, len(served) - 1)
+        trace = [hash_of(leaf).hex() for leaf in served]
+        for i in looked:
+            trace[i] = served[i] if i in opened else work["trace"][i]
+        first = work["loss_first"] if 0 in segments else None
         differs = []
-        if trace_root != opening["trace_root"]:
+        if trace_root(trace) != opening["trace_root"]:
             differs.append("trace")
         if b3(work["payload"]) != opening["payload"]:
             differs.append("payload")
         if b3(work["next_state"]) != opening["next_state"]:
             differs.append("next_state")
-        if work["loss_last"] != opening["loss_last"]:
+        if work["loss_last"] != opening["loss_last"] or first not in (None, opening["loss_first"]):
             differs.append("loss")
         verdict = self.in_turn(
             slot=slot,
@@ -272,13 +292,23 @@ class Writer(State):
             differs=differs,
             payload=b3(work["payload"]),
             next_state=b3(work["next_state"]),
-            trace=work["trace"],
-            loss_first=work["loss_first"],
+            trace=trace,
+            loss_first=first,
             loss_last=work["loss_last"],
         )
         verdict["class"] = self.info[name][3]
         self.add("verdict", verdict, self.signer(name))
         return verdict
+
+    def opened(self, slot: int, count: int) -> tuple[list[int], set[int]]:
+        """Of a drawn slot of `count` segments: the leaves that are opened, and all that are looked into."""
+        segments, opened = self.drawn_segments[slot], set()
+        for segment in segments:
+            if segment > 0 and segment - 1 not in segments:
+                opened.add(segment - 1)
+        if count - 1 not in segments:
+            opened.add(count - 1)
+        return sorted(opened), {*opened, *segments, count}
 
     @staticmethod
     def judge(slot: int, drawn: Any, unserved: Any, first: Any, looks: Any, again: Any) -> str | None:
@@ -301,6 +331,15 @@ class Writer(State):
         same = outcomes == ["fail", "fail"] and alike[0] == alike[1]
         return "failed-audit" if same else "disputed"
 
+    def pay(self, roster: Any, slot: int, opening: Any) -> int:
+        """Tokens of those local steps, counted one by one, that lie in the drawn segments."""
+        steps, every = (
+            next(x["steps"] for x in roster if x["slot"] == slot),
+            self.config["train"]["trace_every"],
+        )
+        repeated = [step for step in range(steps) if step // every in self.drawn_segments[slot]]
+        return opening["tokens"] * len(repeated) // steps
+
     def close_turn(self, roster: Any, fate: Any, reveals: Any, missed: Any, audited: Any, drawn: Any) -> None:
         good = [line for line in roster if fate[line["slot"]] is None]
         tokens = {line["slot"]: reveals[line["slot"]][0]["opening"]["tokens"] for line in good}
@@ -321,7 +360,7 @@ class Writer(State):
         self.pace(roster, fate)
         for name, slot, outcome in audited:
             if fate[slot] == {"pass": None, "fail": "failed-audit"}[outcome]:
-                fresh.append((self.turn, name, reveals[slot][0]["opening"]["tokens"]))
+                fresh.append((self.turn, name, self.pay(roster, slot, reveals[slot][0]["opening"])))
         rejected = []
         for line in roster:
             slot, name, reason = line["slot"], line["member"], fate[line["slot"]]
@@ -403,6 +442,9 @@ class Writer(State):
         files = {"payload": reveals[line["slot"]][1]["payload"]}
         if reason == "failed-audit":
             files["start_state"] = self.files["start of " + line["member"]]
+            trace, slot = reveals[line["slot"]][1]["trace"], line["slot"]
+            if len(self.drawn_segments[slot]) < len(trace) - 1:
+                files["trace"] = opened_trace(trace, self.opened(slot, len(trace) - 1)[0])
         case = canon(
             {
                 "attempt": self.attempt,

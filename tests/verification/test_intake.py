@@ -188,8 +188,8 @@ WRONG: list[tuple[str, Any]] = [
     ("numerics_class", "another class"),
     ("start_state", b3("another state")),
     ("tokens", 33),
-    # Four steps with a leaf every two: two leaves.
-    *(("trace_leaves", count) for count in (0, 1, 3, 4)),
+    # Four steps with a leaf every two, and the boundary: three leaves.
+    *(("trace_leaves", count) for count in (0, 1, 2, 4, 5)),
 ]
 
 
@@ -206,12 +206,12 @@ def test_each_field_that_the_open_fixed_must_be_as_it_fixed_it(name: str, value:
     assert judge(state, 0, answer(record, b"")) == (record, Refusal(0, "opening-mismatch"))
 
 
-def test_the_leaves_of_a_trace_are_steps_over_trace_every_rounded_up() -> None:
+def test_the_leaves_of_a_trace_are_its_segments_and_the_boundary() -> None:
     assert [(e.steps, revealed(OPEN, e.slot).opening.trace_leaves) for e in OPEN.roster] == [
-        (4, 2),
-        (2, 1),
-        (3, 2),
-        (1, 1),
+        (4, 3),
+        (2, 2),
+        (3, 3),
+        (1, 2),
     ]
     for slot in range(4):
         record = revealed(OPEN, slot)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
 
-from tests.verification.fake_run import GOOD, Play, done, opening, reveal, sha, started, verdict
+from tests.verification.fake_run import GOOD, Play, done, looked_at, opening, reveal, sha, started, verdict
 from verification.judge import (
     TurnEvidence,
     bears_out,
     differences,
     missed_auditors,
     settle,
+    trace_leaf_hash,
     trace_root,
     verdict_is_sound,
 )
-from verification.merkle import root
+from verification.merkle import leaf_hash, root
 from verification.plans import plan_open
 from verification.records import (
     Draw,
+    DrawnSlot,
     Missed,
     SecondDraw,
     SlotAuditors,
@@ -60,7 +62,7 @@ class Case:
     eligible: bool = True
 
     def evidence(self) -> TurnEvidence:
-        drawn = () if self.auditors is None else (SlotAuditors(SLOT, self.auditors),)
+        drawn = () if self.auditors is None else (DrawnSlot(SLOT, self.auditors, (0, 1)),)
         given: dict[tuple[int, int], Verdict] = {}
         if self.first:
             given[SLOT, 1] = told(self.first, "a0", 1)
@@ -250,6 +252,14 @@ def test_differences_are_named_in_the_protocols_order() -> None:
     assert differences(claim, replace(WORK, loss_first=1)) == ("loss",)
 
 
+def test_no_first_loss_differs_from_nothing() -> None:
+    claim = opening(OPEN, OPEN.roster[SLOT])
+    assert differences(claim, replace(WORK, loss_first=None)) == ()
+    assert differences(claim, replace(WORK, loss_first=None, loss_last=1)) == ("loss",)
+    assert differences(claim, replace(WORK, loss_first=0)) == ("loss",)  # which is a loss
+    assert differences(replace(claim, loss_first=0), replace(WORK, loss_first=0)) == ()
+
+
 def test_a_trace_of_another_length_differs_even_with_the_root_claimed() -> None:
     claim = opening(OPEN, OPEN.roster[SLOT])
     assert differences(replace(claim, trace_leaves=claim.trace_leaves + 1), WORK) == ("trace",)
@@ -262,6 +272,19 @@ def test_the_trace_root_is_rfc_6962_over_the_digests() -> None:
     hashes = [sha256(b"\0" + bytes.fromhex(leaf[7:])).digest() for leaf in leaves]
     assert trace_root(leaves) == "sha256:" + sha256(b"\1" + hashes[0] + hashes[1]).hexdigest()
     assert trace_root([]) == "sha256:" + root([]).hex()
+    assert [trace_leaf_hash(leaf) for leaf in leaves] == hashes
+
+
+def test_bare_hex_in_a_trace_is_the_leaf_hash_itself() -> None:
+    leaves = [sha(f"leaf {i}") for i in range(5)]
+    hashes = [leaf_hash(bytes.fromhex(leaf[7:])) for leaf in leaves]
+    assert [trace_leaf_hash(item.hex()) for item in hashes] == hashes
+    for pattern in product((False, True), repeat=5):
+        mixed = [h.hex() if bare else leaf for leaf, h, bare in zip(leaves, hashes, pattern, strict=True)]
+        assert trace_root(mixed) == trace_root(leaves) == "sha256:" + root(hashes).hex()
+        # A digest without its name is no digest: the root is another one.
+        bare_digests = [leaf[7:] if bare else leaf for leaf, bare in zip(leaves, pattern, strict=True)]
+        assert (trace_root(bare_digests) == trace_root(leaves)) is not any(pattern)
 
 
 def judged() -> RunState:
@@ -295,9 +318,81 @@ def test_a_verdict_must_follow_from_its_own_values() -> None:
     claim = reveal(open_, open_.entry(0))
     for outcome in ("pass", "fail"):
         honest = verdict(state, 0, 1, "a0", outcome)
-        assert verdict_is_sound(honest, claim)
+        assert verdict_is_sound(honest, claim, (0, 1))
         turned: Any = "fail" if outcome == "pass" else "pass"
-        assert not verdict_is_sound(replace(honest, outcome=turned), claim)
-        assert not verdict_is_sound(replace(honest, differs=("loss",)), claim)
+        assert not verdict_is_sound(replace(honest, outcome=turned), claim, (0, 1))
+        assert not verdict_is_sound(replace(honest, differs=("loss",)), claim, (0, 1))
     fail = verdict(state, 0, 1, "a0", "fail")
-    assert not verdict_is_sound(replace(fail, differs=fail.differs[::-1]), claim)
+    assert not verdict_is_sound(replace(fail, differs=fail.differs[::-1]), claim, (0, 1))
+
+
+LONG = plan_open(started(train={"steps": [9, 2, 3, 1]}))
+COUNT = 5  # segments of slot 0
+CHOICES = [chosen for size in range(1, COUNT + 1) for chosen in combinations(range(COUNT), size)]
+
+
+def partial(segments: tuple[int, ...], flavour: str = "true") -> Verdict:
+    """A verdict of who looked at some of the five segments of slot 0."""
+    entry = LONG.roster[SLOT]
+    work = looked_at(LONG, entry, segments, flavour)
+    differs = differences(opening(LONG, entry), work)
+    values = (work.payload, work.next_state, work.trace, work.loss_first, work.loss_last, "class")
+    outcome: Any = "fail" if differs else "pass"
+    return Verdict(1, LONG.run, 1, 0, SLOT, 1, "a0", "key", outcome, differs, *values)
+
+
+def into(segments: tuple[int, ...]) -> set[int]:
+    """The leaves that section 7 has a draw of these segments look into."""
+    before = {segment - 1 for segment in segments} - {-1}
+    return before | set(segments) | {COUNT - 1, COUNT}
+
+
+@pytest.mark.parametrize("flavour", ["true", "other"])
+def test_a_verdict_on_some_segments_states_what_their_audit_looks_into(flavour: str) -> None:
+    claim = reveal(LONG, LONG.roster[SLOT])
+    for looked in CHOICES:
+        record = partial(looked, flavour)
+        assert record.outcome == ("pass" if flavour == "true" else "fail")
+        assert {i for i, leaf in enumerate(record.trace) if leaf.startswith("sha256:")} == into(looked)
+        for asked in CHOICES:
+            fits = into(looked) == into(asked) and (0 in looked) == (0 in asked)
+            assert verdict_is_sound(record, claim, asked) == fits
+        assert not verdict_is_sound(record, claim, ())
+
+
+@pytest.mark.parametrize("segments", [(0,), (2,), (1, 3), (0, 1, 2, 3, 4)])
+def test_a_verdict_in_another_form_is_not_sound_though_its_outcome_follows(segments: tuple[int, ...]) -> None:
+    claim, honest = reveal(LONG, LONG.roster[SLOT]), partial(segments)
+    true = done(LONG, LONG.roster[SLOT]).trace
+    assert verdict_is_sound(honest, claim, segments)
+    for place, leaf in enumerate(honest.trace):
+        # The same root either way; but a hash where a digest belongs can be copied, and a digest
+        # where a hash belongs cannot be known.
+        other = trace_leaf_hash(leaf).hex() if ":" in leaf else true[place]
+        trace = (*honest.trace[:place], other, *honest.trace[place + 1 :])
+        assert trace_root(trace) == claim.opening.trace_root
+        assert not verdict_is_sound(replace(honest, trace=trace), claim, segments)
+
+
+@pytest.mark.parametrize("segments", [(0,), (2,), (0, 4), (0, 1, 2, 3, 4)])
+def test_a_verdict_has_a_leaf_for_each_of_the_opening(segments: tuple[int, ...]) -> None:
+    claim, honest = reveal(LONG, LONG.roster[SLOT]), partial(segments)
+    hash_ = trace_leaf_hash(honest.trace[-1]).hex()
+    for trace in (honest.trace[:-1], (*honest.trace, hash_), (*honest.trace, honest.trace[-1]), ()):
+        record: Verdict = replace(honest, trace=trace, outcome="fail", differs=("trace",))
+        assert not verdict_is_sound(record, claim, segments)
+    fail: Verdict = replace(partial(segments, "other"), trace=partial(segments).trace)
+    assert not verdict_is_sound(fail, claim, segments)  # it finds the trace right and says it differs
+    assert verdict_is_sound(replace(fail, differs=("payload", "next_state")), claim, segments)
+
+
+def test_the_first_loss_is_stated_exactly_when_the_first_segment_is_drawn() -> None:
+    claim = reveal(LONG, LONG.roster[SLOT])
+    with_first, without = partial((0, 3)), partial((1, 3))
+    assert (with_first.loss_first, without.loss_first) == (5_000_000, None)
+    assert not verdict_is_sound(replace(with_first, loss_first=None), claim, (0, 3))
+    assert not verdict_is_sound(replace(without, loss_first=5_000_000), claim, (1, 3))
+    found: Verdict = replace(with_first, loss_first=0, outcome="fail", differs=("loss",))
+    assert verdict_is_sound(found, claim, (0, 3))
+    last: Verdict = replace(without, loss_last=0, outcome="fail", differs=("loss",))
+    assert verdict_is_sound(last, claim, (1, 3))

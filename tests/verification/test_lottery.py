@@ -7,7 +7,7 @@ import hashlib
 import json
 import pickle
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from verification.lottery import (
     draw_audits,
     draw_second_looks,
     draw_seed,
+    draw_segments,
     uniform,
     verify_link,
 )
@@ -292,3 +293,58 @@ def test_no_second_look_by_the_same_operator_or_one_who_missed() -> None:
     look = FirstLook(0, "fail", AUDITORS[1], (AUDITORS[0], twin, AUDITORS[1]), ("aud0",))
     assert draw_second_looks(SEED, [look], PPM) == ()
     assert draw_second_looks(SEED, [replace(look, missed=())], PPM) == (Drawn(0, ("aud0",)),)
+
+
+# Segments
+
+
+def segments_by_hand(seed: str, slot: int, wanted: int, count: int) -> tuple[int, ...]:
+    """Section 6, "Which segments", word for word."""
+    left, taken = list(range(count)), []
+    for i in range(wanted):
+        index = by_hand(seed, f"segments/{slot}/{i}", count - i)
+        taken.append(left[index])
+        left = left[:index] + left[index + 1 :]
+    return tuple(sorted(taken))
+
+
+def test_golden_segments() -> None:
+    # Of ten, the elements at 5, of what is left that at 7, then at 1 and at 4: 5, 8, 1 and 6.
+    assert [by_hand(SEED, f"segments/5/{i}", 10 - i) for i in range(4)] == [5, 7, 1, 4]
+    assert segments_by_hand(SEED, 5, 4, 10) == draw_segments(SEED, 5, 4, 10) == (1, 5, 6, 8)
+    assert draw_segments(SEED, 5, 1, 10) == (5,)
+    assert draw_segments(SEED, 5, 0, 10) == ()
+
+
+@given(st.integers(0, 50), st.integers(0, 12), st.integers(1, 12), st.integers(0, 2**256 - 1))
+def test_segments_are_drawn_as_specified(slot: int, wanted: int, count: int, number: int) -> None:
+    seed = f"sha256:{number:064x}"
+    drawn = draw_segments(seed, slot, wanted, count)
+    assert drawn == segments_by_hand(seed, slot, min(wanted, count), count)
+    assert len(set(drawn)) == len(drawn) == min(wanted, count)
+    assert list(drawn) == sorted(drawn)
+    assert set(drawn) <= set(range(count))
+
+
+@pytest.mark.parametrize(("wanted", "count"), [(1, 1), (3, 3), (4, 3), (10**9, 5)])
+def test_all_segments_are_drawn_when_as_many_are_wanted(wanted: int, count: int) -> None:
+    assert draw_segments(SEED, 0, wanted, count) == tuple(range(count))
+
+
+def test_all_segments_need_no_lot() -> None:
+    no_seed = "\ud800"  # of which nothing can be drawn
+    assert draw_segments(no_seed, 0, 3, 3) == (0, 1, 2)
+    with pytest.raises(FormatError):
+        draw_segments(no_seed, 0, 2, 3)
+
+
+def test_each_set_of_segments_is_equally_likely() -> None:
+    counts: dict[tuple[int, ...], int] = dict.fromkeys(combinations(range(4), 2), 0)
+    for i in range(1200):
+        counts[draw_segments(f"sha256:{i:064x}", 1, 2, 4)] += 1
+    assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 20.5  # once in a thousand
+
+
+def test_another_slot_has_other_segments() -> None:
+    drawn = {draw_segments(SEED, slot, 3, 12) for slot in range(20)}
+    assert len(drawn) > 15

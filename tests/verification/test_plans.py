@@ -15,17 +15,27 @@ from tests.verification.fake_run import (
     CHEAT,
     GOOD,
     LATE,
+    WITNESSES,
     Fate,
     Play,
     b3,
     head,
+    made_up_beacon,
     played,
     started,
 )
 from verification.errors import ProtocolError
+from verification.lottery import draw_segments
 from verification.notes import parse_checkpoint
-from verification.plans import accepted_contributions, capped_weights, plan_close, plan_open, plan_run_close
-from verification.records import Base, Draw, RoundClose, RoundOpen, Verdict
+from verification.plans import (
+    accepted_contributions,
+    audited_tokens,
+    capped_weights,
+    plan_close,
+    plan_open,
+    plan_run_close,
+)
+from verification.records import Base, Draw, RoundClose, RoundOpen, SecondDraw, Verdict
 
 work = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 10**6)), max_size=8)
 
@@ -196,3 +206,141 @@ def test_run_close_sums_up() -> None:
     assert (close.rounds, close.tokens) == (4, sum(accepted))
     assert Base(close.weights, close.outer) == Base(b3("weights 3"), b3("outer 3"))
     assert sum(isinstance(r, RoundOpen) for r in play.records) == 4
+
+
+# Segments: steps of 9, 2, 5 and 1 with a leaf every two have 5, 1, 3 and 1 of them.
+
+STEPS = {"steps": [9, 2, 5, 1]}
+ALWAYS = {"rate_ppm": 1_000_000, "probation_rounds": 0, "second_look_ppm": 1_000_000}
+
+
+def asked(**audit: int) -> list[int]:
+    return [entry.audit_segments for entry in plan_open(started(train=STEPS, audit=audit)).roster]
+
+
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [(0, [5, 1, 3, 1]), (1, [1, 1, 1, 1]), (3, [3, 1, 3, 1]), (4, [4, 1, 3, 1]), (99, [5, 1, 3, 1])],
+)
+def test_an_audit_is_of_as_many_segments_as_the_manifest_says(segments: int, expected: list[int]) -> None:
+    assert asked(segments=segments, probation_rounds=0) == expected
+    # Though everybody is drawn, nobody is on probation or suspect.
+    assert asked(segments=segments, probation_rounds=0, rate_ppm=1_000_000) == expected
+    assert asked(segments=segments, probation_rounds=1) == [5, 1, 3, 1]
+
+
+def test_who_is_watched_is_audited_whole() -> None:
+    play = Play(started(train=STEPS, audit={"probation_rounds": 1, "segments": 2}))
+    play.turn({2: LATE})
+    open_ = plan_open(play.state)  # 2 stays on probation
+    assert [entry.audit_segments for entry in open_.roster] == [2, 1, 3, 1]
+    play = Play(started(train=STEPS, audit={"probation_rounds": 0, "segments": 2}))
+    play.turn({0: Fate(refused="unrevealed")})
+    open_ = plan_open(play.state)  # 0 is suspect
+    assert [entry.audit_segments for entry in open_.roster] == [5, 1, 2, 1]
+
+
+def test_segments_follow_the_steps_of_the_turn() -> None:
+    timing = {"mode": "measured"}
+    play = Play(started(train=STEPS, timing=timing, audit={"probation_rounds": 0, "segments": 0}))
+    play.turn({2: replace(GOOD, ms=100)})
+    entry = plan_open(play.state).entry(2)
+    assert (entry.steps, entry.audit_segments) == (10, 5)
+
+
+def first_draw(play: Play) -> Draw:
+    return next(record for record in play.records if isinstance(record, Draw))
+
+
+def segments_of(play: Play) -> dict[int, tuple[int, ...]]:
+    return {item.slot: item.segments for item in first_draw(play).drawn}
+
+
+WHOLE = {0: (0, 1, 2, 3, 4), 1: (0,), 2: (0, 1, 2), 3: (0,)}
+
+
+@pytest.mark.parametrize("segments", [1, 2, 4])
+def test_the_draw_names_the_segments_that_its_seed_gives(segments: int) -> None:
+    play = Play(started(train=STEPS, audit={**ALWAYS, "segments": segments}))
+    play.turn({})
+    seed = first_draw(play).seed
+    counts = {0: 5, 1: 1, 2: 3, 3: 1}
+    expected = {slot: draw_segments(seed, slot, segments, count) for slot, count in counts.items()}
+    assert segments_of(play) == expected
+    assert [len(expected[slot]) for slot in range(4)] == [segments, 1, min(segments, 3), 1]
+
+
+def test_of_a_watched_slot_all_segments_are_drawn() -> None:
+    play = Play(started(train=STEPS, audit={"segments": 1, "probation_rounds": 1}))
+    play.turn({})
+    assert segments_of(play) == WHOLE
+
+
+def test_of_twins_all_segments_are_drawn_and_of_nobody_else() -> None:
+    play = Play(started(train=STEPS, audit={**ALWAYS, "segments": 1}))
+    play.turn({1: Fate(copies=2)})
+    found = segments_of(play)
+    assert (found[1], found[2]) == (WHOLE[1], WHOLE[2])
+    assert (len(found[0]), len(found[3])) == (1, 1)
+    # A copy of what is not valid is no twin.
+    alone = Play(started(train=STEPS, audit={**ALWAYS, "segments": 1}))
+    alone.turn({1: Fate(copies=2), 2: Fate(refused="unserved")})
+    assert len(segments_of(alone)[2]) == 1
+
+
+def test_in_a_short_draw_all_segments_are_drawn() -> None:
+    audit = {**ALWAYS, "segments": 1}
+    for mute in (set[str](), {WITNESSES[0]}):
+        play = Play(started(train=STEPS, audit=audit, witnesses=3))
+        play.mute = mute
+        play.turn({})
+        assert (segments_of(play) == WHOLE) == bool(mute)
+    for pulseless, lead in ((False, 5), (True, 5), (False, -5)):
+        play = Play(started(train=STEPS, audit=audit, witnesses=3, beacon=made_up_beacon(period=1)))
+        play.pulseless, play.lead = pulseless, lead
+        play.turn({})
+        assert (segments_of(play) == WHOLE) == (pulseless or lead < 0)
+
+
+def test_a_second_look_is_at_the_same_segments() -> None:
+    play = Play(started(train=STEPS, audit={**ALWAYS, "segments": 2}))
+    play.turn({})
+    (second,) = (record for record in play.records if isinstance(record, SecondDraw))
+    assert [item.slot for item in second.looks] == [0, 1, 2, 3]
+    verdicts = [record for record in play.records if isinstance(record, Verdict)]
+    by_look = {(v.slot, v.look): v.trace for v in verdicts}
+    assert len(by_look) == 8
+    assert all(by_look[slot, 1] == by_look[slot, 2] for slot in range(4))
+    close = play.records[-1]
+    assert isinstance(close, RoundClose)
+    assert [item.slot for item in close.accepted] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("fate", [GOOD, CHEAT])
+def test_auditors_are_paid_for_the_segments_that_they_looked_into(fate: Fate) -> None:
+    play = Play(started(train=STEPS, audit={**ALWAYS, "segments": 2}))
+    play.turn(dict.fromkeys((1, 2, 3), LATE) | {0: fate})
+    drawn = segments_of(play)[0]
+    assert len(drawn) == 2
+    # Two windows of four positions a step, two steps a segment but for the fifth of nine steps.
+    due = sum(8 * (1 if segment == 4 else 2) for segment in drawn)
+    verdicts = [record for record in play.records if isinstance(record, Verdict)]
+    assert [record.look for record in verdicts] == [1, 2]
+    earned = {name: play.state.standings[name].earned for name in AUDITORS}
+    assert earned == {**dict.fromkeys(AUDITORS, 0), **{record.auditor: due for record in verdicts}}
+    assert play.state.standings["c0"].earned == (72 if fate == GOOD else 0)
+
+
+def test_audited_tokens_follow_from_the_draw() -> None:
+    play = Play(started(train=STEPS, audit={**ALWAYS, "segments": 2}))
+    state = play.state
+    play.turn({})
+    again = Play(state)
+    for record in play.records[:-1]:
+        again.add(record)
+    turn = again.state.open_turn
+    assert turn.draw
+    for segments, tokens in (((0,), 16), ((4,), 8), ((1, 4), 24), ((0, 1, 2, 3, 4), 72)):
+        drawn = (replace(turn.draw.drawn[0], segments=segments), *turn.draw.drawn[1:])
+        other = replace(turn, draw=replace(turn.draw, drawn=drawn))
+        assert audited_tokens(again.state, other, 0) == tokens

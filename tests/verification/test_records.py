@@ -14,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.verification.fake_run import key, manifest, rich_run, sha
-from verification.encoding import canonical_json, from_json, to_json
+from verification.encoding import Json, canonical_json, from_json, to_json
 from verification.envelope import open_envelope, seal
 from verification.errors import BarnraiseError, FormatError, SignatureError
 from verification.records import (
+    Draw,
+    DrawnSlot,
     Enrol,
     Manifest,
     Record,
     RoundOpen,
+    Verdict,
 )
 from verification.sealing import KINDS, open_record, parse_predicate, predicate, seal_record
 
@@ -50,7 +53,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "period": st.integers(1, 2**53 - 1),
     "public_key": st.text("0123456789abcdef", min_size=192, max_size=192),
     "signature": st.text("0123456789abcdef", min_size=96, max_size=96),
-    "trace": st.lists(SHA, max_size=3).map(tuple),
+    "trace": st.lists(SHA | HEX, max_size=3).map(tuple),
     "outer_lr": FLOATS,
     "inner_lr": st.lists(FLOATS, max_size=3).map(tuple),
     "dataset": st.builds(lambda root, n: {"root": root, "context": n}, SHA, COUNT),
@@ -113,21 +116,21 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 
 GOLDEN = {
-    "commit-close": "a8ca27f054882f9c637643aafeb4ccf4",
-    "commitment": "531864baa4d82ae634620ecc0f1f2a30",
-    "draw": "f11a2cd7f454e41214407eb804d09a8f",
-    "enrol": "509445ed1b8185531bfd3a489b551c2c",
-    "key-revocation": "2c2f59673cc09bc85abc206ee57985f1",
-    "key-rotation": "4eb800e7d6b9129169e735cea616af8f",
-    "manifest": "3abd1c764ccf93035e292fe9c01c5c40",
-    "reveal": "4c1981af4a84beb27d010b7de61c91f6",
-    "reveal-close": "320866c471475523c63e698f22d13304",
-    "round-close": "10d8cc2d818452a9b9470a611b2b5ee9",
-    "round-open": "74c5c65522d6b8d347686aa407d3b659",
-    "run-close": "3c369e83f5bf64f038fa4166a7c0a0dc",
-    "second-draw": "74d7e46d26077b18daa84cb0fb220579",
-    "served": "c2a20af106d79d3ece7ea4b493ce07de",
-    "verdict": "7d5dd7e3441b268ca7ec450ef68d49cf",
+    "commit-close": "c9e18c2bddc9b898808b2e1ecbda09b7",
+    "commitment": "aefcc98995d340d30930f5a0842614ad",
+    "draw": "559b9fbabb6f13ad076013dcee12b876",
+    "enrol": "ae0d240a5c6c8c2cfe64ce3ceeb2c018",
+    "key-revocation": "6bd732728f32188190dac5ca4862064c",
+    "key-rotation": "18f83542ad0ba242aeee1ef4c461c6c6",
+    "manifest": "fcd4ad4785bdf5c01e67d7aff9451316",
+    "reveal": "a60cbdd1e83631d948ae3c8287e62590",
+    "reveal-close": "8c0283728021bdfaab6127424a11f5e1",
+    "round-close": "04845735ec359169145d51fb8a0827ed",
+    "round-open": "264fbd5c5cbeb0ed3304869d85ee040e",
+    "run-close": "71a5397f0a0964aa534d128d35c10caa",
+    "second-draw": "a30ecc38653246a169ca3edb5e5b334c",
+    "served": "f89824effa15860b3a0755040153713b",
+    "verdict": "d451053c10db48ffddf18e15e3fc8afb",
 }
 
 
@@ -142,6 +145,47 @@ def test_a_golden_enrolment_in_full() -> None:
         b'{"class":"exact/x","key":"' + key("c0").public.encode() + b'","member":"c0","operator":"op-a",'
         b'"protocol":1,"role":"contributor","run":"' + sha("run").encode() + b'"}'
     )
+
+
+NO_LOSS: list[Json] = [False, "", 0.5, [], -1]
+NO_LEAF: list[Json] = [
+    *(None, 7, "", "sha256:", "ab" * 31, "ab" * 33, "AB" * 32, "ab" * 32 + "\n", " " + "ab" * 32),
+    *("blake3:" + "ab" * 32, "SHA256:" + "ab" * 32),
+]
+
+
+def test_a_golden_verdict_on_some_segments_in_full() -> None:
+    record = EXAMPLES["verdict"]
+    assert isinstance(record, Verdict)
+    trace = (sha("leaf 0"), "ab" * 32, sha("leaf 2"))
+    partial = dataclasses.replace(record, trace=trace, loss_first=None)
+    text = json.dumps(trace).replace(" ", "")
+    assert canonical_json(predicate(partial)).endswith(
+        f'"look":1,"loss_first":null,"loss_last":4000000,"next_state":"{record.next_state}","outcome":"pass",'
+        f'"payload":"{record.payload}","protocol":1,"round":1,"run":"{record.run}","slot":0,"trace":{text}}}'.encode()
+    )
+    assert open_record(Verdict, seal_record(partial, SIGNER), SIGNER.public) == partial
+    value = predicate(partial)
+    assert (value["loss_first"], value["trace"]) == (None, [*trace])
+    for wrong in NO_LOSS:
+        with pytest.raises(FormatError):
+            parse_predicate(Verdict, {**value, "loss_first": wrong})
+    for wrong in NO_LEAF:
+        for beside in (sha("x"), "ab" * 32):
+            with pytest.raises(FormatError):
+                parse_predicate(Verdict, {**value, "trace": [beside, wrong]})
+
+
+def test_the_golden_segments_of_a_draw_and_a_roster() -> None:
+    draw, open_ = EXAMPLES["draw"], EXAMPLES["round-open"]
+    assert isinstance(draw, Draw)
+    assert isinstance(open_, RoundOpen)
+    made = dataclasses.replace(draw, drawn=(DrawnSlot(3, ("a0", "a1"), (0, 2)),))
+    wire = b'"drawn":[{"auditors":["a0","a1"],"segments":[0,2],"slot":3}]'
+    assert wire in canonical_json(predicate(made))
+    assert open_record(Draw, seal_record(made, SIGNER), SIGNER.public) == made
+    assert canonical_json(predicate(open_)).count(b'"audit_ppm":1000000,"audit_segments":') == 4
+    assert [entry.audit_segments for entry in open_.roster] == [2, 1, 2, 1]
 
 
 def signed(name: str, value: Any) -> bytes:

@@ -104,6 +104,27 @@ def test_a_draw_shows_the_next_link_of_the_chain() -> None:
         refuses(state, plan_draw(state, draw.head, link, {}), "not the next of the hash chain")
 
 
+def test_a_draw_names_the_segments_that_its_seed_gives_and_no_others() -> None:
+    audit = {**NEVER, "rate_ppm": 1_000_000, "segments": 1}
+    state, draw = turn({}, Draw, audit=audit, train={"steps": [9, 2, 5, 1]})
+    assert apply(state, draw).open_turn.draw == draw
+    assert [len(item.segments) for item in draw.drawn] == [1, 1, 1, 1]
+    (right,) = draw.drawn[0].segments
+    for segments in ((), *((n,) for n in range(6) if n != right), (0, 1, 2, 3, 4)):
+        other = replace(draw.drawn[0], segments=segments)
+        refuses(state, replace(draw, drawn=(other, *draw.drawn[1:])))
+
+
+def test_an_open_names_how_many_segments_are_audited() -> None:
+    state = started(audit={"probation_rounds": 0})
+    open_ = plan_open(state)
+    for number in (0, 2, 3):
+        entry = replace(open_.roster[0], audit_segments=number)
+        with pytest.raises(ProtocolError):
+            apply(state, replace(open_, roster=(entry, *open_.roster[1:])))
+    assert apply(state, open_).open_turn.open == open_
+
+
 WATCHED: dict[str, Any] = {"witnesses": 3, "beacon": made_up_beacon(period=1)}
 
 
