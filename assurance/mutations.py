@@ -64,7 +64,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "log": _files("log", "log_histories"),
     "lottery": _TURNS,
     "judge": _files("judge", *("rounds", "intake")),
-    "intake": _files("intake", "membership", "intake_snapshot"),
+    "intake": _files("intake", "intake_verdicts", "membership", "intake_snapshot"),
     "rounds": _TURNS,
     "plans": _TURNS,
     "records": _files("records", "intake"),
@@ -78,6 +78,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tlog_proof": (*_files("tlog_proof"), P + "test_receipts.py"),
     "sealing": _files("records", "membership"),
     "handout": _files("handout", "rounds"),
+    "segments": _files("segments", "judge"),
     **{
         path.stem: _FSCK
         for path in sorted((ROOT / "verification").glob("fsck*.py"))

@@ -10,11 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from data_prep.assignment import windows_at
 from data_prep.manifest import DatasetManifest, ShardEntry
 from data_prep.shards import Tokens, WindowReader
 from verification.errors import FormatError, ProtocolError
+
+
+class Windows(Protocol):
+    """Where the windows of an assignment come from: a data set, or a case of evidence that holds them."""
+
+    def batches(self, seed: int, positions: Sequence[int], batch: int) -> Tokens: ...  # noqa: D102
 
 
 class Dataset:

@@ -186,7 +186,7 @@ class _Work:
                 gradient_P.mul_(spec.max_grad_norm / norm)
         m_P.mul_(spec.beta1).add_(gradient_P * (1 - spec.beta1))
         v_P.mul_(spec.beta2).add_((gradient_P * gradient_P).mul_(1 - spec.beta2))
-        root_P = (v_P / (1 - _power(spec.beta2, self.step))).sqrt_().add_(spec.eps)
+        root_P = _root(v_P / (1 - _power(spec.beta2, self.step))).add_(spec.eps)
         move_P = (m_P / (1 - _power(spec.beta1, self.step))).div_(root_P).mul_(lr)
         with torch.no_grad():
             if spec.weight_decay:
@@ -276,6 +276,16 @@ def _micronats(nats: float) -> int:
     if not math.isfinite(nats) or nats * 1e6 > MAX_INTEGER:
         raise NotFiniteError("the loss is not finite", got=nats, hint="Lower the inner learning rate.")
     return math.floor(nats * 1e6)
+
+
+def _root(square_P: Tensor) -> Tensor:
+    """Square roots in place, correctly rounded: on the CPU torch's are MKL's, other bits by vendor."""
+    if square_P.device.type != "cpu":
+        return square_P.sqrt_()
+    array_P = square_P.numpy()
+    with np.errstate(invalid="ignore"):  # what is not finite is found at the end
+        np.sqrt(array_P, out=array_P)
+    return square_P
 
 
 def _norm(vector_P: Tensor) -> float:

@@ -4,8 +4,9 @@ Owns the environment and torch settings of the two profiles and the words that n
 the computation. Importing this module does not import torch, because the exact profile's variables act
 only when they are set before that.
 
-`exact` pins the instruction set of torch (AVX2) and MKL's code path, and turns oneDNN off: one CPU vendor and
-one torch build then give equal bits for any number of threads and on any newer processor of that vendor.
+`exact` pins the instruction set of torch (AVX2) and MKL's code path, and turns oneDNN off: one torch build
+then gives equal bits for any number of threads on any processor with AVX2, as long as nothing calls MKL's
+vector library (torch.exp, log, sqrt, erf), which goes by the vendor.
 `native` is as fast as the machine goes; everything known to change its bits is part of its class.
 """
 
@@ -85,10 +86,10 @@ def numerics_class(profile: Profile, threads: int) -> str:
     import torch  # noqa: PLC0415 - importing this module must not import torch
 
     build = f"torch-{torch.__version__}"
-    vendor, family, model = _processor()
     if profile == "exact":
         _require_x86()
-        return f"exact-avx2.v1/{vendor}/{build}"
+        return f"exact-avx2.v2/x86-64/{build}"
+    vendor, family, model = _processor()
     capability = torch.backends.cpu.get_cpu_capability()
     path = os.environ.get("MKL_CBWR", "auto")
     return f"native.v1/{vendor}-{family}-{model}/{capability}/mkl-{path}/threads-{threads}/{build}"

@@ -12,6 +12,7 @@ I half the head size, K key/value heads, G query heads per key/value head, R = G
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal, localcontext
 from functools import lru_cache
 from typing import Any, cast
 
@@ -89,11 +90,29 @@ def _rotate(x_TH: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _rotary_table(context: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines f32[T, I], worked out in f64 so that the rounding to f32 hides the libm."""
-    frequency_I = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    angle_TI = np.arange(context, dtype=np.float64)[:, None] * frequency_I
-    cos_TI, sin_TI = np.cos(angle_TI).astype(np.float32), np.sin(angle_TI).astype(np.float32)
+    """Cosines and sines f32[T, I], with no libm: its powers and cosines go by the instruction set.
+
+    One position's turn comes from decimals; the rest follow by f64 products, each rounded once, whose error
+    (some T * 1e-16) the rounding to f32 hides.
+    """
+    with localcontext(prec=40):
+        turns = [Decimal(theta) ** (Decimal(-i) / head_dim) for i in range(0, head_dim, 2)]
+        cosine_I, sine_I = (np.array([float(_series(x, n)) for x in turns]) for n in (0, 1))
+    cos_TI, sin_TI = np.ones((context, head_dim // 2)), np.zeros((context, head_dim // 2))
+    for t in range(1, context):
+        cos_TI[t] = cos_TI[t - 1] * cosine_I - sin_TI[t - 1] * sine_I
+        sin_TI[t] = sin_TI[t - 1] * cosine_I + cos_TI[t - 1] * sine_I
+    cos_TI, sin_TI = cos_TI.astype(np.float32), sin_TI.astype(np.float32)
     return torch.from_numpy(cos_TI).to(device), torch.from_numpy(sin_TI).to(device)
+
+
+def _series(x: Decimal, first: int) -> Decimal:
+    """Cosine (first 0) or sine (first 1) of 0 < x <= 1, by thirty terms of its Taylor series."""
+    term, total = x**first, Decimal(0)
+    for n in range(first, first + 60, 2):
+        total += term
+        term *= -x * x / ((n + 1) * (n + 2))
+    return total
 
 
 @lru_cache(maxsize=8)
@@ -105,7 +124,8 @@ def _future_mask(context: int, device: torch.device) -> Tensor:
 # Three operations are written out, with their gradients, because torch's own give other bits for another
 # number of threads: the ends of each thread's share in SiLU go through a scalar exponential; the gradient of
 # softmax rounds differently where a row is no multiple of the vector width; and a sum over rows depends on
-# how the columns are split. `torch.exp`, single-rounded operations and sums along a row do not.
+# how the columns are split. `torch.expm1`, single-rounded operations and sums along a row do not. torch's exp,
+# log, sqrt and erf are MKL's vector library, which takes another path on another vendor's processor.
 
 
 class _Silu(torch.autograd.Function):
@@ -113,7 +133,7 @@ class _Silu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        sigmoid = torch.exp(-x).add_(1).reciprocal_()
+        sigmoid = torch.expm1(-x).add_(2).reciprocal_()
         ctx.save_for_backward(x, sigmoid)
         return x * sigmoid
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "witness": "watch logs, and cosign them",
     "receipt": "a member's proof of what a round gave it",
     "verify-receipt": "check such a proof, offline",
+    "rerun": "make a decision against a contribution again, from its evidence",
     "plan": "audit rate, detection, deterrence, cost",
     "doctor": "what is wrong with this machine",
 }
@@ -40,6 +41,7 @@ _MODULES = {
     "witness": "pipeline.witness_service",
     "receipt": "pipeline.receipts",
     "verify-receipt": "pipeline.receipts",
+    "rerun": "pipeline.rerun",
 }
 
 

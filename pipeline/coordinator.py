@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from data_prep.dataset import Windows
 from model.arrays import Arrays
 from pipeline.aggregation import Contribution
 from pipeline.checkpoint import Aggregator, Checkpoint
 from pipeline.config import Config
 from pipeline.crew import Allowed, AuditCase, Crew
+from pipeline.evidence import rerun_files
 from pipeline.folder import RunFolder
 from pipeline.ledger import Entry, Ledger
 from pipeline.trace import read_trace
@@ -53,7 +55,8 @@ from verification.state import RunState, Turn
 class Desk:
     """What the coordinator works with.
 
-    `revoked` names members whose keys the organiser revokes; `validate` gives a validation loss in micronats.
+    `revoked` names members whose keys the organiser revokes; `data` has the windows, for evidence; `validate`
+    gives a validation loss in micronats.
     """
 
     config: Config
@@ -64,6 +67,7 @@ class Desk:
     notary: Notary
     revoked: Callable[[], Iterable[str]]
     aggregator: Aggregator
+    data: Windows
     validate: Callable[[Arrays], int]
 
 
@@ -259,12 +263,21 @@ class Coordinator:
             desk.folder.put_checkpoint(number, weights, dict(after.outer))
         val_loss = desk.validate(weights) if accepted and self._validates(number) else None
         rejected = {o.entry.slot: o.reason for o in settle(turn.evidence) if o.reason}
-        evidence = {slot: desk.folder.close_evidence(turn.open, slot, why) for slot, why in rejected.items()}
+        evidence = {slot: self._close_evidence(slot, why) for slot, why in rejected.items()}
         record = plan_close(state, desk.aggregator.digests(after), evidence=evidence, val_loss=val_loss)
         self._append(record)
         self.checkpoint, self.last_turn = after, turn
         desk.folder.keep_checkpoints(self.state.rounds_done, state.config["checkpoint"]["every"])
         return record
+
+    def _close_evidence(self, slot: int, reason: str) -> str | None:
+        """Beside what the contributor sent, put what a rerun takes; the case's digest, None without one."""
+        desk, open_ = self.desk, self.state.open_turn.open
+        if not desk.folder.has_evidence(open_, slot):
+            return None
+        base = desk.folder.checkpoint(self.state.rounds_done)
+        desk.folder.put_evidence(open_, slot, rerun_files(desk.ledger, desk.data, base, slot))
+        return desk.folder.close_evidence(open_, slot, reason)
 
     def publish(self) -> None:
         """Between two turns, have the newest head cosigned, and give all of the last turn their receipts."""

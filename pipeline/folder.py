@@ -167,6 +167,10 @@ class RunFolder:
         for name, data in files.items():
             write_atomic(self.evidence_folder(open_, slot) / name, data)
 
+    def has_evidence(self, open_: RoundOpen, slot: int) -> bool:
+        """Whether anything was stored of a slot."""
+        return self.evidence_folder(open_, slot).is_dir()
+
     def close_evidence(self, open_: RoundOpen, slot: int, reason: str | None) -> str | None:
         """Write the case file over what `put_evidence` stored; its digest, or None when nothing was."""
         folder = self.evidence_folder(open_, slot)

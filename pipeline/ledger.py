@@ -138,12 +138,15 @@ class Ledger:
         """The same, parsed."""
         return parse_checkpoint(self.head, self.manifest.log_vkey)
 
-    def envelope(self, kind: str, slot: int | None = None) -> tuple[int, bytes]:
-        """(index, bytes) of the last entry of a kind, of `slot` when given."""
+    def envelope(self, kind: str, slot: int | None = None, look: int | None = None) -> tuple[int, bytes]:
+        """(index, bytes) of the last entry of a kind, of `slot` and `look` when given."""
         for index in range(self._log.size - 1, -1, -1):
             data = self._log.entry(index)
             sealed = open_envelope(data)
-            if sealed.predicate_type == f"barnraise:{kind}:v1" and slot in (None, sealed.peek().get("slot")):
+            if sealed.predicate_type != f"barnraise:{kind}:v1":
+                continue
+            record = sealed.peek()
+            if slot in (None, record.get("slot")) and look in (None, record.get("look")):
                 return index, data
         raise ProtocolError(f"the log holds no {kind}", got=slot)
 

@@ -14,14 +14,15 @@ from typing import Any
 
 from data_prep.dataset import Dataset
 from data_prep.manifest import DatasetManifest
-from model.arrays import Arrays, unflatten
+from model.arrays import Arrays, arrays_to_bytes, safetensors_bytes, unflatten
 from model.local_steps import evaluate
 from model.numerics import THREADS, numerics_class
 from pipeline.folder import RunFolder
 from pipeline.replay_aggregation import Step
 from pipeline.segment_audit import Case, audit_segments
 from pipeline.trace import read_trace
-from pipeline.work import Job, do_work
+from pipeline.work import Job, do_work, positions_of
+from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError, NotFiniteError, UsageError
 from verification.fsck import Failure, Findings, Turn
 from verification.judge import Recomputed, trace_leaf_hash, trace_root
@@ -175,9 +176,30 @@ class WorkReplay:
                     "none",
                 )
             )
+        if slot in _faults(turn):
+            self._check_case(case, where)
         for verdict in turn.verdicts:
             if verdict["slot"] == slot:
                 self._check_verdict(turn, verdict, case, done.found, where)
+
+    def _check_case(self, case: Case, where: str) -> None:
+        """The windows and weights of a case are those of the run, or a rerun of it would show nothing."""
+        folder, entry, config = (
+            self.folder.evidence_folder(case.open, case.entry.slot),
+            case.entry,
+            self.job.config,
+        )
+        batches_SBT = self.data.batches(config.run.seed, positions_of(entry.positions), config.train.batch)
+        wanted = {
+            "windows": arrays_to_bytes({"windows": batches_SBT}),
+            "weights": safetensors_bytes(case.weights),
+        }
+        for name, data in wanted.items():
+            path = folder / name
+            got = blake3_digest(path.read_bytes()) if path.is_file() else "no such file"
+            if got != blake3_digest(data):
+                what = f"the {name} in the evidence are not the run's"
+                self.fail(Failure(what, where, blake3_digest(data), got))
 
     def _check_verdict(
         self, turn: Turn, verdict: dict[str, Any], case: Case, done: Recomputed, where: str

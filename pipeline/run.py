@@ -346,6 +346,7 @@ def _assemble(
         Notary(ledger, client, tell, BeaconClient(kept_address(secrets), beacon) if beacon else None),
         partial(pending_revocations, secrets),
         aggregator,
+        dataset,
         validate,
     )
     return Coordinator(desk, checkpoint)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.dataset import Dataset
+from data_prep.dataset import Windows
 from model.arrays import Arrays, arrays_from_bytes, weight_specs
 from model.hidden_state import midway_specs
 from pipeline.trace import NOT_FINITE, OpenedLeaf, OpenedTrace
@@ -34,7 +34,7 @@ class Case:
     """What is audited: a job's data, the open and the entry, base weights and start state, all checked."""
 
     job: Job
-    data: Dataset
+    data: Windows
     open: RoundOpen
     entry: RosterEntry
     weights: Arrays

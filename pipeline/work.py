@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.dataset import Dataset
+from data_prep.dataset import Windows
 from model.arrays import (
     Arrays,
     ArraySpec,
@@ -143,7 +143,7 @@ Keep = Callable[[int, OpenedLeaf], None]
 
 def do_work(
     job: Job,
-    data: Dataset,
+    data: Windows,
     open_: RoundOpen,
     entry: RosterEntry,
     weights: Arrays,
@@ -166,7 +166,7 @@ def do_work(
 
 def run_segments(
     job: Job,
-    data: Dataset,
+    data: Windows,
     open_: RoundOpen,
     entry: RosterEntry,
     start: Midpoint,

@@ -18,7 +18,7 @@ from verification.fsck_index import Index
 from verification.fsck_json import parse_canonical, sha256_text
 from verification.fsck_log import Tree, list_files
 from verification.fsck_rules import Story, payload_length
-from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES
+from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES, RERUN_FILES
 
 _LONGEST_CASE = 1 << 20
 _TRACE = b"barnraise-trace-v1\n"
@@ -259,9 +259,9 @@ def check_case(files: FileCheck, turn: Turn, line: Record) -> set[str]:
     if line["reason"] in CASE_FILES and slot in turn.reveals:
         opening = turn.reveals[slot]["opening"]
         want_files = {key: opening[key] for key in CASE_FILES[line["reason"]]}
-        if opened_trace:
-            # Of its bytes the opening says no more than their root.
-            want_files["trace"] = case["files"].get("trace", "the digest of the trace as it was served")
+        # Of these bytes the opening says nothing, of the trace's no more than their root.
+        for file in (*RERUN_FILES[line["reason"]], *(("trace",) if opened_trace else ())):
+            want_files[file] = case["files"].get(file, f"the digest of {file}")
         files.report.equal(f"the files in {of} are wrong", name, want_files, case["files"])
     for file, digest in case["files"].items():
         # Bytes of another length than the codec's are `unrevealed`; only its decoder can find them malformed.

@@ -36,8 +36,14 @@ REASONS = (*REFUSALS, "late", "no-eligible-auditor", "unaudited", "unconfirmed",
 CASE_FILES = {"failed-audit": ("payload", "start_state"), "malformed-payload": ("payload",)}
 """The reasons that always have a case, and its files; their digests are the opening's (section 11).
 
-A case of a `failed-audit` of which not all segments were drawn has the file `trace` too.
+A case of a `failed-audit` of which not all segments were drawn has the file `trace` too, and each has those
+of `RERUN_FILES`.
 """
+RERUN_FILES = {
+    "failed-audit": ("draw", "manifest", "open", "reveal", "verdict-1", "verdict-2", "weights", "windows"),
+    "malformed-payload": ("manifest", "open", "reveal"),
+}
+"""What a rerun takes beside them; whoever reruns a case checks what these are."""
 DIFFERENCES = ("trace", "payload", "next_state", "loss")
 MILLION = 1_000_000
 

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from model.arrays import flatten, unflatten
 from model.config import ModelConfig
 from model.generate import generate
 from model.hidden_state import zero_state
 from model.init import array_specs, initial_weights
-from model.local_steps import WorkSpec, local_steps
+from model.local_steps import Midpoint, WorkSpec, local_steps
 from verification.errors import FormatError, UsageError
 
 CONFIG = ModelConfig(
@@ -26,8 +25,8 @@ def counting():
     specs = array_specs(CONFIG)
     batches = ((np.arange(240)[:, None] * 5 + np.arange(9)) % 16).reshape(60, 4, 9)
     spec = WorkSpec("local", 60, 0.9, 0.95, 1e-8, 0.0, 0.0)
-    result = local_steps(CONFIG, spec, FRESH, zero_state(specs, "local"), batches, [0.02] * 60)
-    return unflatten(flatten(FRESH, specs) - result.update, specs)
+    start = Midpoint(FRESH, zero_state(specs, "local"))
+    return local_steps(CONFIG, spec, start, batches, [0.02] * 60).end.weights
 
 
 def test_greedy_goes_on_counting_past_the_context(counting):

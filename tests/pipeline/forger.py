@@ -30,6 +30,7 @@ from verification import plans
 from verification.credits import Standing
 from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError
+from verification.fsck_shapes import RERUN_FILES
 from verification.judge import Outcome, TurnEvidence, settle
 from verification.keys import PrivateKey
 from verification.log import Log
@@ -262,7 +263,8 @@ class Forger:
             found[slot] = before.get((slot, reason or ""))
             if reason in ("failed-audit", "malformed-payload") and found[slot] is None:
                 opening = turn.reveals[slot].opening
-                files = {"payload": self.folder.payload(opening.payload)}
+                files = dict.fromkeys(RERUN_FILES[reason], b"made up")
+                files["payload"] = self.folder.payload(opening.payload)
                 if reason == "failed-audit":
                     files["start_state"] = self.folder.state_file(opening.start_state).read_bytes()
                 self.folder.put_evidence(turn.open, slot, files)

@@ -259,7 +259,7 @@ def test_doctor_names_the_numerics(tmp_path: Path, barnraise: Barnraise) -> None
     code, out, _ = barnraise("doctor", "--numerics", "--json", *places)
     answer = json.loads(out)
     assert code == (0 if answer["ok"] else 1)
-    assert answer["numerics_class"].startswith("exact-avx2.v1/")
+    assert answer["numerics_class"].startswith("exact-avx2.v2/x86-64/")
     assert answer["probe_digest"].startswith("sha256:")
     names = [check["name"] for check in answer["checks"]]
     assert names == ["python", "packages", "processor", "cores", "memory", "disk", "home"]

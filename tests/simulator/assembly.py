@@ -7,13 +7,14 @@ the journal, the checks of the last checkpoint) is the shipped one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from data_prep.manifest import DatasetManifest, ShardEntry
@@ -78,9 +79,15 @@ def fix_source(patch: pytest.MonkeyPatch, kept: int) -> None:
     patch.setattr("pipeline.member.source_digest", lambda: SOURCE)
     patch.setattr("pipeline.work.array_specs", lambda model: SPECS)
     patch.setattr("pipeline.contributor.KEPT_BYTES", kept)
-    stand_in = SimpleNamespace(validation=lambda windows: windows)
+    stand_in = SimpleNamespace(validation=lambda windows: windows, batches=no_windows)
     patch.setattr(run, "Dataset", lambda *_: stand_in)
     patch.setattr(run, "evaluate", lambda model, weights, windows, batch: validation_loss(weights))
+
+
+def no_windows(seed: int, positions: Sequence[int], batch: int) -> npt.NDArray[np.int64]:
+    """In the place of an assignment's windows, their positions."""
+    del seed
+    return np.array(positions, np.int64).reshape(-1, batch, 1)
 
 
 def validation_loss(weights: Arrays) -> int:

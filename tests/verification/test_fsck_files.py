@@ -29,9 +29,13 @@ MANIFEST: Record = {
 DATA = {"data/tokenizer.json": b"{}", "data/t.arrow": b"train", "data/v.arrow": b"held out"}
 STRAY = "an unexpected file lies in the run folder"
 OPENING = {"payload": b3(PAYLOAD), "start_state": b3(STATE)}
+# What a rerun takes; of its bytes the checker asks no more than that they are those of the case.
+SHORT = {name: name.encode() for name in ("manifest", "open", "reveal")}
+RERUN = SHORT | {name: name.encode() for name in ("draw", "verdict-1", "verdict-2", "weights", "windows")}
+FILES = {"payload": PAYLOAD, "start_state": STATE, **RERUN}
 CASE: Record = {
     "attempt": 0,
-    "files": {"payload": b3(PAYLOAD), "start_state": b3(STATE)},
+    "files": {name: b3(data) for name, data in FILES.items()},
     "member": "ann",
     "reason": "failed-audit",
     "round": 3,
@@ -265,7 +269,7 @@ def tried(
 
 
 def test_a_case_and_the_files_beside_it(folder: Folder) -> None:
-    folder.put({f"{FOLDER}/payload": PAYLOAD, f"{FOLDER}/start_state": STATE})
+    folder.put({f"{FOLDER}/{name}": data for name, data in FILES.items()})
     assert tried(folder, CASE) == []
     assert folder.end() == []
     folder.put({f"{FOLDER}/more": b""})
@@ -312,17 +316,32 @@ def test_a_case_that_is_malformed(folder: Folder, case: Any, words: str) -> None
     {"slot": 2},
 ])  # fmt: skip
 def test_a_case_of_something_else(folder: Folder, change: Record) -> None:
-    folder.put({f"{FOLDER}/payload": PAYLOAD, f"{FOLDER}/start_state": STATE})
+    folder.put({f"{FOLDER}/{name}": data for name, data in FILES.items()})
     said = [(f"{FOLDER}/case.json", f"the {key} in {OF} is wrong") for key in change]
     assert tried(folder, {**CASE, **change}) == said
 
 
 def test_a_case_has_the_files_of_its_reason(folder: Folder) -> None:
-    folder.put({f"{FOLDER}/payload": PAYLOAD, f"{FOLDER}/start_state": STATE})
+    folder.put({f"{FOLDER}/{name}": data for name, data in FILES.items()})
     said = [(f"{FOLDER}/case.json", f"the files in {OF} are wrong")]
     assert tried(folder, {**CASE, "files": {"payload": b3(PAYLOAD)}}) == said
     folder.report.failures.clear()
-    assert tried(folder, {**CASE, "reason": "malformed-payload"}, reason="malformed-payload") == said
+    malformed = {**CASE, "reason": "malformed-payload"}
+    assert tried(folder, malformed, reason="malformed-payload") == said
+    folder.report.failures.clear()
+    few = {name: b3(data) for name, data in {**SHORT, "payload": PAYLOAD}.items()}
+    assert tried(folder, {**malformed, "files": few}, reason="malformed-payload") == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_case_has_every_file_that_a_rerun_takes(folder: Folder, name: str) -> None:
+    folder.put({f"{FOLDER}/{other}": data for other, data in FILES.items()})
+    said = [(f"{FOLDER}/case.json", f"the files in {OF} are wrong")]
+    fewer = {other: digest for other, digest in CASE["files"].items() if other != name}
+    assert tried(folder, {**CASE, "files": fewer}) == said
+    folder.report.failures.clear()
+    folder.put({f"{FOLDER}/more": b""})
+    assert tried(folder, {**CASE, "files": {**CASE["files"], "more": b3(b"")}}) == said
 
 
 def test_a_case_for_another_reason_has_any_files_of_any_length(folder: Folder) -> None:
@@ -343,6 +362,7 @@ def test_a_case_against_what_was_not_revealed(folder: Folder) -> None:
 
 
 def test_the_files_of_a_case_have_their_digests_and_the_payload_its_length(folder: Folder) -> None:
+    folder.put({f"{FOLDER}/{name}": data for name, data in RERUN.items()})
     folder.put({f"{FOLDER}/payload": b"as long", f"{FOLDER}/start_state": b"of any length"})
     assert tried(folder, CASE) == [
         (f"{FOLDER}/payload", f"payload in {OF} has another digest"),
@@ -351,7 +371,7 @@ def test_the_files_of_a_case_have_their_digests_and_the_payload_its_length(folde
     folder.report.failures.clear()
     long, state = b"eight...", b"of any length"
     opening = {"payload": b3(long), "start_state": b3(state)}
-    case = canon({**CASE, "files": opening})
+    case = canon({**CASE, "files": {**CASE["files"], **opening}})
     folder.put({f"{FOLDER}/payload": long, f"{FOLDER}/start_state": state, f"{FOLDER}/case.json": case})
     line = {"evidence": sha(case), "member": "ann", "reason": "failed-audit", "slot": 1}
     folder.check.turn(turn(close={**CLOSED, "rejected": [line]}, reveals={1: {"opening": opening}}))

@@ -207,8 +207,9 @@ class Framing(Writer):
         self.files[name + "other"] = b"other"
         if "other" not in case["files"]:
             del self.files[name + "other"]
-        if "payload" not in case["files"]:
-            del self.files[name + "payload"]
+        for file in ("payload", "manifest", "open", "reveal"):
+            if file not in case["files"]:
+                del self.files[name + file]
         return sha(canon(case))
 
 

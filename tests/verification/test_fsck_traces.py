@@ -11,7 +11,7 @@ import pytest
 
 from tests.verification import test_fsck_files as files
 from tests.verification.test_fsck_bytes import b3, canon, opened_trace, sha, trace_root
-from tests.verification.test_fsck_files import CASE, CLOSED, FOLDER, OF, PAYLOAD, STATE, Folder, turn
+from tests.verification.test_fsck_files import CASE, CLOSED, FOLDER, OF, PAYLOAD, RERUN, STATE, Folder, turn
 from tests.verification.test_fsck_writer import Writer
 from verification.fsck import check_run
 from verification.fsck_findings import Record
@@ -46,7 +46,7 @@ def failed(
     **opening: Any,
 ) -> list[tuple[str, str]]:
     """What a turn says of a case against slot 1; by default only segment 2 of it was drawn."""
-    files = {"payload": PAYLOAD, "start_state": STATE} | ({} if trace is None else {"trace": trace})
+    files = {"payload": PAYLOAD, "start_state": STATE, **RERUN} | ({} if trace is None else {"trace": trace})
     case = canon({**CASE, "reason": reason, "files": {name: b3(data) for name, data in files.items()}})
     folder.put({f"{FOLDER}/{name}": data for name, data in {**files, "case.json": case}.items()})
     line = {"evidence": sha(case), "member": "ann", "reason": reason, "slot": 1}

@@ -439,8 +439,12 @@ class Writer(State):
     def evidence(self, line: Any, reason: str, reveals: Any) -> str | None:
         if reason not in {"failed-audit", "malformed-payload"}:
             return None
-        files = {"payload": reveals[line["slot"]][1]["payload"]}
+        files = {name: name.encode() for name in ("manifest", "open", "reveal")}
+        files["payload"] = reveals[line["slot"]][1]["payload"]
         if reason == "failed-audit":
+            files |= {
+                name: name.encode() for name in ("draw", "verdict-1", "verdict-2", "weights", "windows")
+            }
             files["start_state"] = self.files["start of " + line["member"]]
             trace, slot = reveals[line["slot"]][1]["trace"], line["slot"]
             if len(self.drawn_segments[slot]) < len(trace) - 1:

@@ -1,0 +1,182 @@
+"""Evidence: everything that a decision against a contribution rests on, in one folder that travels alone.
+
+Owns which files a case has, and reading them back with all that they say of themselves checked. Does not own
+where folders lie (folder.py) or what a rerun makes of them (rerun.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.dataset import Windows
+from model.arrays import arrays_from_bytes, arrays_to_bytes
+from pipeline.ledger import Ledger
+from pipeline.work import Job, positions_of
+from verification.encoding import blake3_digest, canonical_json, parse_canonical, sha256_digest, to_json
+from verification.envelope import open_envelope
+from verification.errors import FormatError, ProtocolError, UsageError
+from verification.records import Draw, Manifest, Reveal, RosterEntry, RoundOpen, Verdict
+from verification.sealing import open_record, parse_predicate
+
+CASE = "case.json"
+MOST_CASE_BYTES, MOST_FILE_BYTES = 1 << 16, 1 << 34
+LOOKS = (1, 2)
+
+
+def rerun_files(ledger: Ledger, data: Windows, checkpoint: bytes, slot: int) -> dict[str, bytes]:
+    """What a rerun of a slot of the turn in progress takes, beside what its contributor sent.
+
+    `checkpoint` are the base weights. Deterministic: from the log, the shards and the checkpoint alone.
+    """
+    state = ledger.state
+    turn = state.open_turn
+    manifest = canonical_json(to_json(ledger.manifest))
+    files = {"manifest": manifest, "open": ledger.envelope("round-open")[1]}
+    files["reveal"] = ledger.envelope("reveal", slot)[1]
+    if not any(verdict_slot == slot for verdict_slot, _ in turn.verdicts):
+        return files
+    config, entry = state.config, turn.open.entry(slot)
+    batches_SBT = data.batches(config["run"]["seed"], positions_of(entry.positions), config["train"]["batch"])
+    files |= {"draw": ledger.envelope("draw")[1], "weights": checkpoint}
+    files["windows"] = arrays_to_bytes({"windows": batches_SBT})
+    for look in LOOKS:
+        if (slot, look) in turn.verdicts:
+            files[f"verdict-{look}"] = ledger.envelope("verdict", slot, look)[1]
+    return files
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A case, read and checked: who is judged, for what, and the records and bytes it rests on."""
+
+    digest: str
+    reason: str
+    manifest: Manifest
+    open: RoundOpen
+    entry: RosterEntry
+    reveal: Reveal
+    segments: tuple[int, ...]
+    verdicts: tuple[Verdict, ...]
+    files: Mapping[str, bytes]
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Read a case. Raises UsageError where there is none, one of the family when its parts do not fit.
+
+    Everything in it is signed by who is named in it, so that it shows what they said; that the log has the
+    same is for whoever has the log: the close names `digest`.
+    """
+    case_bytes = _read(folder / CASE, MOST_CASE_BYTES)
+    case = parse_canonical(case_bytes)
+    try:
+        listed, reason, place = (
+            dict(case["files"]),
+            case["reason"],
+            (case["round"], case["attempt"], case["slot"]),
+        )
+        run = case["run"]
+    except (TypeError, KeyError, ValueError):
+        raise FormatError(f"{folder / CASE} is not a case", got=repr(case)[:200]) from None
+    files = {name: _read(folder / _plain(name), MOST_FILE_BYTES) for name in listed}
+    for name, data in files.items():
+        if blake3_digest(data) != listed[name]:
+            raise ProtocolError(
+                f"{folder / name} is not the case's", expected=listed[name], got=blake3_digest(data)
+            )
+    manifest = parse_predicate(Manifest, parse_canonical(_part(files, "manifest")))
+    open_ = open_record(RoundOpen, _part(files, "open"), manifest.coordinator)
+    if (manifest.run_id, open_.run, (open_.round, open_.attempt)) != (run, run, place[:2]):
+        raise ProtocolError("a case is made of parts of other runs or rounds", expected=run, got=open_.run)
+    entry = open_.entry(place[2])
+    reveal = open_record(Reveal, _part(files, "reveal"), entry.key)
+    _same_turn(open_, entry.slot, reveal)
+    verdicts = tuple(_verdict(open_, entry.slot, look, files) for look in LOOKS if f"verdict-{look}" in files)
+    segments = _drawn(manifest, open_, entry.slot, files) if verdicts else ()
+    return Evidence(
+        sha256_digest(case_bytes), reason, manifest, open_, entry, reveal, segments, verdicts, files
+    )
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        if path.stat().st_size > most:
+            raise FormatError(
+                f"{path} is too long", expected=f"at most {most} bytes", got=path.stat().st_size
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read", got=error.strerror, hint="Name a folder under a run's evidence/."
+        ) from None
+
+
+def _plain(name: object) -> str:
+    if type(name) is not str or name in {"", ".", "..", CASE} or {"/", "\\", "\0"} & set(name):
+        raise FormatError("a case names a file that is not beside it", got=repr(name)[:80])
+    return name
+
+
+def _part(files: Mapping[str, bytes], name: str) -> bytes:
+    if name not in files:
+        raise FormatError(f"a case has no {name}", expected=name, got=sorted(files))
+    return files[name]
+
+
+def _same_turn(open_: RoundOpen, slot: int, record: Reveal | Verdict) -> None:
+    expected, got = (
+        (open_.run, open_.round, open_.attempt, slot),
+        (record.run, record.round, record.attempt, record.slot),
+    )
+    if expected != got:
+        raise ProtocolError(f"a {record.kind} in a case belongs elsewhere", expected=expected, got=got)
+
+
+def _verdict(open_: RoundOpen, slot: int, look: int, files: Mapping[str, bytes]) -> Verdict:
+    """A verdict of the case, signed by the auditor of the open whose name it bears."""
+    data = files[f"verdict-{look}"]
+    told = open_envelope(data).peek().get("auditor")
+    key = next((auditor.key for auditor in open_.auditors if auditor.member == told), None)
+    if key is None:
+        raise ProtocolError("a verdict in a case is by no auditor of the open", got=told)
+    verdict = open_record(Verdict, data, key)
+    _same_turn(open_, slot, verdict)
+    if verdict.look != look:
+        raise ProtocolError("a verdict in a case is of another look", expected=look, got=verdict.look)
+    return verdict
+
+
+def _drawn(manifest: Manifest, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> tuple[int, ...]:
+    draw = open_record(Draw, _part(files, "draw"), manifest.coordinator)
+    place = (draw.run, draw.round, draw.attempt)
+    if place != (open_.run, open_.round, open_.attempt):
+        raise ProtocolError("a draw in a case belongs elsewhere", expected=open_.run, got=place)
+    for item in draw.drawn:
+        if item.slot == slot:
+            return item.segments
+    raise ProtocolError(
+        "a case is of a slot that was not drawn", expected=slot, got=[d.slot for d in draw.drawn]
+    )
+
+
+class CaseWindows:
+    """The windows of a case in the place of a data set: those of the assigned positions and no others."""
+
+    def __init__(self, evidence: Evidence, job: Job) -> None:
+        config = job.config
+        self._positions = positions_of(evidence.entry.positions)
+        shape = (evidence.entry.steps, config.train.batch, config.model.context + 1)
+        data = _part(evidence.files, "windows")
+        self._batches_SBT = arrays_from_bytes(data, {"windows": (np.int64, shape)})["windows"]
+
+    def batches(self, seed: int, positions: Sequence[int], batch: int) -> npt.NDArray[np.int64]:
+        """The batches of an unbroken part of the assignment, as `Dataset.batches` gives them."""
+        del seed
+        first = self._positions.index(positions[0])
+        if self._positions[first : first + len(positions)] != list(positions) or first % batch:
+            raise ProtocolError("a case has no windows of these positions", got=positions[:3])
+        return self._batches_SBT[first // batch : (first + len(positions)) // batch]

@@ -1,0 +1,191 @@
+"""`barnraise rerun`: a decision against a contribution, made again from its evidence alone.
+
+Owns the comparison of what was claimed, what auditors stated and what this machine finds, and the words for
+it. The arithmetic is the audit's own (segment_audit.py). Does not own what lies in a case (evidence.py).
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from model.numerics import THREADS, numerics_class, prepare
+from pipeline.evidence import CaseWindows, Evidence, read_evidence
+from pipeline.segment_audit import Case, audit_segments
+from pipeline.trace import read_trace
+from pipeline.work import Job, check_assignment
+from verification.errors import BarnraiseError, FormatError, UsageError
+from verification.judge import Recomputed, differences
+from verification.records import Verdict
+
+# What a contribution is at fault for; with any other reason its verdicts did not agree, or were too few.
+FAULTS = ("failed-audit", "malformed-payload")
+
+
+@dataclass(frozen=True)
+class RerunOptions:
+    """Do again what an auditor did, from a folder of a run's evidence, and compare.
+
+    Exit code 0: what was decided is borne out. 1: it is not, or this machine cannot tell, and says why.
+    """
+
+    evidence: Annotated[Path, tyro.conf.Positional]
+    """A folder under a run's evidence/, or a copy of one."""
+    json: bool = False
+    """One JSON object instead of words."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """An auditor's verdict, and whether this machine finds exactly what it states."""
+
+    auditor: str
+    look: int
+    outcome: str
+    differs: tuple[str, ...]
+    same: bool | None
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What came of it. `borne_out` is None where this machine cannot tell, for which `why` is the reason."""
+
+    case: str
+    run: str
+    member: str
+    round: int
+    attempt: int
+    slot: int
+    reason: str
+    segments: tuple[int, ...]
+    numerics_class: str
+    here: str
+    differs: tuple[str, ...] | None
+    verdicts: tuple[Said, ...]
+    borne_out: bool | None
+    why: str | None
+
+
+def command(options: RerunOptions, console: Console) -> int:
+    """Rerun a case and say what came of it. Raises UsageError where the packages of training are missing."""
+    try:
+        answer = rerun(options.evidence)
+    except ImportError as error:
+        raise UsageError(
+            "to rerun work takes packages that are not here",
+            got=f"no module {error.name}",
+            hint="pip install 'barnraise[train]'",
+        ) from None
+    if options.json:
+        print(jsonlib.dumps(asdict(answer)))  # noqa: T201
+    else:
+        for line in _words(answer):
+            console.print(escape(line), highlight=False, soft_wrap=True)
+    return 0 if answer.borne_out else 1
+
+
+def rerun(folder: Path) -> Rerun:
+    """Rerun the case in `folder`. Raises one of the family when it is no case, or its parts do not fit."""
+    evidence = read_evidence(folder)
+    job = Job.of(evidence.manifest)
+    if not evidence.verdicts:
+        return _undecodable(evidence, job)
+    profile = job.config.run.profile
+    prepare(profile, THREADS)
+    here = numerics_class(profile, THREADS)
+    theirs = evidence.entry.numerics_class
+    if here != theirs:
+        why = "bits are equal only within a numerics class, and this machine is of another"
+        return _answer(evidence, here, None, None, why)
+    found = _audit(evidence, job)
+    differs = differences(evidence.reveal.opening, found)
+    return _answer(evidence, here, found, differs, None)
+
+
+def _audit(evidence: Evidence, job: Job) -> Recomputed:
+    files, opening, entry = evidence.files, evidence.reveal.opening, evidence.entry
+    for name in ("weights", "start_state", "payload"):
+        if name not in files:
+            raise FormatError(f"a case has no {name}", expected=name, got=sorted(files))
+    check_assignment(job, entry)
+    weights = job.weights(files["weights"], evidence.open.base.weights)
+    start = job.state(files["start_state"], entry.start_state)
+    case = Case(job, CaseWindows(evidence, job), evidence.open, entry, weights, start)
+    segments = case.checked(evidence.segments)
+    opened = None
+    if len(segments) < case.count:
+        if "trace" not in files:
+            raise FormatError(
+                "a case of some segments has no opened trace", expected="trace", got=sorted(files)
+            )
+        opened = read_trace(job, opening, entry.steps, segments, files["trace"])
+    return audit_segments(case, segments, opened)
+
+
+def _undecodable(evidence: Evidence, job: Job) -> Rerun:
+    """A case without a verdict is of a payload that the codec refuses, which any machine can repeat."""
+    payload = evidence.files.get("payload")
+    if payload is None:
+        raise UsageError("a case holds neither a verdict nor a payload", got=sorted(evidence.files))
+    try:
+        job.codec.decode(payload)
+    except BarnraiseError as error:
+        return _answer(evidence, "any", None, ("payload",), f"the codec refuses the payload: {error}")
+    return _answer(evidence, "any", None, (), "the codec takes the payload")
+
+
+def _answer(
+    evidence: Evidence, here: str, found: Recomputed | None, differs: tuple[str, ...] | None, why: str | None
+) -> Rerun:
+    said = tuple(
+        Said(v.auditor, v.look, v.outcome, v.differs, _states(v, found) if found else None)
+        for v in evidence.verdicts
+    )
+    # A fault stands when the work differs as its auditors say. Where they did not agree, none of it stands.
+    held = differs is not None and (bool(differs) or evidence.reason not in FAULTS)
+    borne_out = None if differs is None else held and all(verdict.same for verdict in said)
+    open_ = evidence.open
+    return Rerun(
+        evidence.digest, open_.run, evidence.entry.member, open_.round, open_.attempt, evidence.entry.slot,
+        evidence.reason, evidence.segments, evidence.entry.numerics_class, here, differs, said, borne_out,
+        why,
+    )  # fmt: skip
+
+
+def _states(verdict: Verdict, found: Recomputed) -> bool:
+    stated = Recomputed(
+        verdict.payload, verdict.next_state, verdict.trace, verdict.loss_first, verdict.loss_last
+    )
+    return stated == found
+
+
+def _words(answer: Rerun) -> list[str]:
+    where = f"round {answer.round}" + (f", attempt {answer.attempt}" if answer.attempt else "")
+    lines = [f"{answer.member} in {where}, slot {answer.slot}: rejected as {answer.reason}"]
+    lines.append(f"      case     {answer.case} (the round-close of that turn names it)")
+    if answer.segments:
+        lines.append(f"      segments {', '.join(map(str, answer.segments))}, and the last boundary")
+    for said in answer.verdicts:
+        same = {True: "what this machine finds", False: "NOT what this machine finds", None: "not compared"}
+        found = f"differs in {', '.join(said.differs)}" if said.differs else "no difference"
+        lines.append(f"      look {said.look}   {said.auditor}: {said.outcome}, {found}: {same[said.same]}")
+    if answer.differs is None:
+        lines.append(f"cannot tell here: {answer.why}")
+        lines.append(f"      the work is of class {answer.numerics_class}")
+        lines.append(f"      this machine is of   {answer.here}")
+        return [*lines, "Next: rerun it on a machine of that class; barnraise doctor --numerics names it"]
+    if answer.why:
+        lines.append(answer.why)
+    here = f"differs in {', '.join(answer.differs)}" if answer.differs else "is as it was claimed"
+    lines.append(f"{'borne out' if answer.borne_out else 'NOT borne out'}: the contribution {here}")
+    following = "barnraise verify RUN --level 3   recomputes more of the run this case is from"
+    return [*lines, f"Next: {following}"]
+
+
+COMMANDS = {"rerun": (RerunOptions, command)}
