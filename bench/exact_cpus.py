@@ -1,10 +1,10 @@
-"""Whether the exact profile gives equal bits on other processors: one to four threads here, and emulated ones.
+"""Whether the exact profile gives equal bits on other processors: one to four threads here, and emulated.
 
     python -m bench.exact_cpus [--write]
 
-The same two local steps, error feedback and payload of a model of 0.14 million parameters everywhere. Emulation
-is qemu-user's (Debian: apt-get install qemu-user): it shows another vendor and instruction set to every library,
-and rounds as IEEE 754 says; it is not the other vendor's silicon. About two minutes a processor.
+The same two local steps, error feedback and payload of a model of 0.14 million parameters everywhere.
+Emulation is qemu-user's (Debian: apt-get install qemu-user): it shows another vendor and instruction set to
+every library, and rounds as IEEE 754 says; it is not the other vendor's silicon. Three minutes a processor.
 """
 
 from __future__ import annotations

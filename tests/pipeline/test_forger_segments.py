@@ -19,6 +19,7 @@ from tests.pipeline.forger import Entry, Forger
 from tests.pipeline.forger_stage import Stage, assert_named, check, stage
 from tests.pipeline.lie_changes import entries, fields, item
 from tests.tiny import copy_run
+from verification.fsck_shapes import RERUN_FILES
 from verification.judge import differences, trace_leaf_hash
 from verification.plans import plan_draw
 from verification.records import Draw, Reveal, RoundClose, Verdict
@@ -194,11 +195,8 @@ def test_an_opened_trace_that_is_none_in_the_evidence(
 
 def test_the_case_names_the_opened_trace(true: Stage) -> None:
     folder = RunFolder(true.run).evidence_case(1, 0, LIAR)
-    assert set(json.loads((folder / "case.json").read_bytes())["files"]) == {
-        "payload",
-        "start_state",
-        "trace",
-    }
+    files = set(json.loads((folder / "case.json").read_bytes())["files"])
+    assert files == {"payload", "start_state", "trace", *RERUN_FILES["failed-audit"]}
 
 
 # --- with an auditor's key ---
