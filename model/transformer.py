@@ -124,8 +124,8 @@ def _future_mask(context: int, device: torch.device) -> Tensor:
 # Three operations are written out, with their gradients, because torch's own give other bits for another
 # number of threads: the ends of each thread's share in SiLU go through a scalar exponential; the gradient of
 # softmax rounds differently where a row is no multiple of the vector width; and a sum over rows depends on
-# how the columns are split. `torch.expm1`, single-rounded operations and sums along a row do not. But exp, log,
-# sqrt and erf are MKL's vector library, which takes another path on another vendor's processor.
+# how the columns are split. `torch.expm1`, single-rounded operations and sums along a row do not. But exp,
+# log, sqrt and erf are MKL's vector library, which takes another path on another vendor's processor.
 
 
 class _Silu(torch.autograd.Function):
