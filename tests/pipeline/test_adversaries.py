@@ -23,6 +23,7 @@ from pipeline.aggregation import Contribution
 from pipeline.config import Config
 from pipeline.contributor import Contributor
 from pipeline.member import Place
+from pipeline.rerun import rerun
 from pipeline.roster import member_specs, parse_drills
 from pipeline.verify import VerifyOptions, verify
 from pipeline.work import Job, Work, do_work
@@ -30,6 +31,7 @@ from tests.pipeline.adversary_runs import Story, tell
 from tests.tiny import tiny_config
 from verification.encoding import blake3_digest
 from verification.errors import FormatError, ProtocolError, UsageError
+from verification.fsck_shapes import RERUN_FILES
 from verification.records import (
     Commitment,
     RevealClose,
@@ -159,12 +161,11 @@ def test_nothing_vests_that_was_not_earned_before_the_lie(stories: Any, kind: st
 def test_a_rejection_that_can_be_rerun_has_its_evidence(stories: Any, kind: str) -> None:
     rule, story = RULES[kind], stories(kind)
     folder = story.folder / "evidence" / f"r{rule.first_lie + 1:05d}-a0-s4"
-    files = {
-        "failed-audit": {"case.json", "payload", "start_state"},
-        "malformed-payload": {"case.json", "payload"},
-    }
+    files = {reason: {"case.json", "payload", *more} for reason, more in RERUN_FILES.items()}
+    files["failed-audit"].add("start_state")
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     assert found == files.get(rule.reason, set())
+    assert not found or rerun(folder).borne_out
 
 
 def honest_alone(story: Story, first_lie: int) -> list[str]:
