@@ -191,12 +191,26 @@ class Coordinator:
     def _fetch(self, turn: Turn, slots: Iterable[int]) -> None:
         """Ask for what audits of `slots` need. What is incomplete counts as not served."""
         crew = self.desk.crew
+        slots = [slot for slot in slots if not self._take_from_evidence(turn, slot)]
         states = crew.states(turn, slots)
         partial = [slot for slot in states if len(turn.drawn_segments(slot)) < turn.segments(slot)]
         base = self.desk.folder.checkpoint(self.state.rounds_done) if partial else b""
         traces = crew.traces(turn, partial, base, lambda slot, data: self._read_trace(turn, slot, data))
         self._traces |= traces
         self._served |= {slot: data for slot, data in states.items() if slot in traces or slot not in partial}
+
+    def _take_from_evidence(self, turn: Turn, slot: int) -> bool:
+        """Whether what a first look failed on is at hand; after a crash nobody need be asked for it again."""
+        kept = self.desk.folder.evidence_folder(turn.open, slot)
+        if (slot, 1) not in turn.verdicts or not (kept / "start_state").is_file():
+            return False
+        state = (kept / "start_state").read_bytes()
+        self._job.state(state, turn.open.entry(slot).start_state)
+        if (kept / "trace").is_file():
+            self._traces[slot] = (kept / "trace").read_bytes()
+            self._read_trace(turn, slot, self._traces[slot])
+        self._served[slot] = state
+        return True
 
     def _read_trace(self, turn: Turn, slot: int, data: bytes) -> None:
         steps, opening = turn.open.entry(slot).steps, turn.reveals[slot].opening

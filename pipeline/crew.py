@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pipeline.ledger import Entry
-from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError, FormatError, ProtocolError
 from verification.intake import (
     RevealAnswer,
@@ -87,11 +86,18 @@ class Allowed(Protocol):
 
 
 class Crew:
-    """The members as the coordinator sees them. `notice` takes one line for people."""
+    """The members as the coordinator sees them. `notice` takes one line for people.
 
-    def __init__(self, members: Members, notice: Callable[[str], None]) -> None:
+    `read_state` is given bytes and digest, and raises one of the family when they are no hidden state of that
+    digest: a member may have claimed the digest of anything at all, and an auditor could not start from it.
+    """
+
+    def __init__(
+        self, members: Members, notice: Callable[[str], None], read_state: Callable[[bytes, str], object]
+    ) -> None:
         self._members = members
         self._notice = notice
+        self._read_state = read_state
 
     def send_files(
         self, names: Iterable[str], read: Callable[[str], bytes], *, enrolled: bool = False
@@ -195,12 +201,10 @@ class Crew:
         for slot, answer in self._ask(turn, "serve_state", dict.fromkeys(slots, (turn.open.turn,))).items():
             try:
                 data = as_bytes(answer.value) if answer else b""
-            except FormatError:
-                data = b""
-            if blake3_digest(data) == turn.open.entry(slot).start_state:
+                self._read_state(data, turn.open.entry(slot).start_state)
                 found[slot] = data
-            else:
-                self._say(turn, slot, "did not serve its start state")
+            except BarnraiseError as error:
+                self._say(turn, slot, f"did not serve its start state: {error}")
         return found
 
     def traces(

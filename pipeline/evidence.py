@@ -6,6 +6,7 @@ where folders lie (folder.py) or what a rerun makes of them (rerun.py).
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,16 @@ from pipeline.work import Job, positions_of
 from verification.encoding import blake3_digest, canonical_json, parse_canonical, sha256_digest, to_json
 from verification.envelope import open_envelope
 from verification.errors import FormatError, ProtocolError, UsageError
-from verification.records import Draw, Manifest, Reveal, RosterEntry, RoundOpen, Verdict
+from verification.judge import verdict_is_sound
+from verification.records import Draw, DrawnSlot, Manifest, Reveal, RosterEntry, RoundOpen, Verdict
 from verification.sealing import open_record, parse_predicate
 
 CASE = "case.json"
-MOST_CASE_BYTES, MOST_FILE_BYTES = 1 << 16, 1 << 34
+# Records are log entries or shorter; arrays are bounded by what a machine holds, and by their own form later.
+MOST_BYTES = {"manifest": 1 << 24, "open": 1 << 16, "reveal": 1 << 16, "draw": 1 << 16} | {
+    "verdict-1": 1 << 16, "verdict-2": 1 << 16, "payload": 1 << 30, "start_state": 1 << 32, "trace": 1 << 32,
+    "weights": 1 << 32, "windows": 1 << 30, CASE: 1 << 16,
+}  # fmt: skip
 LOOKS = (1, 2)
 
 
@@ -68,10 +74,11 @@ class Evidence:
 def read_evidence(folder: Path) -> Evidence:
     """Read a case. Raises UsageError where there is none, one of the family when its parts do not fit.
 
-    Everything in it is signed by who is named in it, so that it shows what they said; that the log has the
-    same is for whoever has the log: the close names `digest`.
+    Open, reveal, draw and verdicts are signed by those that they name, weights, state and payload are those
+    of these records, and the reason is what the verdicts come to. Windows and the manifest's key are signed
+    by nobody: that they are the run's is for whoever has the log, whose close names `digest`.
     """
-    case_bytes = _read(folder / CASE, MOST_CASE_BYTES)
+    case_bytes = _read(folder, CASE)
     case = parse_canonical(case_bytes)
     try:
         listed, reason, place = (
@@ -82,7 +89,7 @@ def read_evidence(folder: Path) -> Evidence:
         run = case["run"]
     except (TypeError, KeyError, ValueError):
         raise FormatError(f"{folder / CASE} is not a case", got=repr(case)[:200]) from None
-    files = {name: _read(folder / _plain(name), MOST_FILE_BYTES) for name in listed}
+    files = {name: _read(folder, name) for name in listed}
     for name, data in files.items():
         if blake3_digest(data) != listed[name]:
             raise ProtocolError(
@@ -95,30 +102,43 @@ def read_evidence(folder: Path) -> Evidence:
     entry = open_.entry(place[2])
     reveal = open_record(Reveal, _part(files, "reveal"), entry.key)
     _same_turn(open_, entry.slot, reveal)
+    if "payload" in files and blake3_digest(files["payload"]) != reveal.opening.payload:
+        raise ProtocolError(
+            "the payload in a case is not the one that was revealed", expected=reveal.opening.payload
+        )
     verdicts = tuple(_verdict(open_, entry.slot, look, files) for look in LOOKS if f"verdict-{look}" in files)
-    segments = _drawn(manifest, open_, entry.slot, files) if verdicts else ()
+    drawn = _drawn(manifest, open_, entry.slot, files) if verdicts else None
+    segments = drawn.segments if drawn else ()
+    if drawn:
+        _check_verdicts(open_, reveal, drawn, verdicts)
+    if reason != _reason(verdicts):
+        raise ProtocolError(
+            "a case's reason is not what its verdicts come to", expected=_reason(verdicts), got=reason
+        )
     return Evidence(
         sha256_digest(case_bytes), reason, manifest, open_, entry, reveal, segments, verdicts, files
     )
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(folder: Path, name: object) -> bytes:
+    if type(name) is not str or name not in MOST_BYTES:
+        raise FormatError(
+            "a case names a file that no case has", expected=sorted(MOST_BYTES), got=repr(name)[:80]
+        )
+    path, most = folder / name, MOST_BYTES[name]
     try:
-        if path.stat().st_size > most:
-            raise FormatError(
-                f"{path} is too long", expected=f"at most {most} bytes", got=path.stat().st_size
-            )
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise FormatError(f"{path} is no plain file")
+        if found.st_size > most:
+            raise FormatError(f"{path} is too long", expected=f"at most {most} bytes", got=found.st_size)
         return path.read_bytes()
+    except MemoryError:
+        raise FormatError(f"{path} is longer than this machine's memory") from None
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read", got=error.strerror, hint="Name a folder under a run's evidence/."
         ) from None
-
-
-def _plain(name: object) -> str:
-    if type(name) is not str or name in {"", ".", "..", CASE} or {"/", "\\", "\0"} & set(name):
-        raise FormatError("a case names a file that is not beside it", got=repr(name)[:80])
-    return name
 
 
 def _part(files: Mapping[str, bytes], name: str) -> bytes:
@@ -150,14 +170,41 @@ def _verdict(open_: RoundOpen, slot: int, look: int, files: Mapping[str, bytes])
     return verdict
 
 
-def _drawn(manifest: Manifest, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> tuple[int, ...]:
+def _check_verdicts(open_: RoundOpen, reveal: Reveal, drawn: DrawnSlot, verdicts: Sequence[Verdict]) -> None:
+    """The verdicts are sound, in the order of looks, and by auditors of the draw, of unlike operators."""
+    operators = {auditor.member: auditor.operator for auditor in open_.auditors}
+    for verdict in verdicts:
+        if verdict.auditor not in drawn.auditors:
+            raise ProtocolError("a verdict in a case is by nobody that was drawn", got=verdict.auditor)
+        if not verdict_is_sound(verdict, reveal, drawn.segments):
+            raise ProtocolError(
+                "a verdict in a case does not follow from its own values", got=verdict.auditor
+            )
+    if verdicts[0].look != 1 or len({operators[verdict.auditor] for verdict in verdicts}) != len(verdicts):
+        raise ProtocolError("the verdicts in a case are not a first and another operator's second")
+
+
+def _reason(verdicts: Sequence[Verdict]) -> str:
+    """What verdicts come to (section 6 of docs/protocol.md, settling); a case without any is of a payload."""
+    if not verdicts:
+        return "malformed-payload"
+    if [verdict.outcome for verdict in verdicts] == ["fail"]:
+        return "unconfirmed"
+    if not any(verdict.outcome == "fail" for verdict in verdicts):
+        raise ProtocolError("a case holds no verdict against its contribution")
+    stated = {(verdict.payload, verdict.next_state, verdict.trace) for verdict in verdicts}
+    failed = {verdict.outcome for verdict in verdicts} == {"fail"}
+    return "failed-audit" if failed and len(stated) == 1 else "disputed"
+
+
+def _drawn(manifest: Manifest, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> DrawnSlot:
     draw = open_record(Draw, _part(files, "draw"), manifest.coordinator)
     place = (draw.run, draw.round, draw.attempt)
     if place != (open_.run, open_.round, open_.attempt):
         raise ProtocolError("a draw in a case belongs elsewhere", expected=open_.run, got=place)
     for item in draw.drawn:
         if item.slot == slot:
-            return item.segments
+            return item
     raise ProtocolError(
         "a case is of a slot that was not drawn", expected=slot, got=[d.slot for d in draw.drawn]
     )
@@ -168,10 +215,11 @@ class CaseWindows:
 
     def __init__(self, evidence: Evidence, job: Job) -> None:
         config = job.config
-        self._positions = positions_of(evidence.entry.positions)
         shape = (evidence.entry.steps, config.train.batch, config.model.context + 1)
         data = _part(evidence.files, "windows")
+        # Before the positions are listed: there may be as many as a forged open says.
         self._batches_SBT = arrays_from_bytes(data, {"windows": (np.int64, shape)})["windows"]
+        self._positions = positions_of(evidence.entry.positions)
 
     def batches(self, seed: int, positions: Sequence[int], batch: int) -> npt.NDArray[np.int64]:
         """The batches of an unbroken part of the assignment, as `Dataset.batches` gives them."""

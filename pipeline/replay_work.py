@@ -17,6 +17,7 @@ from data_prep.manifest import DatasetManifest
 from model.arrays import Arrays, arrays_to_bytes, safetensors_bytes, unflatten
 from model.local_steps import evaluate
 from model.numerics import THREADS, numerics_class
+from pipeline.evidence import read_evidence
 from pipeline.folder import RunFolder
 from pipeline.replay_aggregation import Step
 from pipeline.segment_audit import Case, audit_segments
@@ -183,7 +184,16 @@ class WorkReplay:
                 self._check_verdict(turn, verdict, case, done.found, where)
 
     def _check_case(self, case: Case, where: str) -> None:
-        """The windows and weights of a case are those of the run, or a rerun of it would show nothing."""
+        """A case can be rerun, and is of this very turn: its open, windows and weights are the run's."""
+        folder = self.folder.evidence_folder(case.open, case.entry.slot)
+        try:
+            found = read_evidence(folder)
+        except BarnraiseError as error:
+            self.fail(Failure("a case cannot be rerun", where, "a whole case", str(error)))
+            return
+        if (found.open, found.manifest) != (case.open, self.manifest):
+            what = "a case is of another open or manifest than the log's"
+            self.fail(Failure(what, where, self.manifest.run_id, found.open.run))
         folder, entry, config = (
             self.folder.evidence_folder(case.open, case.entry.slot),
             case.entry,

@@ -58,6 +58,7 @@ class Rerun:
 
     case: str
     run: str
+    coordinator: str
     member: str
     round: int
     attempt: int
@@ -133,6 +134,12 @@ def _undecodable(evidence: Evidence, job: Job) -> Rerun:
     payload = evidence.files.get("payload")
     if payload is None:
         raise UsageError("a case holds neither a verdict nor a payload", got=sorted(evidence.files))
+    if len(payload) != job.codec.payload_bytes:
+        raise FormatError(
+            "a payload of another length is not looked at, so no case is of one",
+            expected=job.codec.payload_bytes,
+            got=len(payload),
+        )
     try:
         job.codec.decode(payload)
     except BarnraiseError as error:
@@ -147,14 +154,14 @@ def _answer(
         Said(v.auditor, v.look, v.outcome, v.differs, _states(v, found) if found else None)
         for v in evidence.verdicts
     )
-    # A fault stands when the work differs as its auditors say. Where they did not agree, none of it stands.
-    held = differs is not None and (bool(differs) or evidence.reason not in FAULTS)
-    borne_out = None if differs is None else held and all(verdict.same for verdict in said)
+    # Of verdicts that disagree, or of one alone, nothing follows but that; which of them is true is shown.
+    held = evidence.reason not in FAULTS or (bool(differs) and all(verdict.same for verdict in said))
+    borne_out = None if differs is None else held
     open_ = evidence.open
     return Rerun(
-        evidence.digest, open_.run, evidence.entry.member, open_.round, open_.attempt, evidence.entry.slot,
-        evidence.reason, evidence.segments, evidence.entry.numerics_class, here, differs, said, borne_out,
-        why,
+        evidence.digest, open_.run, evidence.manifest.coordinator, evidence.entry.member, open_.round,
+        open_.attempt, evidence.entry.slot, evidence.reason, evidence.segments,
+        evidence.entry.numerics_class, here, differs, said, borne_out, why,
     )  # fmt: skip
 
 
@@ -168,7 +175,8 @@ def _states(verdict: Verdict, found: Recomputed) -> bool:
 def _words(answer: Rerun) -> list[str]:
     where = f"round {answer.round}" + (f", attempt {answer.attempt}" if answer.attempt else "")
     lines = [f"{answer.member} in {where}, slot {answer.slot}: rejected as {answer.reason}"]
-    lines.append(f"      case     {answer.case} (the round-close of that turn names it)")
+    lines.append(f"      run      {answer.run}, coordinator {answer.coordinator}")
+    lines.append(f"      case     {answer.case}: the run's if the round-close of that turn names it")
     if answer.segments:
         lines.append(f"      segments {', '.join(map(str, answer.segments))}, and the last boundary")
     for said in answer.verdicts:
@@ -183,7 +191,8 @@ def _words(answer: Rerun) -> list[str]:
     if answer.why:
         lines.append(answer.why)
     here = f"differs in {', '.join(answer.differs)}" if answer.differs else "is as it was claimed"
-    lines.append(f"{'borne out' if answer.borne_out else 'NOT borne out'}: the contribution {here}")
+    held = "borne out" if answer.borne_out else "NOT borne out"
+    lines.append(f"{held if answer.reason in FAULTS else 'no fault was found'}: the contribution {here}")
     following = "barnraise verify RUN --level 3   recomputes more of the run this case is from"
     return [*lines, f"Next: {following}"]
 

@@ -38,6 +38,7 @@ from pipeline.records_table import write_contributions
 from pipeline.roster import MemberSpec, make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
 from pipeline.witnessing import Enlisted, Notary, NoWitnesses, Witnesses, check_draw_fits
+from pipeline.work import Job
 from verification.beacon import check_key
 from verification.durable import disk_is_full, fsync_folder, make_folder, storage_error, write_atomic
 from verification.encoding import canonical_json, digest_hex, sha256_digest, to_json
@@ -342,7 +343,7 @@ def _assemble(
         folder,
         ledger,
         HashChain.load(secrets / "chain"),
-        Crew(members, tell),
+        Crew(members, tell, Job.of(ledger.manifest).state),
         Notary(ledger, client, tell, BeaconClient(kept_address(secrets), beacon) if beacon else None),
         partial(pending_revocations, secrets),
         aggregator,

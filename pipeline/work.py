@@ -31,7 +31,7 @@ from pipeline.compression import Codec, accumulate, encode_with_residue
 from pipeline.config import Config, config_from_manifest
 from pipeline.trace import OpenedLeaf
 from verification.encoding import blake3_digest, hash_object, parse_hex_float
-from verification.errors import ProtocolError
+from verification.errors import FormatError, ProtocolError
 from verification.judge import Recomputed
 from verification.records import (
     Manifest,
@@ -43,6 +43,10 @@ from verification.segments import segment_count, segment_steps
 
 if TYPE_CHECKING:
     from model.local_steps import Midpoint, StepsResult, WorkSpec
+
+
+# Of a hidden state's count: so many that no round's steps lead out of the integers.
+MOST_STEPS = 1 << 51
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,17 @@ class Job:
         return arrays
 
     def state(self, data: bytes, digest: str) -> Arrays:
-        """Hidden state from its canonical bytes. ProtocolError when they are not `digest`."""
+        """Hidden state from its canonical bytes.
+
+        FormatError when they are none of this job, whose length is looked at before they are hashed;
+        ProtocolError when they are not `digest`.
+        """
+        state = arrays_from_bytes(data, state_specs(self.specs, self.config.train.mode))
         _check("the hidden state", digest, blake3_digest(data))
-        return arrays_from_bytes(data, state_specs(self.specs, self.config.train.mode))
+        step = int(state["step"])
+        if not 0 <= step <= MOST_STEPS:
+            raise FormatError("a hidden state's step is out of range", expected="0 to 2^51", got=step)
+        return state
 
     @cached_property
     def zero_state(self) -> bytes:

@@ -26,7 +26,7 @@ from tests.verification.fake_run import (
     verdict,
 )
 from verification.encoding import blake3_digest
-from verification.errors import BarnraiseError, ProtocolError
+from verification.errors import BarnraiseError, FormatError, ProtocolError
 from verification.plans import plan_open
 from verification.rounds import begin
 from verification.sealing import seal_record
@@ -72,10 +72,16 @@ ALLOWED = {name: Spec("contributor", operator) for name, operator in CONTRIBUTOR
 }
 
 
+def by_digest(data: bytes, digest: str) -> None:
+    """Any bytes of that digest are a state here."""
+    if blake3_digest(data) != digest:
+        raise FormatError("not the state", expected=digest)
+
+
 def crew(**verbs: Reply) -> tuple[Crew, list[str], Fakes]:
     said: list[str] = []
     fakes = Fakes(verbs)
-    return Crew(fakes, said.append), said, fakes
+    return Crew(fakes, said.append, by_digest), said, fakes
 
 
 def opened() -> RunState:
@@ -342,7 +348,9 @@ class Mortal:
 def test_a_member_that_dies_is_asked_again_and_one_that_fails_is_late() -> None:
     Mortal.deaths = 0
     said: list[str] = []
-    team = Crew(LocalPool({name: lambda name=name: Mortal(name) for name in CONTRIBUTORS}), said.append)
+    team = Crew(
+        LocalPool({name: lambda name=name: Mortal(name) for name in CONTRIBUTORS}), said.append, by_digest
+    )
     done = team.commitments(OPENED.open_turn, b"open", b"checkpoint")
     assert sorted(done.entries) == [0, 1, 3]
     assert said == ["c2: commit: RuntimeError: a bug of its own"]
@@ -368,7 +376,7 @@ def test_whatever_a_member_says_of_its_key_is_checked_or_told(answer: Any) -> No
 
     fakes = Fakes({"identity_changes": changes})
     notices: list[str] = []
-    found = Crew(fakes, notices.append).identity_changes(play.state)
+    found = Crew(fakes, notices.append, by_digest).identity_changes(play.state)
     assert [envelope for _, envelope in found] == [good]
     assert asked == {m.member: m.key for m in play.state.members}
     assert len(notices) == 1
@@ -384,7 +392,7 @@ def test_two_members_cannot_take_the_same_new_key_and_the_gone_are_not_asked() -
     }
     fakes = Fakes({"identity_changes": lambda name, _: [envelopes[name]] if name in envelopes else []})
     notices: list[str] = []
-    found = Crew(fakes, notices.append).identity_changes(play.state)
+    found = Crew(fakes, notices.append, by_digest).identity_changes(play.state)
     assert [record.member for record, _ in found] == ["c1"]  # type: ignore[union-attr]
     assert [line.split(":")[0] for line in notices] == ["c2", "c3"]
     assert ("identity_changes", "c0") not in fakes.asked
@@ -398,7 +406,7 @@ def test_nobody_is_waited_for_long_without_work_and_a_failure_is_told() -> None:
         play = Play(started(timing=timing))
         play.turn({})
         fakes, notices = Fakes({"identity_changes": late, "take_receipt": late}), list[str]()
-        crew = Crew(fakes, notices.append)
+        crew = Crew(fakes, notices.append, by_digest)
         assert crew.identity_changes(play.state) == []
         crew.give_receipts(play.state, 0, {"c1": "a receipt"})
         assert fakes.deadlines == {"identity_changes": patience, "take_receipt": patience}

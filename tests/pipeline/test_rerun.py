@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,8 @@ def one_case(folder: Path, kind: str, **sections: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def lazy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return one_case(tmp_path_factory.mktemp("lazy"), "lazy")
+    # Two of its four segments are false, so three drawn ones hit one, however the draw falls.
+    return one_case(tmp_path_factory.mktemp("lazy"), "lazy", audit={"segments": 3})
 
 
 def words(folder: Path) -> tuple[int, str]:
@@ -48,7 +50,7 @@ def words(folder: Path) -> tuple[int, str]:
 def test_a_fault_is_borne_out_from_its_case_alone(lazy: Path) -> None:
     answer = rerun(lazy)
     assert (answer.member, answer.slot, answer.round, answer.reason) == (LIAR, SLOT, 1, "failed-audit")
-    assert len(answer.segments) == 2
+    assert len(answer.segments) == 3
     assert answer.differs
     assert [(said.look, said.outcome, said.same) for said in answer.verdicts] == [
         (1, "fail", True),
@@ -223,6 +225,68 @@ def test_level_3_compares_windows_and_weights_with_the_run(
         return {**files, name: data[:-1] + bytes([data[-1] ^ 1])}
 
     monkeypatch.setattr("pipeline.coordinator.rerun_files", spoiled)
-    story = tell(tmp_path, config(), {LIAR: "lazy"})
+    story = tell(tmp_path, config(audit={"segments": 3}), {LIAR: "lazy"})
     told = [failure["what"] for failure in check(story.folder).failures]
     assert told == [f"the {name} in the evidence are not the run's"]
+
+
+# --- forged cases ---
+
+
+def forged(folder: Path, source: Path, keep: set[str], **told: Any) -> Path:
+    """A case of some files of another, that says of itself what it likes."""
+    shutil.copytree(source, folder)
+    case = json.loads((folder / CASE).read_bytes())
+    case["files"] = {name: digest for name, digest in case["files"].items() if name in keep}
+    (folder / CASE).write_bytes(canonical_json({**case, **told}))
+    return folder
+
+
+RECORDS = {"manifest", "open", "reveal"}
+
+
+def test_junk_is_not_what_a_member_revealed(lazy: Path, tmp_path: Path) -> None:
+    case = forged(tmp_path / "case", lazy, {*RECORDS, "payload"}, reason="malformed-payload")
+    assert rerun(case).borne_out is False, "the codec takes it"
+    put(case, "payload", b"junk")
+    with pytest.raises(ProtocolError, match="not the one that was revealed"):
+        rerun(case)
+
+
+REASONS: list[Any] = ["failed-audit", "caught stealing", "disputed", 7, None, ["failed-audit"]]
+
+
+@pytest.mark.parametrize("reason", REASONS, ids=str)
+def test_the_reason_is_what_the_verdicts_come_to(reason: Any, lazy: Path, tmp_path: Path) -> None:
+    case = forged(tmp_path / "case", lazy, {*RECORDS, "payload"}, reason=reason)
+    with pytest.raises(BarnraiseError, match="reason"):
+        rerun(case)
+
+
+def test_one_verdict_is_not_two(lazy: Path, tmp_path: Path) -> None:
+    fewer = {*files_of(lazy)} - {"verdict-2"}
+    with pytest.raises(ProtocolError, match="reason"):
+        rerun(forged(tmp_path / "fault", lazy, fewer))
+    answer = rerun(forged(tmp_path / "alone", lazy, fewer, reason="unconfirmed"))
+    assert (answer.reason, answer.borne_out) == ("unconfirmed", True)
+    assert "no fault was found" in words(tmp_path / "alone")[1]
+    with pytest.raises(ProtocolError, match="another operator's second"):
+        rerun(forged(tmp_path / "second", lazy, {*files_of(lazy)} - {"verdict-1"}, reason="unconfirmed"))
+
+
+def test_what_is_no_plain_file_is_not_opened(lazy: Path, tmp_path: Path) -> None:
+    case = tmp_path / "case"
+    shutil.copytree(lazy, case)
+    (case / "windows").unlink()
+    (case / "windows").symlink_to("/dev/zero")
+    with pytest.raises(BarnraiseError, match="no plain file"):
+        rerun(case)
+    (case / "windows").unlink()
+    os.mkfifo(case / "windows")
+    with pytest.raises(BarnraiseError, match="no plain file"):
+        rerun(case)
+    (case / "windows").unlink()
+    with (case / "windows").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    with pytest.raises(BarnraiseError, match="too long"):
+        rerun(case)

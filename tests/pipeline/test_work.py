@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.arrays import arrays_digest, arrays_from_bytes
+from model.arrays import arrays_digest, arrays_from_bytes, arrays_to_bytes
 from model.hidden_state import state_specs
 from pipeline.work import Job, Work, do_work, positions_of
 from tests.pipeline.tiny_world import World, world
 from verification.encoding import blake3_digest
-from verification.errors import BarnraiseError, ProtocolError, WorkError
+from verification.errors import BarnraiseError, FormatError, ProtocolError, WorkError
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_bytes_that_are_not_what_was_asked_for_are_refused(here: World) -> None:
     with pytest.raises(ProtocolError, match="base checkpoint"):
         job.weights(here.checkpoint, "blake3:" + "0" * 64)
     with pytest.raises(ProtocolError, match="hidden state"):
-        job.state(b"", here.manifest.zero_state)
+        job.state(job.zero_state, "blake3:" + "0" * 64)
     with pytest.raises(BarnraiseError):
         job.weights(here.checkpoint[:100], digest)
     assert arrays_digest(job.weights(memoryview(here.checkpoint), digest)) == digest  # type: ignore[arg-type]
@@ -131,3 +131,22 @@ def test_arrays_that_are_not_the_models_are_not_trained(here: World, arrays: Any
     job = Job.of(replace(here.manifest, arrays=named))
     with pytest.raises(ProtocolError, match="not its model's"):
         do_work(job, here.c0.data, here.open(), here.open().roster[0], {}, {})
+
+
+@pytest.mark.parametrize("step", [-1, (1 << 51) + 1, (1 << 63) - 1])
+def test_a_state_whose_count_leads_nowhere_is_none(here: World, step: int) -> None:
+    """Its digest may stand in the log all the same: nobody looked at it when it was claimed."""
+    job = here.c0.job
+    forms = state_specs(job.specs, job.spec.mode)
+    state = {**arrays_from_bytes(job.zero_state, forms), "step": np.array(step, np.int64)}
+    data = arrays_to_bytes(state)
+    with pytest.raises(FormatError, match="step"):
+        job.state(data, blake3_digest(data))
+    fine = arrays_to_bytes({**state, "step": np.array(1 << 51, np.int64)})
+    assert job.state(fine, blake3_digest(fine))["step"] == 1 << 51
+
+
+def test_bytes_that_are_no_state_are_none_whatever_their_digest(here: World) -> None:
+    for data in (b"no state at all", b"", here.c0.job.zero_state + b"more"):
+        with pytest.raises(FormatError):
+            here.c0.job.state(data, blake3_digest(data))
