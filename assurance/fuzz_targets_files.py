@@ -89,7 +89,7 @@ def _committed(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
 # --- arrays and payloads ---
 
 
-@target("opened trace", share=0.5)
+@target("opened trace")
 def _trace(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     """What a contributor opens for an audit, of one that committed to it, and of one that did to anything."""
     del folder

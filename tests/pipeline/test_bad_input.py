@@ -225,7 +225,7 @@ def test_an_unknown_option_of_a_command(capsys: pytest.CaptureFixture[str], comm
         "keys": ("new", "x"),
         "receipt": ("x", "--member", "y"),
     }
-    plain = ("resume", "verify", "report", "verify-receipt")
+    plain = ("resume", "verify", "report", "verify-receipt", "rerun")
     given = needs.get(command, ("x",) if command in plain else ())
     sentence = refused(capsys, command, *given, "--frobnicate")
     assert "--frobnicate" in sentence

@@ -119,7 +119,8 @@ def test_what_is_said_next_is_understood(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(
         DEMO.read_text()
-        .replace("rate_ppm = 1_000_000", "rate_ppm = 200_000\nsegments = 1")
+        .replace("rate_ppm = 1_000_000", "rate_ppm = 200_000")
+        .replace("segments = 0", "segments = 1")
         .replace("steps = [14, 12, 8, 6, 8]", "steps = [20, 16]")
         .replace("trace_every = 4", "trace_every = 2")
         + f"\n[credit]\nvest_rounds = {config.credit.vest_rounds}\n"
@@ -143,7 +144,8 @@ def test_the_example_of_one_audit_in_twenty(capsys: Capture) -> None:
 
 def test_numbers_come_from_the_configuration_where_none_are_given(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
-    config.write_text(DEMO.read_text().replace("rate_ppm = 1_000_000", "rate_ppm = 250_000\nsegments = 2"))
+    text = DEMO.read_text().replace("rate_ppm = 1_000_000", "rate_ppm = 250_000")
+    config.write_text(text.replace("segments = 0", "segments = 2"))
     answer = plan(PlanOptions(config=config))
     assert (answer.policy.rate_ppm, answer.policy.segments) == (250_000, 2)
     assert (answer.segment_counts, answer.auditors, answer.rounds) == ((4, 3, 2, 2, 2), 2, 40)

@@ -15,6 +15,7 @@ from pipeline.trace import OpenedTrace, read_trace
 from pipeline.work import Job
 from tests.pipeline.adversary_runs import Story, tell
 from tests.pipeline.segment_runs import LIAR, SLOT, UNSERVED, check, config, turns
+from verification.fsck_shapes import RERUN_FILES
 from verification.judge import Recomputed, trace_leaf_hash
 from verification.segments import looked_into, opened_leaves
 
@@ -134,7 +135,7 @@ def test_an_adversary_is_rejected_when_it_is_looked_at(tmp_path: Path, kind: str
     folder = story.folder / "evidence" / f"r{first + 1:05d}-a0-s{SLOT}"
     kept = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if reason == "failed-audit" and caught:
-        assert kept == {"case.json", "payload", "start_state", "trace"}
+        assert kept == {"case.json", "payload", "start_state", "trace", *RERUN_FILES["failed-audit"]}
         against = [v for v in turn.verdicts if v.slot == SLOT]
         assert [v.outcome for v in against] == ["fail", "fail"]
         data = (folder / "trace").read_bytes()

@@ -90,10 +90,10 @@ def test_a_run_whose_fullest_draw_fits_no_entry_is_not_made(tmp_path: Path) -> N
         asked.append(path)
         raise StorageError("away")
 
-    keys = [PrivateKey.generate().public for _ in range(16)]
-    ways = [(witness_vkey(f"{i:x}" * 128, key), ask) for i, key in enumerate(keys)]
-    config = tiny_config(train={"steps": [1] * 57}, audit={"auditors": 115})
-    for count, error in ((16, UsageError), (1, ProtocolError)):  # one witness fits, and is asked
+    keys = [PrivateKey.generate().public for _ in range(20)]
+    ways = [(witness_vkey(f"{i:02x}" * 64, key), ask) for i, key in enumerate(keys)]
+    config = tiny_config(train={"steps": [1] * 53}, audit={"auditors": 116})
+    for count, error in ((20, UsageError), (1, ProtocolError)):  # one witness fits, and is asked
         with pytest.raises(error, match="does not fit a log entry" if count > 1 else "chain"):
             create_run(
                 config,

@@ -21,6 +21,7 @@ from tests.simulator.assembly import validation_loss
 from tests.simulator.conduct import eligible
 from tests.simulator.story import Scene, Story, key_of
 from tests.simulator.world import Played
+from verification.envelope import open_envelope
 from verification.fsck import check_run
 from verification.log import Log
 
@@ -67,9 +68,17 @@ def _named(name: str, words: str, target: Path) -> tuple[str, list[str]]:
     return name, [f"[lie] {name} is not named: {[f'{f.what} in {f.where}' for f in failures[:3]]}"]
 
 
+def _last_close(story: Story) -> int:
+    kinds = [open_envelope(entry).predicate_type for entry in story.entries]
+    return max((at for at, kind in enumerate(kinds) if kind == "barnraise:round-close:v1"), default=0)
+
+
 def _shuffle_log(story: Story, played: Played, target: Path, dice: random.Random) -> tuple[str, list[str]]:
-    """The log's entries with one dropped, told twice, or two swapped; nothing that follows is told anew."""
-    told, at = list(story.entries), dice.randrange(1, len(story.entries) - 1)
+    """The log's entries with one dropped, told twice, or two swapped; nothing that follows is told anew.
+
+    Up to the last close: an entry from which nothing follows yet can be left out, and the history is whole.
+    """
+    told, at = list(story.entries), dice.randrange(1, max(2, _last_close(story)))
     name = dice.choice(("an entry dropped", "an entry told twice", "two entries swapped"))
     if name == "an entry dropped":
         told.pop(at)
