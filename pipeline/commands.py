@@ -115,6 +115,8 @@ def show_plan(
     table.add_row("parameters", f"{parameters:,}")
     table.add_row("contributors, local steps", f"{len(config.train.steps)}: {list(config.train.steps)}")
     table.add_row("auditors, audit rate", f"{config.audit.auditors}, {config.audit.rate_ppm / 1e4:g} %")
+    most, looked = config.most_segments, config.audit.segments or config.most_segments
+    table.add_row("segments an audit looks into", f"{min(looked, most)} of up to {most}")
     table.add_row("tokens a round, in all", f"{tokens:,}, {tokens * config.run.rounds:,}")
     table.add_row(
         "payload",

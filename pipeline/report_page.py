@@ -141,8 +141,8 @@ def _loss(story: RunStory) -> str:
         )
     return (
         f'<figure class="wide">{loss_chart(story)}</figure>\n<p class="caption">Nats a token. Training loss '
-        "is what accepted contributors claimed for their last local step; audits recompute it. Validation is "
-        f"the coordinator’s. {reference}</p>"
+        "is what accepted contributors claimed for their last local step; whole audits recompute it. "
+        f"Validation is the coordinator’s. {reference}</p>"
     )
 
 
@@ -235,6 +235,7 @@ def _lottery(story: RunStory) -> str:
         f"coordinator’s hash chain give a seed, which draws whom to audit and who is asked first. Rate "
         f"{audit['rate_ppm'] / 1e4:g} %, everybody in the first {audit['probation_rounds']} accepted rounds; "
         f"{audit['second_look_ppm'] / 1e4:g} % of passes are looked at twice, every failure is. "
+        f"{_depth(audit['segments'], story.manifest.config['train']['trace_every'])} "
         f"<code>barnraise verify</code> repeats every draw.</p>"
     )
     if not story.turns:
@@ -251,6 +252,16 @@ def _lottery(story: RunStory) -> str:
     ]
     table = _table(("round", "drawn ← audited by, and the seeds of both looks"), rows)
     return words + f'<div class="tall">{table}</div>' + _auditors(story)
+
+
+def _depth(segments: int, steps: int) -> str:
+    """How much of a contribution an audit looks into."""
+    if segments == 0:
+        return "An audit recomputes all of a contribution."
+    return (
+        f"An audit recomputes {segments} drawn segment{'' if segments == 1 else 's'} of up to {steps} local "
+        f"step{'' if steps == 1 else 's'} and always what follows the last; of newcomers and suspects all."
+    )
 
 
 def _drawn(work: Work) -> str:
