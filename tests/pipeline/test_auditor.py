@@ -12,7 +12,7 @@ from pipeline.auditor import Auditor
 from pipeline.member import Place
 from tests.pipeline.tiny_world import World, world
 from verification.encoding import canonical_json, sha256_digest
-from verification.errors import BarnraiseError, ProtocolError, SignatureError
+from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError
 from verification.keys import PrivateKey
 from verification.records import Reveal, RoundOpen, Verdict
 from verification.sealing import open_record, predicate, seal_record
@@ -110,8 +110,10 @@ def test_pieces_of_another_place_get_no_verdict(case: Case) -> None:
         case.audit(reveal=seal_record(foreign, case.here.c0.key))
     with pytest.raises(ProtocolError, match="base checkpoint"):
         case.audit(open=replace(case.open, base=replace(case.open.base, weights="blake3:" + "0" * 64)))
-    with pytest.raises(ProtocolError, match="hidden state"):
+    with pytest.raises(FormatError, match="wrong length"):
         case.audit(state=case.state + b"\0")
+    with pytest.raises(ProtocolError, match="hidden state"):
+        case.audit(state=case.state[:-1] + bytes([case.state[-1] ^ 1]))
     for garbage in (b"", b"x" * 100):
         with pytest.raises(BarnraiseError):
             case.audit(checkpoint=garbage)
