@@ -28,8 +28,9 @@ from model.config import ModelConfig
 from model.hidden_state import Mode, midway_specs, state_specs
 from model.init import array_specs
 from model.transformer import loss
-from verification.encoding import MAX_INTEGER, hash_object
+from verification.encoding import MAX_INTEGER
 from verification.errors import NotFiniteError, WorkError
+from verification.judge import trace_leaf_digest
 
 _NORM_BLOCK = 4096
 
@@ -121,13 +122,7 @@ def trace_leaf(point: Midpoint, step: int, losses: Sequence[int]) -> str:
 
     `losses` are micronats of the steps since the last leaf.
     """
-    leaf = {
-        "losses": list(losses),
-        "state": arrays_digest(point.state),
-        "step": step,
-        "weights": arrays_digest(point.weights),
-    }
-    return hash_object("barnraise/trace-leaf/v1", leaf)
+    return trace_leaf_digest(losses, arrays_digest(point.state), step, arrays_digest(point.weights))
 
 
 def update_of(

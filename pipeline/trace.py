@@ -16,7 +16,7 @@ from model.arrays import arrays_from_bytes, arrays_length, arrays_to_bytes, weig
 from model.hidden_state import midway_specs
 from verification.encoding import MAX_INTEGER, blake3_digest, hash_object
 from verification.errors import FormatError, ProtocolError
-from verification.judge import trace_leaf_hash, trace_root
+from verification.judge import trace_leaf_digest, trace_leaf_hash, trace_root
 from verification.records import Opening
 from verification.segments import opened_leaves, segment_count, segment_steps
 
@@ -44,8 +44,7 @@ class OpenedLeaf:
     def digest(self, step: int) -> str:
         """The leaf itself, after `step` local steps of the round."""
         state, weights = blake3_digest(self.state), blake3_digest(self.weights)
-        leaf = {"losses": list(self.losses), "state": state, "step": step, "weights": weights}
-        return hash_object("barnraise/trace-leaf/v1", leaf)
+        return trace_leaf_digest(self.losses, state, step, weights)
 
 
 @dataclass(frozen=True)

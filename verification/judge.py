@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from verification.encoding import digest_hex
+from verification.encoding import digest_hex, hash_object
 from verification.merkle import leaf_hash, root
 from verification.records import (
     Claim,
@@ -47,6 +47,12 @@ class Recomputed:
 def trace_root(leaves: Sequence[str]) -> str:
     """`sha256:` RFC 6962 root over the 32-byte leaf digests; what is bare hex is a leaf hash already."""
     return "sha256:" + root([trace_leaf_hash(leaf) for leaf in leaves]).hex()
+
+
+def trace_leaf_digest(losses: Sequence[int], state: str, step: int, weights: str) -> str:
+    """A leaf of the trace (docs/protocol.md, section 7), of the digests of weights and state there."""
+    leaf = {"losses": list(losses), "state": state, "step": step, "weights": weights}
+    return hash_object("barnraise/trace-leaf/v1", leaf)
 
 
 def trace_leaf_hash(leaf: str) -> bytes:

@@ -1,30 +1,11 @@
 """Profiles and classes: exact bits do not depend on threads, and wrong use is refused in words."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from model import numerics
+from tests.fresh import run_fresh
 from verification.errors import UsageError
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_fresh(code, **variables):
-    """Standard output of `code` in a new interpreter without the profile's variables."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in numerics.environment("exact")
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=inherited | {"PYTHONPATH": str(ROOT)} | variables,
-        cwd=ROOT, capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    return done.stdout.strip()
 
 
 def test_importing_array_code_does_not_import_torch():

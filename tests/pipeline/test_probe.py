@@ -1,10 +1,6 @@
 """The probe: equal where bits must be, and another as soon as one kernel is."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,21 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own custom
 from model import local_steps, numerics, transformer
 from pipeline import compression
 from pipeline.probe import probe_digest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_fresh(code, **variables):
-    """Standard output of `code` in a new interpreter without the profile's variables."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in numerics.environment("exact")
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=inherited | {"PYTHONPATH": str(ROOT)} | variables,
-        cwd=ROOT, capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    return done.stdout.strip()
+from tests.fresh import run_fresh
 
 
 def test_exact_bits_do_not_depend_on_the_number_of_threads():
