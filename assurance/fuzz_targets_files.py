@@ -102,7 +102,7 @@ def _trace(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     from model.arrays import ArraySpec, arrays_to_bytes
     from model.hidden_state import midway_specs
     from pipeline.trace import OpenedLeaf, open_trace, read_trace
-    from verification.judge import trace_leaf_hash, trace_root
+    from verification.judge import Audit, trace_leaf_hash, trace_root
     from verification.records import Reveal
     from verification.sealing import parse_predicate
 
@@ -113,7 +113,7 @@ def _trace(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     state = {name: np.zeros(shape, dtype) for name, (dtype, shape) in midway_specs(specs, "local").items()}
     parts = arrays_to_bytes(weights), arrays_to_bytes(state)
     leaves = {1: OpenedLeaf((5_000_000, 4_000_000), *parts), 3: OpenedLeaf((3_000_000,), *parts)}
-    steps, segments = 7, (0, 2)
+    steps, audit = 7, Audit((0, 2), "a class")
     digests = [
         leaves[i].digest(min(2 * i + 2, steps)) if i in leaves else f"sha256:{i:064x}" for i in range(5)
     ]
@@ -123,7 +123,7 @@ def _trace(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     seed = open_trace(digests, leaves, leaves.__getitem__)
 
     def read(data: bytes) -> None:
-        read_trace(job, opening, steps, segments, data)
+        read_trace(job, opening, steps, audit, data)
 
     def committed(data: bytes) -> None:
         """Its leaf hashes made those of whatever it opens."""
@@ -137,7 +137,7 @@ def _trace(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
             hashes[32 * index : 32 * index + 32] = trace_leaf_hash(digest)
             at = last + len(parts[1])
         root = trace_root([hashes[i : i + 32].hex() for i in range(0, len(hashes), 32)])
-        read_trace(job, replace(opening, trace_root=root), steps, segments, data[:23] + hashes + data[183:])
+        read_trace(job, replace(opening, trace_root=root), steps, audit, data[:23] + hashes + data[183:])
 
     return [read, committed], [seed]
 

@@ -173,11 +173,11 @@ def _level2_files(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     dice = np.random.default_rng(1)
     payload = aggregator.codec.encode(dice.standard_normal(aggregator.codec.length).astype(np.float32))
     rate = (0.7).hex()
-    after = aggregator.step(start, [Contribution(0, "north", 5, payload)], rate)
+    after = aggregator.step(start, [Contribution(0, 5, payload)], rate)
     for number, checkpoint in enumerate((start, after)):
         run.put_checkpoint(number, aggregator.arrays(checkpoint), dict(checkpoint.outer))
     digests = aggregator.digests(after)
-    accepted: dict[str, Any] = {"slot": 0, "tokens": 5}
+    accepted: dict[str, Any] = {"slot": 0, "tokens": 5, "weight": 5}
     close = {"round": 1, "attempt": 0, "void": False, "accepted": [accepted], "rejected": []}
     close |= {"weights": digests.weights, "outer": digests.outer}
     turn = SimpleNamespace(open={"roster": [{"slot": 0, "operator": "north"}], "outer_lr": rate}, close=close)

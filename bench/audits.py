@@ -34,7 +34,7 @@ from pipeline.segment_audit import Case, audit_segments
 from pipeline.trace import read_trace
 from pipeline.work import Job, do_work
 from verification.fsck import check_run
-from verification.judge import differences
+from verification.judge import Audit, differences
 from verification.lottery import PPM, draw_segments, uniform
 from verification.records import Manifest, RoundOpen
 from verification.sealing import parse_predicate
@@ -136,7 +136,8 @@ class Bench:
         opened = None
         if len(segments) < case.count:
             served = forged.serve(opened_leaves(segments, case.count))
-            opened = read_trace(case.job, opening, case.entry.steps, segments, served)
+            audit = Audit(segments, case.entry.numerics_class)
+            opened = read_trace(case.job, opening, case.entry.steps, audit, served)
         return differences(opening, audit_segments(case, segments, opened))
 
     def detection(self, cheat: Cheat, looked: int, draws: int) -> Found:
@@ -230,7 +231,8 @@ def _contribute(case: Case, *, traced: bool) -> None:
 
 
 def _audit(case: Case, forged: Forged, segments: tuple[int, ...], served: bytes) -> None:
-    opened = read_trace(case.job, forged.opening, case.entry.steps, segments, served)
+    audit = Audit(segments, case.entry.numerics_class)
+    opened = read_trace(case.job, forged.opening, case.entry.steps, audit, served)
     if differences(forged.opening, audit_segments(case, segments, opened)):
         raise AssertionError("an audit of honest work found something")
 

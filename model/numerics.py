@@ -42,6 +42,9 @@ def prepare(profile: Profile, threads: int) -> None:
         raise UsageError("the number of threads is too small", expected="at least 1", got=threads)
     wanted = environment(profile)
     if "torch" not in sys.modules:
+        for name, value in _EXACT.items():  # from a parent process of the exact profile
+            if os.environ.get(name) == value:
+                del os.environ[name]
         os.environ.update(wanted)
     found = {name: os.environ.get(name) for name in wanted}
     if found != wanted:

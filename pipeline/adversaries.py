@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model.arrays import Arrays, arrays_digest, arrays_from_bytes, arrays_to_bytes
 from model.hidden_state import state_specs
-from model.local_steps import Midpoint, local_steps, trace_leaf, update_of
 from pipeline.contributor import Contributor
 from pipeline.member import Place
 from pipeline.trace import OpenedLeaf
@@ -24,6 +24,9 @@ from verification.encoding import blake3_digest, digest_hex, parse_hex_float
 from verification.errors import ProtocolError, UsageError
 from verification.records import RosterEntry, RoundOpen
 from verification.segments import segment_count, segment_steps
+
+if TYPE_CHECKING:
+    from model.local_steps import Midpoint
 
 
 class Adversary(Contributor):
@@ -58,6 +61,9 @@ class Lazy(Adversary):
 
     def skipping(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes, done: int) -> Work:
         """The first `done` local steps, and a trace and an update that claim all of them."""
+        # Members choose their profile before torch is imported, so nothing that makes one may import it.
+        from model.local_steps import Midpoint, local_steps, trace_leaf, update_of  # noqa: PLC0415
+
         weights, start = self.loaded(open_, entry, checkpoint)
         job, every = self.job, self.job.config.train.trace_every
         positions = positions_of(entry.positions)[: max(1, done) * job.config.train.batch]

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from pipeline.compression import Codec
 from verification.errors import FormatError, ProtocolError, UsageError, WorkError
-from verification.plans import capped_weights
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -38,17 +37,16 @@ _SCALARS: dict[Optimizer, tuple[str, ...]] = {"nesterov": (), "adamw": ("beta1_p
 
 @dataclass(frozen=True)
 class Contribution:
-    """An accepted contribution: whose, for how many tokens, and its payload's bytes."""
+    """An accepted contribution: its slot, the weight its round-close gives it, and its payload's bytes."""
 
     slot: int
-    operator: str
-    tokens: int
+    weight: int
     payload: bytes
 
 
 @dataclass(frozen=True)
 class AggregationConfig:
-    """`outer.*` and `credit.operator_cap_ppm` of the manifest.
+    """`outer.*` of the manifest.
 
     nesterov reads momentum; adamw reads beta1, beta2, eps and weight_decay.
     """
@@ -59,7 +57,6 @@ class AggregationConfig:
     beta2: float
     eps: float
     weight_decay: float
-    operator_cap_ppm: int
 
 
 def clip_factors(norms: Sequence[float]) -> tuple[float, ...]:
@@ -81,8 +78,8 @@ def initial_outer(length: int, optimizer: Optimizer) -> Outer:
     return outer
 
 
-def aggregate(codec: Codec, contributions: Sequence[Contribution], operator_cap_ppm: int) -> F64:
-    """The weighted, clipped mean g, f64 [P] (sections 9.1 to 9.3).
+def aggregate(codec: Codec, contributions: Sequence[Contribution]) -> F64:
+    """The weighted, clipped mean g, f64 [P] (sections 9.2 and 9.3).
 
     Goes over `contributions` twice (norms, then the sum) and holds one decoded payload at a time, so a
     sequence that reads payloads from disk when asked keeps memory at O(P). Raises UsageError for none,
@@ -90,21 +87,20 @@ def aggregate(codec: Codec, contributions: Sequence[Contribution], operator_cap_
     or all weights are 0.
     """
     slots: list[int] = []
-    claims: list[tuple[str, int]] = []
+    weights: list[int] = []
     norms: list[float] = []
     for contribution in contributions:
         slots.append(contribution.slot)
-        claims.append((contribution.operator, contribution.tokens))
+        weights.append(contribution.weight)
         norms.append(codec.decode(contribution.payload).norm())
     clips = clip_factors(norms)
     if any(later <= earlier for earlier, later in itertools.pairwise(slots)):
         raise ProtocolError(
             "contributions are not in slot order", expected="increasing slots", got=slots[:16]
         )
-    weights = capped_weights(claims, operator_cap_ppm)
     total = sum(weights)
     if min(weights) < 0 or total <= 0:
-        hint = "Check the tokens of the contributions and credit.operator_cap_ppm."
+        hint = "Check the tokens of the contributions, credit.operator_cap_ppm and audit.tolerance_cap_ppm."
         raise ProtocolError(
             "the contributions weigh nothing", expected="weights of 0 or more", got=weights, hint=hint
         )
@@ -134,7 +130,7 @@ def outer_step(
     """
     _require_optimizer(config.optimizer)
     _require_forms(codec.length, specs, weights_P, outer, config.optimizer)
-    sum_P = aggregate(codec, contributions, config.operator_cap_ppm)
+    sum_P = aggregate(codec, contributions)
     next_P = np.empty(codec.length, dtype=np.float32)
     state: Outer = {name: np.empty(codec.length, dtype=np.float32) for name in _VECTORS[config.optimizer]}
     if config.optimizer == "adamw":

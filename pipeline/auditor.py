@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Literal
 
 from pipeline.member import Member
-from pipeline.segment_audit import Case, audit_segments
+from pipeline.segment_audit import Case
+from pipeline.step_audit import recompute
 from pipeline.trace import OpenedTrace, read_trace
 from pipeline.work import check_assignment
 from verification.errors import ProtocolError
-from verification.judge import Recomputed, differences
+from verification.judge import Audit, Recomputed, judged
 from verification.records import PROTOCOL, Opening, Reveal, Verdict
 from verification.sealing import open_record, seal_record
 
@@ -35,7 +36,8 @@ class Auditor(Member):
     ) -> bytes:
         """The signed verdict on `segments` of what was revealed, from base checkpoint and served start state.
 
-        `trace` is what the contributor opened of its trace, None when all segments are to be looked into.
+        `trace` is what the contributor opened of its trace, None when all segments are to be looked into to
+        the bit. Whether it is to the bit or by tolerance follows from the open.
         Raises ProtocolError when the pieces do not belong together; no verdict is better than one on
         other bytes than the contributor's. An open that names this auditor with another key than its present
         one gets none: a request that comes after a rotation must not bring about a second verdict.
@@ -57,31 +59,31 @@ class Auditor(Member):
         weights = self.job.weights(checkpoint, open_.base.weights)
         start = self.job.state(bytes(state), entry.start_state)
         case = Case(self.job, self.data, open_, entry, weights, start)
-        drawn = case.checked(segments)
-        opened = self._opened(reveal.opening, case, drawn, trace)
-        return self._verdict(look, reveal, self.compute(case, drawn, opened))
+        tolerances = self.manifest.config["audit"]["tolerance"]
+        audit = Audit.of(tolerances, entry, open_.auditors, case.checked(segments))
+        opened = self._opened(reveal.opening, case, audit, trace)
+        return self._verdict(look, reveal, audit, self.compute(case, audit, opened))
 
-    def compute(self, case: Case, segments: tuple[int, ...], opened: OpenedTrace | None) -> Recomputed:
+    def compute(self, case: Case, audit: Audit, opened: OpenedTrace | None) -> Recomputed:
         """The same arithmetic as a contributor's, on the same bytes."""
-        return audit_segments(case, segments, opened)
+        return recompute(case, audit, opened)
 
-    def _opened(
-        self, opening: Opening, case: Case, segments: tuple[int, ...], trace: bytes | None
-    ) -> OpenedTrace | None:
+    def _opened(self, opening: Opening, case: Case, audit: Audit, trace: bytes | None) -> OpenedTrace | None:
         if opening.trace_leaves != case.count + 1:
             raise ProtocolError(
                 "a trace is too long or short", expected=case.count + 1, got=opening.trace_leaves
             )
-        if (trace is None) != (len(segments) == case.count):
+        if (trace is None) == audit.opens_a_trace(case.count):
             raise ProtocolError(
-                "a trace is opened exactly when not all segments are drawn", got=list(segments)
+                "a trace is opened exactly when not all segments are drawn, or by tolerance",
+                got=list(audit.segments),
             )
         if trace is None:
             return None
-        return read_trace(self.job, opening, case.entry.steps, segments, bytes(trace))
+        return read_trace(self.job, opening, case.entry.steps, audit, bytes(trace))
 
-    def _verdict(self, look: Literal[1, 2], reveal: Reveal, found: Recomputed) -> bytes:
-        differs = differences(reveal.opening, found)
+    def _verdict(self, look: Literal[1, 2], reveal: Reveal, audit: Audit, found: Recomputed) -> bytes:
+        differs = judged(audit, self.numerics_class, reveal.opening, found)
         verdict = Verdict(
             PROTOCOL,
             self.run,
@@ -98,6 +100,7 @@ class Auditor(Member):
             found.trace,
             found.loss_first,
             found.loss_last,
+            found.deviations,
             self.numerics_class,
         )
         return seal_record(verdict, self.key)

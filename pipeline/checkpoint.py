@@ -49,7 +49,6 @@ class Aggregator:
             beta2=parse_hex_float(outer["beta2"]),
             eps=parse_hex_float(outer["eps"]),
             weight_decay=parse_hex_float(outer["weight_decay"]),
-            operator_cap_ppm=config["credit"]["operator_cap_ppm"],
         )
         return cls(specs, Codec(compression["chunk"], compression["k"], length), aggregation)
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "verify-receipt": "check such a proof, offline",
     "rerun": "make a decision against a contribution again, from its evidence",
     "plan": "audit rate, detection, deterrence, cost",
+    "calibrate": "the tolerance between numerics classes, measured",
     "doctor": "what is wrong with this machine",
 }
 
@@ -42,6 +43,7 @@ _MODULES = {
     "receipt": "pipeline.receipts",
     "verify-receipt": "pipeline.receipts",
     "rerun": "pipeline.rerun",
+    "calibrate": "pipeline.calibrate",
 }
 
 

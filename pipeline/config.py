@@ -20,6 +20,7 @@ from verification.encoding import MAX_INTEGER, hex_float, parse_hex_float
 from verification.errors import SignatureError, UsageError
 from verification.keys import check_public_key
 from verification.segments import segment_count
+from verification.tolerance import NO_BOUND
 
 Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
 # A log entry holds 65,535 bytes; what one part of a round takes of it in base64, rounded up.
@@ -28,8 +29,10 @@ OPEN_ENTRY_BYTES = 560
 AUDITOR_BYTES = 260
 RATE_BYTES = 34
 LEAF_BYTES = 100
+DEVIATION_BYTES = 290
 
 Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+Limit = Annotated[int, Field(ge=0, lt=NO_BOUND)]
 
 
 class _Section(BaseModel):
@@ -43,8 +46,15 @@ class RunConfig(_Section):
     seed: int = Field(1, ge=0, le=MAX_INTEGER, description="Seeds the initial weights and the data order.")
     max_void: Count = Field(3, description="Void turns in a row after which the run stops.")
     profile: Literal["exact", "native"] = Field(
-        "exact", description="exact: equal bits on every machine of a CPU vendor. native: faster."
+        "exact", description="exact: equal bits on every x86-64 machine with AVX2. native: faster."
     )
+    native: tuple[str, ...] = Field(
+        (), description="Members whose machines compute in the native profile though the run's is exact."
+    )
+
+    def profile_of(self, member: str) -> Literal["exact", "native"]:
+        """The numerics profile of a member."""
+        return "native" if member in self.native else self.profile
 
 
 class InnerConfig(_Section):
@@ -105,6 +115,21 @@ class OuterConfig(_Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW: decay of arrays with two dimensions.")
 
 
+class ToleranceConfig(_Section):
+    """How far a local step may lie from its repetition in another numerics class.
+
+    `barnraise calibrate` measures it and prints such a section.
+    """
+
+    classes: tuple[str, str] = Field(description="The two numerics classes, in either order.")
+    loss_ppm: Limit = Field(description="Most difference of a loss, in millionths.")
+    norm_ppb: Limit = Field(description="Most difference of an array's gradient, by norm, in billionths.")
+    peak_ppm: Limit = Field(description="Most difference of one element of a gradient, in millionths.")
+    step_milli: Limit = Field(
+        description="Most difference of an optimizer step, in thousandths of what rounding allows."
+    )
+
+
 class AuditConfig(_Section):
     """Who is recomputed, and how often twice."""
 
@@ -121,6 +146,25 @@ class AuditConfig(_Section):
     probation_rounds: int = Field(
         3, ge=0, le=MAX_INTEGER, description="Accepted contributions before the rate applies."
     )
+    tolerance: tuple[ToleranceConfig, ...] = Field(
+        (),
+        description="Between which classes audits may go by tolerance, where none of the same class is left.",
+    )
+    tolerance_cap_ppm: int = Field(
+        500_000,
+        ge=1,
+        le=1_000_000,
+        description="Most share of a turn's weight that may rest on tolerance, where any work does not.",
+    )
+
+    @model_validator(mode="after")
+    def _pairs(self) -> AuditConfig:
+        pairs = [tuple(sorted(item.classes)) for item in self.tolerance]
+        if any(one == other for one, other in pairs):
+            raise ValueError("a tolerance needs two classes; within one class audits go by digest")
+        if len(set(pairs)) < len(pairs):
+            raise ValueError("two tolerances are between the same two classes")
+        return self
 
 
 class CreditConfig(_Section):
@@ -238,6 +282,10 @@ class Config(_Section):
             raise ValueError("train.mode gradient needs outer.optimizer adamw")
         if self.audit.auditors == 0 and (self.audit.rate_ppm or self.audit.probation_rounds):
             raise ValueError("audit.auditors 0 needs audit.rate_ppm 0 and audit.probation_rounds 0")
+        if self.audit.tolerance and self.train.trace_every != 1:
+            raise ValueError("audit.tolerance needs train.trace_every 1: a tolerance is of single steps")
+        if strangers := set(self.run.native) - set(self.members):
+            raise ValueError(f"run.native names {', '.join(sorted(strangers))}, who are no members")
         if self.identity.allow and set(self.identity.allow) != set(self.members):
             raise ValueError(
                 f"identity.allow must name exactly {', '.join(self.members)}, or nobody; "
@@ -249,7 +297,8 @@ class Config(_Section):
             OPEN_ENTRY_BYTES * len(self.train.steps)
             + AUDITOR_BYTES * self.audit.auditors
             + RATE_BYTES * rates,
-            LEAF_BYTES * (self.most_segments + 1),
+            LEAF_BYTES * (self.most_segments + 1)
+            + (DEVIATION_BYTES * self.most_segments if self.audit.tolerance else 0),
         )
         if largest > ENTRY_BYTES:
             raise ValueError(

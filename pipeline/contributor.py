@@ -79,7 +79,8 @@ class Contributor(Member):
 
     def compute(self, open_: RoundOpen, entry: RosterEntry, weights: Arrays, start: Arrays) -> Work:
         """The arithmetic of a contribution, from checked weights and state."""
-        keep = self._keep if self.job.config.audit.segments else None
+        audit = self.job.config.audit
+        keep = self._keep if audit.segments or audit.tolerance else None
         return do_work(self.job, self.data, open_, entry, weights, start, keep)
 
     def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:

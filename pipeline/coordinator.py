@@ -193,7 +193,7 @@ class Coordinator:
         crew = self.desk.crew
         slots = [slot for slot in slots if not self._take_from_evidence(turn, slot)]
         states = crew.states(turn, slots)
-        partial = [slot for slot in states if len(turn.drawn_segments(slot)) < turn.segments(slot)]
+        partial = [slot for slot in states if turn.audit_of(slot).opens_a_trace(turn.segments(slot))]
         base = self.desk.folder.checkpoint(self.state.rounds_done) if partial else b""
         traces = crew.traces(turn, partial, base, lambda slot, data: self._read_trace(turn, slot, data))
         self._traces |= traces
@@ -214,7 +214,7 @@ class Coordinator:
 
     def _read_trace(self, turn: Turn, slot: int, data: bytes) -> None:
         steps, opening = turn.open.entry(slot).steps, turn.reveals[slot].opening
-        read_trace(self._job, opening, steps, turn.drawn_segments(slot), data)
+        read_trace(self._job, opening, steps, turn.audit_of(slot), data)
 
     def audit(self, look: Literal[1, 2]) -> None:
         """Collect the verdicts of a look; keep what a contributor needs to rerun one that went against it."""
@@ -266,11 +266,7 @@ class Coordinator:
         state, desk = self.state, self.desk
         turn, number = state.open_turn, state.round
         accepted = accepted_contributions(state)
-        operators = {entry.slot: entry.operator for entry in turn.open.roster}
-        work = [
-            Contribution(a.slot, operators[a.slot], a.tokens, desk.folder.payload(a.payload))
-            for a in accepted
-        ]
+        work = [Contribution(a.slot, a.weight, desk.folder.payload(a.payload)) for a in accepted]
         after = desk.aggregator.step(self.checkpoint, work, turn.open.outer_lr)
         weights = desk.aggregator.arrays(after)
         if accepted:

@@ -24,7 +24,6 @@ from verification.intake import (
 )
 from verification.judge import Look
 from verification.rounds import apply
-from verification.segments import opened_leaves
 from verification.state import RunState, Turn
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
@@ -218,7 +217,7 @@ class Crew:
         asked = {
             slot: (
                 turn.open.turn,
-                list(opened_leaves(turn.drawn_segments(slot), turn.segments(slot))),
+                list(turn.audit_of(slot).opened_leaves(turn.segments(slot))),
                 checkpoint,
             )
             for slot in slots

@@ -21,7 +21,7 @@ from pipeline.work import Job, positions_of
 from verification.encoding import blake3_digest, canonical_json, parse_canonical, sha256_digest, to_json
 from verification.envelope import open_envelope
 from verification.errors import FormatError, ProtocolError, UsageError
-from verification.judge import verdict_is_sound
+from verification.judge import Audit, alike, verdict_is_sound
 from verification.records import Draw, DrawnSlot, Manifest, Reveal, RosterEntry, RoundOpen, Verdict
 from verification.sealing import open_record, parse_predicate
 
@@ -58,7 +58,10 @@ def rerun_files(ledger: Ledger, data: Windows, checkpoint: bytes, slot: int) -> 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A case, read and checked: who is judged, for what, and the records and bytes it rests on."""
+    """A case, read and checked: who is judged, for what, and the records and bytes it rests on.
+
+    `audit` is None where there is no verdict.
+    """
 
     digest: str
     reason: str
@@ -66,7 +69,7 @@ class Evidence:
     open: RoundOpen
     entry: RosterEntry
     reveal: Reveal
-    segments: tuple[int, ...]
+    audit: Audit | None
     verdicts: tuple[Verdict, ...]
     files: Mapping[str, bytes]
 
@@ -107,17 +110,17 @@ def read_evidence(folder: Path) -> Evidence:
             "the payload in a case is not the one that was revealed", expected=reveal.opening.payload
         )
     verdicts = tuple(_verdict(open_, entry.slot, look, files) for look in LOOKS if f"verdict-{look}" in files)
-    drawn = _drawn(manifest, open_, entry.slot, files) if verdicts else None
-    segments = drawn.segments if drawn else ()
-    if drawn:
-        _check_verdicts(open_, reveal, drawn, verdicts)
+    audit = None
+    if verdicts:
+        drawn = _drawn(manifest, open_, entry.slot, files)
+        tolerances = manifest.config["audit"]["tolerance"]
+        audit = Audit.of(tolerances, entry, open_.auditors, drawn.segments)
+        _check_verdicts(open_, reveal, drawn, audit, verdicts)
     if reason != _reason(verdicts):
         raise ProtocolError(
             "a case's reason is not what its verdicts come to", expected=_reason(verdicts), got=reason
         )
-    return Evidence(
-        sha256_digest(case_bytes), reason, manifest, open_, entry, reveal, segments, verdicts, files
-    )
+    return Evidence(sha256_digest(case_bytes), reason, manifest, open_, entry, reveal, audit, verdicts, files)
 
 
 def _read(folder: Path, name: object) -> bytes:
@@ -170,13 +173,22 @@ def _verdict(open_: RoundOpen, slot: int, look: int, files: Mapping[str, bytes])
     return verdict
 
 
-def _check_verdicts(open_: RoundOpen, reveal: Reveal, drawn: DrawnSlot, verdicts: Sequence[Verdict]) -> None:
+def _check_verdicts(
+    open_: RoundOpen, reveal: Reveal, drawn: DrawnSlot, audit: Audit, verdicts: Sequence[Verdict]
+) -> None:
     """The verdicts are sound, in the order of looks, and by auditors of the draw, of unlike operators."""
     operators = {auditor.member: auditor.operator for auditor in open_.auditors}
+    classes = {auditor.member: auditor.numerics_class for auditor in open_.auditors}
     for verdict in verdicts:
         if verdict.auditor not in drawn.auditors:
             raise ProtocolError("a verdict in a case is by nobody that was drawn", got=verdict.auditor)
-        if not verdict_is_sound(verdict, reveal, drawn.segments):
+        if verdict.numerics_class != classes[verdict.auditor]:
+            raise ProtocolError(
+                "a verdict in a case is of another class than its auditor's",
+                expected=classes[verdict.auditor],
+                got=verdict.numerics_class,
+            )
+        if not verdict_is_sound(verdict, reveal, audit):
             raise ProtocolError(
                 "a verdict in a case does not follow from its own values", got=verdict.auditor
             )
@@ -192,9 +204,9 @@ def _reason(verdicts: Sequence[Verdict]) -> str:
         return "unconfirmed"
     if not any(verdict.outcome == "fail" for verdict in verdicts):
         raise ProtocolError("a case holds no verdict against its contribution")
-    stated = {(verdict.payload, verdict.next_state, verdict.trace) for verdict in verdicts}
-    failed = {verdict.outcome for verdict in verdicts} == {"fail"}
-    return "failed-audit" if failed and len(stated) == 1 else "disputed"
+    first, second = verdicts
+    failed = first.outcome == second.outcome == "fail"
+    return "failed-audit" if failed and alike(first, second) else "disputed"
 
 
 def _drawn(manifest: Manifest, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> DrawnSlot:

@@ -64,7 +64,8 @@ class Member:
         self.dataset = DatasetManifest.from_json(self.manifest.dataset)
         self.data_folder = place.data
         self.key = self.vault.key()
-        self.numerics_class = self.prepared(self.manifest.config["run"]["profile"])
+        run = self.manifest.config["run"]
+        self.numerics_class = self.prepared("native" if name in run["native"] else run["profile"])
 
     def prepared(self, profile: Profile) -> str:
         """Put this process under the run's profile; the numerics class it then has. Imports torch."""

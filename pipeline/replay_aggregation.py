@@ -141,9 +141,8 @@ def _start(
 
 
 def _accepted(folder: RunFolder, turn: Turn) -> list[Contribution]:
-    operators = {entry["slot"]: entry["operator"] for entry in turn.open["roster"]}
     return [
-        Contribution(a["slot"], operators[a["slot"]], a["tokens"], folder.payload(a["payload"]))
+        Contribution(a["slot"], a["weight"], folder.payload(a["payload"]))
         for a in (turn.close or {})["accepted"]
     ]
 

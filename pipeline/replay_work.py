@@ -26,10 +26,10 @@ from pipeline.work import Job, do_work, positions_of
 from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError, NotFiniteError, UsageError
 from verification.fsck import Failure, Findings, Turn
-from verification.judge import Recomputed, trace_leaf_hash, trace_root
+from verification.judge import Audit, Recomputed, trace_leaf_hash, trace_root
 from verification.records import Manifest, Reveal, RoundOpen
 from verification.sealing import parse_predicate
-from verification.segments import looked_into
+from verification.tolerance import Tolerances, rests_on_tolerance
 
 Fail = Callable[[Failure], None]
 Progress = Callable[[str, int, int], None]
@@ -38,18 +38,22 @@ Place = tuple[int, int]  # (index of the turn among the closed ones, slot)
 
 @dataclass(frozen=True)
 class Plan:
-    """What to recompute. `wanted` was sampled; `needed` adds the lineage that leads to it."""
+    """What to recompute. `wanted` was sampled; `needed` adds the lineage that leads to it.
+
+    `elsewhere` counts those of the population that no machine of this class can recompute.
+    """
 
     wanted: frozenset[Place]
     needed: frozenset[Place]
     population: int
+    elsewhere: int = 0
 
 
-def plan_sample(findings: Findings, sample: int | None, seed: int) -> Plan:
+def plan_sample(findings: Findings, sample: int | None, seed: int, here: str) -> Plan:
     """Draw `sample` contributions (all when None) with the verifier's own seed, and their lineages.
 
-    The population is every contribution that was accepted or judged by an auditor. Raises UsageError for a
-    sample below 1.
+    The population is every contribution that was accepted or judged by an auditor. Those that rest on
+    tolerance and are of another class than `here` cannot be drawn. Raises UsageError for a sample below 1.
     """
     if sample is not None and sample < 1:
         raise UsageError("a sample needs a contribution", expected="--sample of 1 or more", got=sample)
@@ -61,11 +65,21 @@ def plan_sample(findings: Findings, sample: int | None, seed: int) -> Plan:
     ]
     # Not for security: the seed is printed so that anyone can look at the same ones.
     dice = random.Random(seed)  # noqa: S311
-    drawn = population if sample is None else dice.sample(population, min(sample, len(population)))
+    tolerances = findings.manifest["config"]["audit"]["tolerance"]
+    able = [place for place in population if not _is_elsewhere(closed[place[0]], place[1], here, tolerances)]
+    drawn = able if sample is None else dice.sample(able, min(sample, len(able)))
     needed: set[Place] = set()
     for place in drawn:
         needed |= _lineage(closed, place, findings.manifest["zero_state"])
-    return Plan(frozenset(drawn), frozenset(needed), len(population))
+    return Plan(frozenset(drawn), frozenset(needed), len(population), len(population) - len(able))
+
+
+def _is_elsewhere(turn: Turn, slot: int, here: str, tolerances: Tolerances) -> bool:
+    if not tolerances:
+        return False
+    open_ = parse_predicate(RoundOpen, turn.open)
+    entry = open_.entry(slot)
+    return entry.numerics_class != here and rests_on_tolerance(tolerances, entry, open_.auditors)
 
 
 def _accepted(turn: Turn) -> set[int]:
@@ -218,8 +232,12 @@ class WorkReplay:
         drawn = next(
             item["segments"] for item in (turn.draw or {})["drawn"] if item["slot"] == verdict["slot"]
         )
+        tolerances = self.manifest.config["audit"]["tolerance"]
+        audit = Audit.of(tolerances, case.entry, case.open.auditors, drawn)
+        if audit.tolerant:
+            return  # of another class than this machine, which has the contributor's
         try:
-            found = self._audited(turn, case, tuple(drawn), done)
+            found = self._audited(turn, case, audit, done)
         except (BarnraiseError, OSError) as error:
             self.fail(
                 Failure("the evidence of a verdict cannot be used", where, "an opened trace", str(error))
@@ -233,28 +251,27 @@ class WorkReplay:
             what = f"the verdict of {verdict['auditor']} was not computed"
             self.fail(Failure(what, f"{where}, look {verdict['look']}", str(got[0]), str(claimed[0])))
 
-    def _audited(self, turn: Turn, case: Case, drawn: tuple[int, ...], done: Recomputed) -> Recomputed | None:
-        """What an audit of the `drawn` segments finds; None where only the contributor could have said it.
+    def _audited(self, turn: Turn, case: Case, audit: Audit, done: Recomputed) -> Recomputed | None:
+        """What an audit of the drawn segments finds; None where only the contributor could have said it.
 
         Of work that was done as claimed that follows from its recomputation. Of false work it depends on the
         false states that were opened, which are kept where a verdict found them out.
         """
-        if len(drawn) == case.count:
+        if not audit.opens_a_trace(case.count):
             return done
         opening = parse_predicate(Reveal, turn.reveals[case.entry.slot]).opening
         if not _differences(turn.reveals[case.entry.slot]["opening"], done):
-            places = looked_into(drawn, case.count)
+            places = audit.looked_into(case.count)
             trace = tuple(
                 leaf if place in places else trace_leaf_hash(leaf).hex()
                 for place, leaf in enumerate(done.trace)
             )
-            return replace(done, trace=trace, loss_first=done.loss_first if 0 in drawn else None)
+            return replace(done, trace=trace, loss_first=done.loss_first if 0 in audit.segments else None)
         kept = self.folder.evidence_folder(case.open, case.entry.slot) / "trace"
         if not kept.is_file():
             return None
-        return audit_segments(
-            case, drawn, read_trace(self.job, opening, case.entry.steps, drawn, kept.read_bytes())
-        )
+        opened = read_trace(self.job, opening, case.entry.steps, audit, kept.read_bytes())
+        return audit_segments(case, audit.segments, opened)
 
     def _start_bytes(self, digest: str, slot: int) -> bytes:
         if digest == self.manifest.zero_state:

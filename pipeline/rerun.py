@@ -7,7 +7,7 @@ it. The arithmetic is the audit's own (segment_audit.py). Does not own what lies
 from __future__ import annotations
 
 import json as jsonlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +17,14 @@ from rich.markup import escape
 
 from model.numerics import THREADS, numerics_class, prepare
 from pipeline.evidence import CaseWindows, Evidence, read_evidence
-from pipeline.segment_audit import Case, audit_segments
+from pipeline.segment_audit import Case
+from pipeline.step_audit import recompute
 from pipeline.trace import read_trace
 from pipeline.work import Job, check_assignment
 from verification.errors import BarnraiseError, FormatError, UsageError
-from verification.judge import Recomputed, differences
-from verification.records import Verdict
+from verification.judge import Audit, Recomputed, differences, judged, stated_by
+from verification.records import Claim, Opening, Verdict
+from verification.tolerance import thresholds
 
 # What a contribution is at fault for; with any other reason its verdicts did not agree, or were too few.
 FAULTS = ("failed-audit", "malformed-payload")
@@ -65,6 +67,7 @@ class Rerun:
     slot: int
     reason: str
     segments: tuple[int, ...]
+    tolerant: bool
     numerics_class: str
     here: str
     differs: tuple[str, ...] | None
@@ -95,21 +98,42 @@ def rerun(folder: Path) -> Rerun:
     """Rerun the case in `folder`. Raises one of the family when it is no case, or its parts do not fit."""
     evidence = read_evidence(folder)
     job = Job.of(evidence.manifest)
-    if not evidence.verdicts:
+    audit = evidence.audit
+    if audit is None:
         return _undecodable(evidence, job)
-    profile = job.config.run.profile
+    # By tolerance this machine takes the auditor's place, else the contributor's, whose bits are to come out.
+    place = evidence.verdicts[0].auditor if audit.tolerant else evidence.entry.member
+    profile = job.config.run.profile_of(place)
     prepare(profile, THREADS)
     here = numerics_class(profile, THREADS)
-    theirs = evidence.entry.numerics_class
-    if here != theirs:
-        why = "bits are equal only within a numerics class, and this machine is of another"
+    if why := _cannot_tell(audit, here):
         return _answer(evidence, here, None, None, why)
-    found = _audit(evidence, job)
-    differs = differences(evidence.reveal.opening, found)
-    return _answer(evidence, here, found, differs, None)
+    found = _audit(evidence, job, audit)
+    return _answer(evidence, here, found, _differs(audit, here, evidence.reveal.opening, found), None)
 
 
-def _audit(evidence: Evidence, job: Job) -> Recomputed:
+def _cannot_tell(audit: Audit, here: str) -> str | None:
+    """Why a machine of class `here` cannot make the audit; None where it can."""
+    if here == audit.numerics_class:
+        return None
+    if not audit.tolerant:
+        return "bits are equal only within a numerics class, and this machine is of another"
+    if thresholds(audit.tolerances, audit.numerics_class, here):
+        return None
+    return "the run has no tolerance between the contributor's numerics class and this machine's"
+
+
+def _differs(audit: Audit, here: str, opening: Opening, found: Recomputed) -> tuple[Claim, ...]:
+    """What is found wrong; of a step by tolerance, on a machine of the contributor's class, to the bit."""
+    if not audit.tolerant or here != audit.numerics_class:
+        return judged(audit, here, opening, found)
+    differs = differences(opening, found)
+    steps = zip(audit.segments, found.deviations, strict=True)
+    same = all(deviation.own == found.trace[segment] for segment, deviation in steps)
+    return differs if same else (*differs, "deviation")
+
+
+def _audit(evidence: Evidence, job: Job, audit: Audit) -> Recomputed:
     files, opening, entry = evidence.files, evidence.reveal.opening, evidence.entry
     for name in ("weights", "start_state", "payload"):
         if name not in files:
@@ -118,15 +142,15 @@ def _audit(evidence: Evidence, job: Job) -> Recomputed:
     weights = job.weights(files["weights"], evidence.open.base.weights)
     start = job.state(files["start_state"], entry.start_state)
     case = Case(job, CaseWindows(evidence, job), evidence.open, entry, weights, start)
-    segments = case.checked(evidence.segments)
+    case.checked(audit.segments)
     opened = None
-    if len(segments) < case.count:
+    if audit.opens_a_trace(case.count):
         if "trace" not in files:
             raise FormatError(
                 "a case of some segments has no opened trace", expected="trace", got=sorted(files)
             )
-        opened = read_trace(job, opening, entry.steps, segments, files["trace"])
-    return audit_segments(case, segments, opened)
+        opened = read_trace(job, opening, entry.steps, audit, files["trace"])
+    return recompute(case, audit, opened)
 
 
 def _undecodable(evidence: Evidence, job: Job) -> Rerun:
@@ -151,25 +175,27 @@ def _answer(
     evidence: Evidence, here: str, found: Recomputed | None, differs: tuple[str, ...] | None, why: str | None
 ) -> Rerun:
     said = tuple(
-        Said(v.auditor, v.look, v.outcome, v.differs, _states(v, found) if found else None)
+        Said(v.auditor, v.look, v.outcome, v.differs, _states(v, here, found, differs) if found else None)
         for v in evidence.verdicts
     )
     # Of verdicts that disagree, or of one alone, nothing follows but that; which of them is true is shown.
     held = evidence.reason not in FAULTS or (bool(differs) and all(verdict.same for verdict in said))
     borne_out = None if differs is None else held
-    open_ = evidence.open
+    open_, audit = evidence.open, evidence.audit
     return Rerun(
         evidence.digest, open_.run, evidence.manifest.coordinator, evidence.entry.member, open_.round,
-        open_.attempt, evidence.entry.slot, evidence.reason, evidence.segments,
+        open_.attempt, evidence.entry.slot, evidence.reason, audit.segments if audit else (),
+        bool(audit and audit.tolerant),
         evidence.entry.numerics_class, here, differs, said, borne_out, why,
     )  # fmt: skip
 
 
-def _states(verdict: Verdict, found: Recomputed) -> bool:
-    stated = Recomputed(
-        verdict.payload, verdict.next_state, verdict.trace, verdict.loss_first, verdict.loss_last
-    )
-    return stated == found
+def _states(verdict: Verdict, here: str, found: Recomputed, differs: tuple[str, ...] | None) -> bool:
+    """Whether a verdict states what was found; of another class it need only come to the same."""
+    stated = stated_by(verdict)
+    if verdict.numerics_class == here or not verdict.deviations:
+        return stated == found
+    return replace(stated, deviations=found.deviations) == found and verdict.differs == differs
 
 
 def _words(answer: Rerun) -> list[str]:
@@ -179,6 +205,10 @@ def _words(answer: Rerun) -> list[str]:
     lines.append(f"      case     {answer.case}: the run's if the round-close of that turn names it")
     if answer.segments:
         lines.append(f"      segments {', '.join(map(str, answer.segments))}, and the last boundary")
+    if answer.tolerant:
+        lines.append(
+            "      by tolerance: steps are repeated in another numerics class, and compared within limits"
+        )
     for said in answer.verdicts:
         same = {True: "what this machine finds", False: "NOT what this machine finds", None: "not compared"}
         found = f"differs in {', '.join(said.differs)}" if said.differs else "no difference"

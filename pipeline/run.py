@@ -285,6 +285,12 @@ def _make_pool(
 ) -> Pool:
     makers = {name: partial(make_member, spec) for name, spec in specs.items()}
     if kind == "local":
+        if config.run.native:
+            raise UsageError(
+                "members in one process cannot have profiles of their own",
+                got=list(config.run.native),
+                hint="Leave run.native empty, or use --pool ray.",
+            )
         return LocalPool(makers)
     from cluster.ray_pool import RayPool  # noqa: PLC0415 - a run in one process needs no Ray
 

@@ -8,7 +8,7 @@ same that the contributor calls. Does not own the verdict (auditor.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,13 +63,17 @@ class Case:
 
 
 @dataclass
-class _Found:
-    """What an audit has found so far: the trace, first and last loss, and where the local steps ended."""
+class Found:
+    """What an audit has found so far: the trace, first and last loss, and where the local steps ended.
+
+    `points` are the opened leaves, as starts of further work.
+    """
 
     trace: list[str]
     loss_first: int | None
     loss_last: int = 0
     end: Midpoint | None = None
+    points: dict[int, Midpoint] = field(default_factory=dict)
 
 
 def audit_segments(case: Case, segments: Sequence[int], opened: OpenedTrace | None) -> Recomputed:
@@ -77,22 +81,33 @@ def audit_segments(case: Case, segments: Sequence[int], opened: OpenedTrace | No
 
     What is not finite in it is a finding like any other. Raises ProtocolError as `do_work` does.
     """
-    from model.local_steps import Midpoint, trace_leaf  # noqa: PLC0415 - imports torch
+    found = opened_points(case, segments, opened)
+    for run in unbroken_runs(segments):
+        _redo(case, run, start_of(case, run[0], found), found)
+    return boundary(case, found)
+
+
+def opened_points(case: Case, segments: Sequence[int], opened: OpenedTrace | None) -> Found:
+    """What is known from the opened leaves alone: their digests, and the end of the work where it is one."""
+    from model.local_steps import trace_leaf  # noqa: PLC0415 - imports torch
 
     leaves = opened.leaves if opened else {}
-    found = _Found(list(opened.hashes) if opened else [], 0 if 0 in segments else None)
+    found = Found(list(opened.hashes) if opened else [], 0 if 0 in segments else None)
     found.trace += [NOT_FINITE] * (case.count + 1 - len(found.trace))
-    points = {}
     for index, leaf in leaves.items():
-        points[index], changed = _point(case, leaf, index)
+        found.points[index], changed = _point(case, leaf, index)
         known = None if changed or opened is None else opened.digests.get(index)
-        found.trace[index] = known or trace_leaf(points[index], case.steps_at(index), leaf.losses)
+        found.trace[index] = known or trace_leaf(found.points[index], case.steps_at(index), leaf.losses)
     if case.count - 1 in leaves:
-        found.end, found.loss_last = points[case.count - 1], leaves[case.count - 1].losses[-1]
-    for run in unbroken_runs(segments):
-        start = points[run[0] - 1] if run[0] else Midpoint(case.weights, case.start)
-        _redo(case, run, start, found)
-    return _boundary(case, found)
+        found.end, found.loss_last = found.points[case.count - 1], leaves[case.count - 1].losses[-1]
+    return found
+
+
+def start_of(case: Case, segment: int, found: Found) -> Midpoint:
+    """Where a segment starts: the base and the start state, or the opened leaf before it."""
+    from model.local_steps import Midpoint  # noqa: PLC0415 - imports torch
+
+    return found.points[segment - 1] if segment else Midpoint(case.weights, case.start)
 
 
 def _point(case: Case, leaf: OpenedLeaf, index: int) -> tuple[Midpoint, bool]:
@@ -110,7 +125,7 @@ def _point(case: Case, leaf: OpenedLeaf, index: int) -> tuple[Midpoint, bool]:
     return Midpoint({**weights, **unmoved}, {**state, **own}), changed
 
 
-def _redo(case: Case, run: tuple[int, int], start: Midpoint, found: _Found) -> None:
+def _redo(case: Case, run: tuple[int, int], start: Midpoint, found: Found) -> None:
     """One unbroken run of segments: its leaves, and what is known from it of losses and end."""
     first, last = run
     found.trace[first : last + 1] = [NOT_FINITE] * (last + 1 - first)
@@ -125,7 +140,7 @@ def _redo(case: Case, run: tuple[int, int], start: Midpoint, found: _Found) -> N
         found.end, found.loss_last = done.end, done.losses[-1]
 
 
-def _boundary(case: Case, found: _Found) -> Recomputed:
+def boundary(case: Case, found: Found) -> Recomputed:
     """From where the local steps ended to payload, next state and the last leaf."""
     from model.local_steps import update_of  # noqa: PLC0415 - imports torch
 

@@ -16,9 +16,9 @@ from model.arrays import arrays_from_bytes, arrays_length, arrays_to_bytes, weig
 from model.hidden_state import midway_specs
 from verification.encoding import MAX_INTEGER, blake3_digest, hash_object
 from verification.errors import FormatError, ProtocolError
-from verification.judge import trace_leaf_digest, trace_leaf_hash, trace_root
+from verification.judge import Audit, trace_leaf_digest, trace_leaf_hash, trace_root
 from verification.records import Opening
-from verification.segments import opened_leaves, segment_count, segment_steps
+from verification.segments import segment_count, segment_steps
 
 if TYPE_CHECKING:
     from model.local_steps import Midpoint
@@ -75,8 +75,8 @@ def open_trace(leaves: Sequence[str], due: Sequence[int], leaf: Callable[[int], 
     return OpenedTrace(hashes, {index: leaf(index) for index in due}).to_bytes()
 
 
-def read_trace(job: Job, opening: Opening, steps: int, segments: Sequence[int], data: bytes) -> OpenedTrace:
-    """The opened trace in `data`, for an audit of `segments` of a contribution of `steps` local steps.
+def read_trace(job: Job, opening: Opening, steps: int, audit: Audit, data: bytes) -> OpenedTrace:
+    """The opened trace in `data`, for an audit of a contribution of `steps` local steps.
 
     Its length follows from the job and is compared before anything is read. Raises FormatError for other
     bytes, and ProtocolError when they are not of the trace that `opening` commits to.
@@ -85,7 +85,7 @@ def read_trace(job: Job, opening: Opening, steps: int, segments: Sequence[int], 
     count = segment_count(steps, every)
     if opening.trace_leaves != count + 1:
         raise ProtocolError("a trace is too long or short", expected=count + 1, got=opening.trace_leaves)
-    spans = {index: segment_steps(index, steps, every) for index in opened_leaves(segments, count)}
+    spans = {index: segment_steps(index, steps, every) for index in audit.opened_leaves(count)}
     start = _MAGIC + struct.pack("<I", count + 1)
     forms = weight_specs(job.specs), midway_specs(job.specs, job.config.train.mode)
     each = 24 + sum(arrays_length(form) for form in forms)

@@ -79,6 +79,7 @@ class Answer:
     recomputed: int
     sample_seed: int | None
     population: int
+    elsewhere: int
     other_source: bool
     beacon: str | None
     failures: list[dict[str, str]]
@@ -114,13 +115,13 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
     )
     failures = list(findings.failures)
     seed = options.sample_seed
-    recomputed = population = 0
+    recomputed = population = elsewhere = 0
     # A folder that fails level 1 has no records to replay: what is wrong has been named.
     if not failures and options.level > 1:
         if options.level == 3 and options.sample is not None and seed is None:
             seed = secrets.randbelow(1 << 32)
         try:
-            recomputed, population = _replay(options, findings, failures, seed or 0, progress)
+            recomputed, population, elsewhere = _replay(options, findings, failures, seed or 0, progress)
         except UsageError:
             raise
         except BarnraiseError as error:
@@ -141,6 +142,7 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
         recomputed=recomputed,
         sample_seed=seed,
         population=population,
+        elsewhere=elsewhere,
         other_source=findings.manifest.get("source") != source_digest(),
         beacon=_beacon(findings.manifest),
         failures=[{key: printable(text) for key, text in asdict(failure).items()} for failure in failures],
@@ -161,7 +163,7 @@ def _forget(turn: Turn) -> None:
 
 def _replay(
     options: VerifyOptions, findings: Findings, failures: list[Failure], seed: int, progress: Any
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     folder = RunFolder(options.run)
     checked_config(findings.manifest)
     work = None
@@ -175,7 +177,7 @@ def _replay(
     records = [record for record, _ in read_entries(log, manifest)]
     codec = Aggregator.of(manifest.arrays, manifest.config).codec
     check_table(folder, findings, records, codec.payload_bytes, failures.append)
-    return (work.recomputed, work.plan.population) if work else (0, 0)
+    return (work.recomputed, work.plan.population, work.plan.elsewhere) if work else (0, 0, 0)
 
 
 def _steps(folder: RunFolder, findings: Findings, failures: list[Failure], progress: Any) -> Iterator[Step]:
@@ -190,10 +192,11 @@ def _work_replay(
     seed: int,
     progress: Any,
 ) -> Any:
-    from model.numerics import THREADS, prepare  # noqa: PLC0415 - before torch is imported
+    from model.numerics import THREADS, numerics_class, prepare  # noqa: PLC0415 - before torch is imported
 
     try:
-        prepare(findings.manifest["config"]["run"]["profile"], THREADS)
+        profile = findings.manifest["config"]["run"]["profile"]
+        prepare(profile, THREADS)
         from pipeline.replay_work import WorkReplay, plan_sample  # noqa: PLC0415
     except ImportError as error:
         raise UsageError(
@@ -201,7 +204,7 @@ def _work_replay(
             got=f"no module {error.name}",
             hint="Install barnraise[train], or check --level 2.",
         ) from None
-    plan = plan_sample(findings, options.sample, seed)
+    plan = plan_sample(findings, options.sample, seed, numerics_class(profile, THREADS))
     return WorkReplay(folder, findings, plan, failures.append, progress)
 
 
@@ -232,6 +235,13 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
             f"      {answer.recomputed} contributions recomputed of {answer.population}{sampled}",
             highlight=False,
         )
+        if answer.elsewhere:
+            console.print(
+                f"      [yellow]{answer.elsewhere}[/] of them rest on tolerance: other numerics classes than "
+                "this machine's, whose steps auditors compared within the manifest's limits",
+                highlight=False,
+                soft_wrap=True,
+            )
     console.print(f"      weights  {answer.weights_digest}", highlight=False, soft_wrap=True)
     console.print(f"      anchored {answer.anchored or UNANCHORED}", highlight=False, soft_wrap=True)
     if answer.beacon:

@@ -113,7 +113,7 @@ def norm(payload: bytes, chunk: int, k: int, length: int) -> float:
     return math.sqrt(math.fsum(terms))
 
 
-def weights_of(accepted: Sequence[Mapping[str, Any]], cap_ppm: int) -> list[int]:
+def weights_of(accepted: Sequence[Mapping[str, Any]], cap_ppm: int, tolerance_ppm: int) -> list[int]:
     """Section 9, 1."""
     total = 0
     per_operator: dict[str, int] = {}
@@ -127,13 +127,24 @@ def weights_of(accepted: Sequence[Mapping[str, Any]], cap_ppm: int) -> list[int]
             weights.append(one["tokens"])
         else:
             weights.append(one["tokens"] * cap_ppm * total // (10**6 * of_operator))
+    resting = other = 0
+    for place, one in enumerate(accepted):
+        if one["rests_on_tolerance"]:
+            resting += weights[place]
+        else:
+            other += weights[place]
+    if other > 0 and resting * (10**6 - tolerance_ppm) > tolerance_ppm * other:
+        for place, one in enumerate(accepted):
+            if one["rests_on_tolerance"]:
+                weights[place] = weights[place] * tolerance_ppm * other // ((10**6 - tolerance_ppm) * resting)
     return weights
 
 
 def aggregate(config: Mapping[str, Any], length: int, accepted: Sequence[Mapping[str, Any]]) -> list[float]:
     """Section 9, 1 to 3: the clipped weighted mean, f64 [length]."""
     chunk, k = config["compression"]["chunk"], config["compression"]["k"]
-    weights = weights_of(accepted, config["credit"]["operator_cap_ppm"])
+    caps = config["credit"]["operator_cap_ppm"], config["audit"]["tolerance_cap_ppm"]
+    weights = weights_of(accepted, *caps)
     all_weights = sum(weights)
     norms = [norm(one["payload"], chunk, k, length) for one in accepted]
     ordered = sorted(norms)
@@ -159,8 +170,8 @@ def outer_step(
     """Section 9, 1 to 4: the weights and the outer state after a round.
 
     `config` is the manifest's; `weights` and the outer vectors are flat, in f32 values; `accepted` are, in
-    slot order, `tokens`, `operator` and `payload` bytes. The optimizer is the one whose state `outer` is.
-    A void turn (nothing accepted) changes nothing.
+    slot order, `tokens`, `operator`, `rests_on_tolerance` and `payload` bytes. The optimizer is the one whose
+    state `outer` is. A void turn (nothing accepted) changes nothing.
     """
     if not accepted:
         return list(weights), dict(outer)

@@ -12,7 +12,6 @@ from verification.fsck_draws import (
     draw_seed,
     drawn_segments,
     drawn_slots,
-    eligible,
     is_short,
     judged,
     looked_into,
@@ -20,6 +19,7 @@ from verification.fsck_draws import (
     second_looks,
     twins,
 )
+from verification.fsck_tolerance import check_deviations, eligible, limits_of
 from verification.fsck_turn import Entry, Run, TurnState, check_ascending, place
 from verification.fsck_witness import check_cosigned_head, check_links
 
@@ -62,7 +62,9 @@ def check_draw(run: Run, turn: TurnState, entry: Entry) -> None:
     _check_pulse(run, turn, entry)
     turn.short = _check_link_and_seed(run, turn, entry, 1)
     certain = set(turn.roster) if turn.short else twins(turn.valid)
-    turn.drawn = drawn_slots(record["seed"], turn.roster.values(), run.ledger.auditors, certain=certain)
+    turn.drawn = drawn_slots(
+        record["seed"], turn.roster.values(), run.ledger.auditors, run.settings.tolerances, certain
+    )
     for slot in turn.drawn:
         count = run.settings.segments(turn.roster[slot]["steps"])
         few = count if slot in certain else turn.roster[slot]["audit_segments"]
@@ -115,7 +117,9 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
     for key in ("key", "class"):
         report.equal(f"the {key} in the verdict of {of} is not {name}'s", where, auditor[key], record[key])
     _check_what_was_looked_into(run, turn, entry, of)
-    differs = differences(turn.valid[slot], record)
+    limits = limits_of(turn.roster[slot], auditor, run.settings.tolerances)
+    check_deviations(record, limits, len(turn.segments[slot]), of=of, where=where, report=report)
+    differs = differences(turn.valid[slot], record, limits)
     report.equal(f"what differs is told wrongly in the verdict of {of}", where, differs, record["differs"])
     outcome = "fail" if differs else "pass"
     report.equal(f"the outcome in the verdict of {of} is wrong", where, outcome, record["outcome"])
@@ -162,7 +166,8 @@ def settled(run: Run, turn: TurnState, slot: int) -> str | None:
         return turn.refused[slot]
     line = turn.roster[slot]
     # Whether anybody could check it counts before the lot does, so that a lone class earns nothing by luck.
-    if (line["audit_ppm"] or slot in turn.drawn) and not eligible(line, run.ledger.auditors):
+    able = eligible(line, run.ledger.auditors, run.settings.tolerances)
+    if (line["audit_ppm"] or slot in turn.drawn) and not able:
         return "no-eligible-auditor"
     if slot not in turn.drawn:
         return None

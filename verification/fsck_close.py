@@ -11,6 +11,7 @@ from verification.fsck_audit import expected_missed, settled
 from verification.fsck_findings import Record
 from verification.fsck_ledger import Outcome, weights_of
 from verification.fsck_shapes import CASE_FILES
+from verification.fsck_tolerance import capped, rests_on_tolerance
 from verification.fsck_turn import Entry, Run, TurnState, check_ascending, place
 
 _PAID = (("pass", None), ("fail", "failed-audit"))
@@ -63,7 +64,13 @@ def _check_settling(run: Run, turn: TurnState, record: Record, where: str) -> di
 def _check_accepted(run: Run, turn: TurnState, record: Record, accepted: list[int], where: str) -> None:
     check_ascending(run, f"the accepted slots of {turn.name}", where, [a["slot"] for a in record["accepted"]])
     counts = [(turn.roster[slot]["operator"], turn.valid[slot]["tokens"]) for slot in accepted]
-    weights = dict(zip(accepted, weights_of(counts, run.settings.cap_ppm), strict=True))
+    own = weights_of(counts, run.settings.cap_ppm)
+    auditors, tolerances = run.ledger.auditors, run.settings.tolerances
+    resting = [rests_on_tolerance(turn.roster[slot], auditors, tolerances) for slot in accepted]
+    weights = dict(zip(accepted, capped(own, resting, run.settings.tolerance_cap_ppm), strict=True))
+    if accepted and not any(weights.values()):
+        what = f"{turn.name} is closed though nothing in it has weight"
+        run.report.add(what, where, "no round-close", sorted(weights))
     for line in record["accepted"]:
         slot = line["slot"]
         if slot not in weights:

@@ -16,7 +16,8 @@ from verification.fsck_findings import Record
 from verification.fsck_formats import MAX_ENTRY
 from verification.fsck_json import hash_object
 from verification.fsck_log import Tree, leaf_hash
-from verification.fsck_shapes import DIFFERENCES, MILLION
+from verification.fsck_shapes import DIFFERENCES, MILLION, Tolerances
+from verification.fsck_tolerance import Limits, contradict, deviates, eligible
 
 
 def uniform(seed: str, label: str, n: int) -> int:
@@ -96,15 +97,6 @@ def is_short(named: Iterable[str], links: Sequence[Record]) -> bool:
     return any(name not in given for name in named)
 
 
-def eligible(entry: Record, auditors: Sequence[Record]) -> list[str]:
-    """Who may audit a roster entry, in the order of the open: another operator, the same class."""
-    return [
-        auditor["member"]
-        for auditor in auditors
-        if auditor["operator"] != entry["operator"] and auditor["class"] == entry["class"]
-    ]
-
-
 def twins(openings: Mapping[int, Record]) -> set[int]:
     """Slots whose payload another valid reveal of the same turn has too; `openings` are those reveals'."""
     times = Counter(opening["payload"] for opening in openings.values())
@@ -112,7 +104,11 @@ def twins(openings: Mapping[int, Record]) -> set[int]:
 
 
 def drawn_slots(
-    seed: str, roster: Iterable[Record], auditors: Sequence[Record], certain: Container[int] = ()
+    seed: str,
+    roster: Iterable[Record],
+    auditors: Sequence[Record],
+    tolerances: Tolerances,
+    certain: Container[int] = (),
 ) -> dict[int, list[str]]:
     """Drawn slots, `certain` ones and by lot, and their auditors in the order in which they are asked."""
     drawn: dict[int, list[str]] = {}
@@ -120,7 +116,7 @@ def drawn_slots(
         slot = entry["slot"]
         if slot not in certain and uniform(seed, f"audit/{slot}", MILLION) >= entry["audit_ppm"]:
             continue
-        order = eligible(entry, auditors)
+        order = [auditor["member"] for auditor in eligible(entry, auditors, tolerances)]
         for i in range(len(order) - 1, 0, -1):
             j = uniform(seed, f"auditors/{slot}/{i}", i + 1)
             order[i], order[j] = order[j], order[i]
@@ -152,7 +148,7 @@ def drawn_segments(seed: str, slot: int, count: int, few: int) -> list[int]:
 
 def looked_into(segments: Iterable[int], count: int) -> set[int]:
     """The leaves that a draw of these of `count` segments looks into (section 7): where each begins and ends,
-    what the boundary starts from, and the boundary.
+    what the boundary starts from, and the boundary. They are the same ones where the slot rests on tolerance.
     """
     ends = set(segments)
     return {count - 1, count, *ends, *(end - 1 for end in ends if end)}
@@ -182,8 +178,11 @@ def second_looks(
     return looks
 
 
-def differences(opening: Record, verdict: Record) -> list[str]:
-    """In what an auditor's result differs from an opening, in the protocol's order."""
+def differences(opening: Record, verdict: Record, limits: Limits | None) -> list[str]:
+    """In what an auditor's result differs from an opening, in the protocol's order.
+
+    `limits` are the thresholds of its deviations, None where the slot does not rest on tolerance.
+    """
     tree = Tree()
     for leaf in verdict["trace"]:
         digest = leaf.removeprefix("sha256:")
@@ -195,6 +194,7 @@ def differences(opening: Record, verdict: Record) -> list[str]:
         "payload": verdict["payload"] != opening["payload"],
         "next_state": verdict["next_state"] != opening["next_state"],
         "loss": any(found is not None and found != told for found, told in losses),
+        "deviation": deviates(verdict, limits),
     }
     return [name for name in DIFFERENCES if differs[name]]
 
@@ -206,13 +206,13 @@ def judged(first: Record, second: Record | None, *, second_was_drawn: bool) -> s
             return None
         if second is None:
             return "unaudited"
-        return "disputed" if second["outcome"] == "fail" else None
+        return "disputed" if second["outcome"] == "fail" or contradict(first, second) else None
     if second is None:
         return "unconfirmed"
     if second["outcome"] == "pass":
         return "disputed"
     alike = all(first[key] == second[key] for key in ("payload", "next_state", "trace"))
-    return "failed-audit" if alike else "disputed"
+    return "failed-audit" if alike and not contradict(first, second) else "disputed"
 
 
 def missed_calls(

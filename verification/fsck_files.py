@@ -18,7 +18,8 @@ from verification.fsck_index import Index
 from verification.fsck_json import parse_canonical, sha256_text
 from verification.fsck_log import Tree, list_files
 from verification.fsck_rules import Story, payload_length
-from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES, RERUN_FILES
+from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES, RERUN_FILES, tolerances_of
+from verification.fsck_tolerance import rests_on_tolerance
 
 _LONGEST_CASE = 1 << 20
 _TRACE = b"barnraise-trace-v1\n"
@@ -49,6 +50,7 @@ class FileCheck:
         self.run_id = run_id
         self.index = index
         self.payload_length = payload_length(manifest)
+        self.tolerances = tolerances_of(manifest)
         self.report = report
         self.progress = progress
 
@@ -255,7 +257,7 @@ def check_case(files: FileCheck, turn: Turn, line: Record) -> set[str]:
     }
     for key, want in expected.items():
         files.report.equal(f"the {key} in {of} is wrong", name, want, case[key])
-    opened_trace = _has_opened_trace(turn, line)
+    opened_trace = _has_opened_trace(files, turn, line)
     if line["reason"] in CASE_FILES and slot in turn.reveals:
         opening = turn.reveals[slot]["opening"]
         want_files = {key: opening[key] for key in CASE_FILES[line["reason"]]}
@@ -273,10 +275,16 @@ def check_case(files: FileCheck, turn: Turn, line: Record) -> set[str]:
     return known
 
 
-def _has_opened_trace(turn: Turn, line: Record) -> bool:
-    """Whether a case has the trace that was served: an audit failed of which not all segments were drawn."""
-    reveal = turn.reveals.get(line["slot"])
+def _has_opened_trace(files: FileCheck, turn: Turn, line: Record) -> bool:
+    """Whether a case has the trace that was served: an audit failed of which not all segments were drawn, or
+    that rests on tolerance.
+    """
+    slot = line["slot"]
+    reveal = turn.reveals.get(slot)
     if line["reason"] != "failed-audit" or reveal is None or turn.draw is None:
         return False
-    segments = [len(drawn["segments"]) for drawn in turn.draw["drawn"] if drawn["slot"] == line["slot"]]
+    entries = [entry for entry in turn.open["roster"] if entry["slot"] == slot]
+    if any(rests_on_tolerance(entry, turn.open["auditors"], files.tolerances) for entry in entries):
+        return True
+    segments = [len(drawn["segments"]) for drawn in turn.draw["drawn"] if drawn["slot"] == slot]
     return bool(segments) and segments[0] + 1 < reveal["opening"]["trace_leaves"]

@@ -24,6 +24,7 @@ from verification.fsck_ledger import Ledger
 from verification.fsck_log import Tree
 from verification.fsck_members import Members
 from verification.fsck_shapes import RECORDS, Settings
+from verification.fsck_tolerance import check_tolerance
 from verification.fsck_turn import (
     Entry,
     Head,
@@ -125,6 +126,7 @@ def check_manifest(manifest: Record, report: Report) -> Ground | None:
             "powers of two, 8 <= k <= chunk / 4",
             f"{k} of {chunk}",
         )
+    check_tolerance(manifest, where, report)
     if not manifest["config"]["train"]["steps"]:
         report.add("the configuration has no contributor's steps", where, "one number per contributor", "[]")
         return None

@@ -36,15 +36,15 @@ REASONS = (*REFUSALS, "late", "no-eligible-auditor", "unaudited", "unconfirmed",
 CASE_FILES = {"failed-audit": ("payload", "start_state"), "malformed-payload": ("payload",)}
 """The reasons that always have a case, and its files; their digests are the opening's (section 11).
 
-A case of a `failed-audit` of which not all segments were drawn has the file `trace` too, and each has those
-of `RERUN_FILES`.
+A case of a `failed-audit` for which a trace was served has the file `trace` too, and each has those of
+`RERUN_FILES`.
 """
 RERUN_FILES = {
     "failed-audit": ("draw", "manifest", "open", "reveal", "verdict-1", "verdict-2", "weights", "windows"),
     "malformed-payload": ("manifest", "open", "reveal"),
 }
 """What a rerun takes beside them; whoever reruns a case checks what these are."""
-DIFFERENCES = ("trace", "payload", "next_state", "loss")
+DIFFERENCES = ("trace", "payload", "next_state", "loss", "deviation")
 MILLION = 1_000_000
 
 
@@ -57,6 +57,7 @@ def _keys_by_member(value: Any, at: At) -> None:
 
 
 _NUMBER = integer()
+_LIMIT = integer(0, MAX_INTEGER - 1)
 _PPM = integer(0, MILLION)
 SHA256 = pattern("sha256:[0-9a-f]{64}", "a sha256 digest")
 BLAKE3 = pattern("blake3:[0-9a-f]{64}", "a blake3 digest")
@@ -85,6 +86,15 @@ _DATASET = members(
         "vocab_size": integer(1),
     }
 )
+_TOLERANCE = members(
+    {
+        "classes": pair(CLASS, CLASS),
+        "loss_ppm": _LIMIT,
+        "norm_ppb": _LIMIT,
+        "peak_ppm": _LIMIT,
+        "step_milli": _LIMIT,
+    }
+)
 _CONFIG: dict[str, dict[str, Shape]] = {
     "run": {"rounds": integer(1), "seed": integer(-MAX_INTEGER), "max_void": integer(1)},
     "train": {
@@ -101,6 +111,8 @@ _CONFIG: dict[str, dict[str, Shape]] = {
         "second_look_ppm": _PPM,
         "probation_rounds": _NUMBER,
         "segments": _NUMBER,
+        "tolerance": list_of(_TOLERANCE),
+        "tolerance_cap_ppm": integer(1, 1_000_000),
     },
     "credit": {"vest_rounds": _NUMBER, "strikes": integer(1), "operator_cap_ppm": _PPM},
     "state": {"policy": choice("snapshot", "reset"), "every": integer(1)},
@@ -176,6 +188,9 @@ _DRAWN = list_of(members({"auditors": list_of(NAME), "segments": _SLOTS, "slot":
 _LOOKS = list_of(members({"auditors": list_of(NAME), "slot": _NUMBER}))
 _LEAF = pattern("(sha256:)?[0-9a-f]{64}", "a sha256 digest, or 64 hex digits")
 """In a verdict: a leaf's digest, or its hash in the tree."""
+_DEVIATION = members(
+    {"loss_ppm": _NUMBER, "norm_ppb": _NUMBER, "own": SHA256, "peak_ppm": _NUMBER, "step_milli": _NUMBER}
+)
 _ACCEPTED = members(
     {"member": NAME, "payload": BLAKE3, "slot": _NUMBER, "tokens": _NUMBER, "weight": _NUMBER}
 )
@@ -254,6 +269,7 @@ RECORDS: dict[str, Shape] = {
             "trace": list_of(_LEAF),
             "loss_first": nullable(_NUMBER),
             "loss_last": _NUMBER,
+            "deviations": list_of(_DEVIATION),
             "class": CLASS,
         }
     ),
@@ -294,6 +310,15 @@ CASE = members(
 """`evidence/…/case.json`."""
 
 
+Tolerances = Mapping[frozenset[str], Mapping[str, Any]]
+"""By two classes: the first item of `audit.tolerance` for them."""
+
+
+def tolerances_of(manifest: Mapping[str, Any]) -> Tolerances:
+    """The tolerances of a manifest that has passed its shape."""
+    return {frozenset(item["classes"]): item for item in reversed(manifest["config"]["audit"]["tolerance"])}
+
+
 @dataclass(frozen=True)
 class Settings:
     """The configuration's members that level 1 rules refer to; units as in the protocol."""
@@ -313,6 +338,8 @@ class Settings:
     second_look_ppm: int
     probation: int
     audit_segments: int
+    tolerances: Tolerances
+    tolerance_cap_ppm: int
     vest_rounds: int
     strikes: int
     cap_ppm: int
@@ -348,6 +375,8 @@ class Settings:
             second_look_ppm=audit["second_look_ppm"],
             probation=audit["probation_rounds"],
             audit_segments=audit["segments"],
+            tolerances=tolerances_of(manifest),
+            tolerance_cap_ppm=audit["tolerance_cap_ppm"],
             vest_rounds=credit["vest_rounds"],
             strikes=credit["strikes"],
             cap_ppm=credit["operator_cap_ppm"],

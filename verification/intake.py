@@ -199,11 +199,11 @@ def _decodes(payload: bytes, decode: Callable[[bytes], object]) -> bool:
 
 def check_verdict(turn: Turn, slot: int, look: int, auditor: str, data: bytes) -> Verdict:
     """A verdict by the auditor that was asked, whose outcome follows from the values it states."""
-    key = next((a.key for a in turn.open.auditors if a.member == auditor), None)
-    if key is None:
+    judge = next((entry for entry in turn.open.auditors if entry.member == auditor), None)
+    if judge is None:
         raise ProtocolError("a verdict comes from nobody who may judge", got=auditor)
-    record = open_record(Verdict, as_bytes(data), key)
-    expected = (turn.open.run, turn.open.round, turn.open.attempt, slot, look, auditor, key)
+    record = open_record(Verdict, as_bytes(data), judge.key)
+    expected = (turn.open.run, turn.open.round, turn.open.attempt, slot, look, auditor, judge.key)
     got = (
         record.run,
         record.round,
@@ -215,8 +215,8 @@ def check_verdict(turn: Turn, slot: int, look: int, auditor: str, data: bytes) -
     )
     if expected != got:
         raise ProtocolError("a verdict belongs elsewhere", expected=expected, got=got)
-    if record.numerics_class != turn.open.entry(slot).numerics_class:
+    if record.numerics_class != judge.numerics_class:
         raise ProtocolError("a verdict was computed in another numerics class", got=record.numerics_class)
-    if not verdict_is_sound(record, turn.reveals[slot], turn.drawn_segments(slot)):
+    if not verdict_is_sound(record, turn.reveals[slot], turn.audit_of(slot)):
         raise ProtocolError("a verdict's outcome does not follow from its values", got=record.differs)
     return record

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from verification.encoding import digest_hex, hash_object
 from verification.merkle import leaf_hash, root
 from verification.records import (
+    AuditorEntry,
     Claim,
+    Deviation,
     Draw,
     DrawnSlot,
     Missed,
@@ -24,7 +26,8 @@ from verification.records import (
     SlotAuditors,
     Verdict,
 )
-from verification.segments import looked_into
+from verification.segments import looked_into, opened_leaves
+from verification.tolerance import Tolerances, eligible, rests_on_tolerance, thresholds
 
 Look = tuple[int, int]  # (slot, 1 or 2)
 
@@ -42,6 +45,7 @@ class Recomputed:
     trace: tuple[str, ...]
     loss_first: int | None
     loss_last: int
+    deviations: tuple[Deviation, ...] = ()
 
 
 def trace_root(leaves: Sequence[str]) -> str:
@@ -62,6 +66,51 @@ def trace_leaf_hash(leaf: str) -> bytes:
     return bytes.fromhex(leaf)
 
 
+@dataclass(frozen=True)
+class Audit:
+    """What an audit looks into: segments, of which class's work, and whether it is by tolerance."""
+
+    segments: tuple[int, ...]
+    numerics_class: str
+    tolerant: bool = False
+    tolerances: Tolerances = ()
+
+    @classmethod
+    def of(
+        cls,
+        tolerances: Tolerances,
+        entry: RosterEntry,
+        auditors: Sequence[AuditorEntry],
+        segments: Sequence[int],
+    ) -> Audit:
+        """The audit of `segments` of a roster entry, in a turn with these auditors."""
+        tolerant = rests_on_tolerance(tolerances, entry, auditors)
+        return cls(tuple(segments), entry.numerics_class, tolerant, tolerances)
+
+    def opened_leaves(self, count: int) -> tuple[int, ...]:
+        """The leaves of a trace of `count` segments that the contributor opens, ascending."""
+        return opened_leaves(self.segments, count, tolerant=self.tolerant)
+
+    def opens_a_trace(self, count: int) -> bool:
+        """Whether the contributor serves its trace beside its start state."""
+        return self.tolerant or len(self.segments) < count
+
+    def looked_into(self, count: int) -> frozenset[int]:
+        """The leaves of a trace of `count` segments whose digests a verdict states."""
+        return looked_into(self.segments, count, tolerant=self.tolerant)
+
+    def too_far(self, numerics_class: str, deviations: Sequence[Deviation]) -> bool:
+        """Whether an auditor of a class found a deviation that is above what is allowed between the two."""
+        allowed = thresholds(self.tolerances, self.numerics_class, numerics_class)
+        return bool(deviations) and (allowed is None or any(map(allowed.exceeded_by, deviations)))
+
+
+def judged(audit: Audit, numerics_class: str, opening: Opening, done: Recomputed) -> tuple[Claim, ...]:
+    """What an auditor of a class finds wrong with `opening`, in the protocol's order."""
+    differs = differences(opening, done)
+    return (*differs, "deviation") if audit.too_far(numerics_class, done.deviations) else differs
+
+
 def differences(opening: Opening, done: Recomputed) -> tuple[Claim, ...]:
     """In which claims `opening` and the recomputation differ, in the protocol's order."""
     differs: list[Claim] = []
@@ -77,19 +126,24 @@ def differences(opening: Opening, done: Recomputed) -> tuple[Claim, ...]:
     return tuple(differs)
 
 
-def verdict_is_sound(verdict: Verdict, reveal: Reveal, segments: Sequence[int]) -> bool:
-    """Whether a verdict states what an audit of `segments` looks into, and its outcome follows from that."""
+def verdict_is_sound(verdict: Verdict, reveal: Reveal, audit: Audit) -> bool:
+    """Whether a verdict states what `audit` looks into, and its outcome follows from that."""
     count = reveal.opening.trace_leaves - 1
     stated = {place for place, leaf in enumerate(verdict.trace) if ":" in leaf}
-    if len(verdict.trace) != count + 1 or stated != looked_into(segments, count):
+    if len(verdict.trace) != count + 1 or stated != audit.looked_into(count):
         return False
-    if (verdict.loss_first is None) != (0 not in segments):
+    if (verdict.loss_first is None) != (0 not in audit.segments):
         return False
-    done = Recomputed(
-        verdict.payload, verdict.next_state, verdict.trace, verdict.loss_first, verdict.loss_last
-    )
-    differs = differences(reveal.opening, done)
+    if len(verdict.deviations) != (len(audit.segments) if audit.tolerant else 0):
+        return False
+    differs = judged(audit, verdict.numerics_class, reveal.opening, stated_by(verdict))
     return verdict.differs == differs and (verdict.outcome == "pass") == (not differs)
+
+
+def stated_by(verdict: Verdict) -> Recomputed:
+    """What a verdict says was found."""
+    v = verdict
+    return Recomputed(v.payload, v.next_state, v.trace, v.loss_first, v.loss_last, v.deviations)
 
 
 @dataclass(frozen=True)
@@ -117,6 +171,7 @@ class TurnEvidence:
     unserved: Sequence[int]
     verdicts: Mapping[Look, Verdict]
     second: SecondDraw
+    tolerances: Tolerances = ()
 
 
 def settle(turn: TurnEvidence) -> tuple[Outcome, ...]:
@@ -135,7 +190,9 @@ def _reason(turn: TurnEvidence, entry: RosterEntry, auditors: tuple[str, ...] | 
     if slot in turn.refused:
         return turn.refused[slot]
     # Work that nobody could check has no weight, drawn or not: else a class of one's own would be safe.
-    if (entry.audit_ppm > 0 or auditors is not None) and not _checkable(turn.open, entry):
+    if (entry.audit_ppm > 0 or auditors is not None) and not eligible(
+        turn.tolerances, entry, turn.open.auditors
+    ):
         return "no-eligible-auditor"
     if auditors is None:
         return None
@@ -149,22 +206,18 @@ def _reason(turn: TurnEvidence, entry: RosterEntry, auditors: tuple[str, ...] | 
             return None
         if second is None:
             return "unaudited"
-        return None if second.outcome == "pass" else "disputed"
-    if second is None:
+    elif second is None:
         return "unconfirmed"
-    same = (first.payload, first.next_state, first.trace) == (
-        second.payload,
-        second.next_state,
-        second.trace,
-    )
-    return "failed-audit" if second.outcome == "fail" and same else "disputed"
+    if second.outcome != first.outcome or not alike(first, second):
+        return "disputed"
+    return None if first.outcome == "pass" else "failed-audit"
 
 
-def _checkable(open_: RoundOpen, entry: RosterEntry) -> bool:
-    return any(
-        auditor.operator != entry.operator and auditor.numerics_class == entry.numerics_class
-        for auditor in open_.auditors
-    )
+def alike(first: Verdict, second: Verdict) -> bool:
+    """Whether two verdicts state the same; across classes no two auditors can find the same deviations."""
+    if (first.payload, first.next_state, first.trace) != (second.payload, second.next_state, second.trace):
+        return False
+    return first.numerics_class != second.numerics_class or first.deviations == second.deviations
 
 
 def bears_out(reason: str | None, outcome: str) -> bool:

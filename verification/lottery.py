@@ -19,6 +19,7 @@ from verification.durable import read_secret, write_secret
 from verification.encoding import digest_hex, hash_object
 from verification.errors import FormatError, ProtocolError, UsageError
 from verification.notes import Checkpoint
+from verification.tolerance import Tolerances, eligible
 
 PPM = 1_000_000
 MAX_CHAIN = 1 << 24
@@ -190,14 +191,15 @@ def uniform(seed: str, label: str, n: int) -> int:
         counter += 1
 
 
-def draw_audits(seed: str, roster: Iterable[Candidate], auditors: Sequence[Auditor]) -> tuple[Drawn, ...]:
-    """Whom to audit and by whom: roster entries that win the draw, each with its auditors shuffled.
+def draw_audits(
+    seed: str, roster: Iterable[Candidate], auditors: Sequence[Auditor], tolerances: Tolerances = ()
+) -> tuple[Drawn, ...]:
+    """Whom to audit and by whom: roster entries that win the draw, each with its eligible auditors shuffled.
 
-    An auditor is eligible when its operator is another and its class the same. `auditors` is in the
-    order of the open, which the result depends on.
+    `auditors` is in the order of the open, which the result depends on.
     """
     return tuple(
-        Drawn(entry.slot, _shuffled(seed, entry, auditors))
+        Drawn(entry.slot, _shuffled(seed, entry.slot, eligible(tolerances, entry, auditors)))
         for entry in roster
         if uniform(seed, f"audit/{entry.slot}", PPM) < entry.audit_ppm
     )
@@ -212,16 +214,12 @@ def draw_segments(seed: str, slot: int, wanted: int, count: int) -> tuple[int, .
     return tuple(sorted(taken))
 
 
-def _shuffled(seed: str, entry: Candidate, auditors: Sequence[Auditor]) -> tuple[str, ...]:
-    eligible = [
-        auditor.member
-        for auditor in auditors
-        if auditor.operator != entry.operator and auditor.numerics_class == entry.numerics_class
-    ]
-    for i in range(len(eligible) - 1, 0, -1):
-        j = uniform(seed, f"auditors/{entry.slot}/{i}", i + 1)
-        eligible[i], eligible[j] = eligible[j], eligible[i]
-    return tuple(eligible)
+def _shuffled(seed: str, slot: int, auditors: Sequence[Auditor]) -> tuple[str, ...]:
+    names = [auditor.member for auditor in auditors]
+    for i in range(len(names) - 1, 0, -1):
+        j = uniform(seed, f"auditors/{slot}/{i}", i + 1)
+        names[i], names[j] = names[j], names[i]
+    return tuple(names)
 
 
 def draw_second_looks(seed: str, first_looks: Iterable[FirstLook], second_look_ppm: int) -> tuple[Drawn, ...]:

@@ -153,7 +153,7 @@ def plan_draw(state: RunState, head: str, link: str, links: Links, beacon: Pulse
         Candidate(e.slot, e.operator, e.numerics_class, EVERY_TIME if e.slot in certain else e.audit_ppm)
         for e in turn.open.roster
     ]
-    drawn = draw_audits(seed, roster, _auditors(turn))
+    drawn = draw_audits(seed, roster, _auditors(turn), turn.tolerances)
     slots = tuple(
         DrawnSlot(item.slot, item.auditors, _segments(state, seed, item.slot, whole=item.slot in certain))
         for item in drawn
@@ -302,6 +302,8 @@ def accepted_contributions(state: RunState) -> tuple[Accepted, ...]:
     weights = capped_weights(
         [(e.operator, t) for e, t in zip(entries, tokens, strict=True)],
         state.config["credit"]["operator_cap_ppm"],
+        [turn.rests_on_tolerance(e.slot) for e in entries],
+        state.config["audit"]["tolerance_cap_ppm"],
     )
     return tuple(
         Accepted(e.slot, e.member, t, w, openings[e.slot].payload)
@@ -309,18 +311,33 @@ def accepted_contributions(state: RunState) -> tuple[Accepted, ...]:
     )
 
 
-def capped_weights(work: list[tuple[str, int]], cap_ppm: int) -> list[int]:
-    """Aggregation weights of (operator, tokens), an operator's share capped (section 9, step 1)."""
+def capped_weights(
+    work: Sequence[tuple[str, int]],
+    cap_ppm: int,
+    tolerated: Sequence[bool] = (),
+    tolerance_cap_ppm: int = EVERY_TIME,
+) -> list[int]:
+    """Aggregation weights of (operator, tokens), an operator's share capped (section 9, step 1).
+
+    So is the share of all that rests on tolerance, which `tolerated` marks, where there is anything else.
+    """
     total = sum(tokens for _, tokens in work)
     by_operator: dict[str, int] = {}
     for operator, tokens in work:
         by_operator[operator] = by_operator.get(operator, 0) + tokens
-    return [
+    weights = [
         tokens
-        if by_operator[operator] * 1_000_000 <= cap_ppm * total
-        else tokens * cap_ppm * total // (1_000_000 * by_operator[operator])
+        if by_operator[operator] * EVERY_TIME <= cap_ppm * total
+        else tokens * cap_ppm * total // (EVERY_TIME * by_operator[operator])
         for operator, tokens in work
     ]
+    lax = [index for index, tolerant in enumerate(tolerated) if tolerant]
+    on_tolerance = sum(weights[index] for index in lax)
+    exact, rest = sum(weights) - on_tolerance, EVERY_TIME - tolerance_cap_ppm
+    if exact and on_tolerance * rest > tolerance_cap_ppm * exact:
+        for index in lax:
+            weights[index] = weights[index] * tolerance_cap_ppm * exact // (rest * on_tolerance)
+    return weights
 
 
 def _left_over(state: RunState, turn: Turn) -> tuple[tuple[Requeued, ...], int]:

@@ -28,9 +28,10 @@ from verification.fields import PROTOCOL as PROTOCOL  # noqa: PLC0414 - named he
 from verification.identity import Enrol as Enrol  # noqa: PLC0414 - named here too
 from verification.identity import KeyRevocation as KeyRevocation  # noqa: PLC0414 - named here too
 from verification.identity import KeyRotation as KeyRotation  # noqa: PLC0414 - named here too
+from verification.tolerance import Deviation as Deviation  # noqa: PLC0414 - named here too
 
 Range = tuple[int, int]
-Claim = Literal["trace", "payload", "next_state", "loss"]
+Claim = Literal["trace", "payload", "next_state", "loss", "deviation"]
 
 
 @dataclass(frozen=True)
@@ -346,7 +347,8 @@ class Verdict:
     """What an auditor computed from the same start, and where it differs from the opening.
 
     `trace` has a digest where the draw looked into the trace, and elsewhere a leaf hash as it was served.
-    `loss_first` is None unless the first segment was drawn.
+    `loss_first` is None unless the first segment was drawn. `deviations`, one for each drawn segment, are
+    there only where the slot rests on tolerance.
     """
 
     kind: ClassVar[str] = "verdict"
@@ -365,6 +367,7 @@ class Verdict:
     trace: tuple[str, ...]
     loss_first: int | None
     loss_last: int
+    deviations: tuple[Deviation, ...]
     numerics_class: str
 
     def __post_init__(self) -> None:

@@ -129,7 +129,9 @@ def _open(state: RunState, record: RoundOpen) -> RunState:
         )
     if record != plan_open(state, record.witnesses):
         raise ProtocolError("a round-open does not follow from the log", got=f"turn {record.turn}")
-    return replace(state, turn=Turn(record), turns=state.turns + 1)
+    return replace(
+        state, turn=Turn(record, tolerances=state.config["audit"]["tolerance"]), turns=state.turns + 1
+    )
 
 
 def _by_its_owner(turn: Turn, record: Commitment | Reveal) -> bool:

@@ -39,13 +39,19 @@ def unbroken_runs(segments: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
-def opened_leaves(segments: Sequence[int], count: int) -> tuple[int, ...]:
-    """The leaves that a contributor of `count` segments opens for an audit of `segments`, ascending."""
+def opened_leaves(segments: Sequence[int], count: int, *, tolerant: bool = False) -> tuple[int, ...]:
+    """The leaves that a contributor of `count` segments opens for an audit of `segments`, ascending.
+
+    Where it rests on tolerance every drawn segment is judged by itself, between two opened leaves.
+    """
+    if tolerant:
+        around = {leaf for segment in segments for leaf in (segment - 1, segment) if leaf >= 0}
+        return tuple(sorted(around | {count - 1}))
     before = {first - 1 for first, _ in unbroken_runs(segments) if first > 0}
     last = set() if segments and segments[-1] == count - 1 else {count - 1}
     return tuple(sorted(before | last))
 
 
-def looked_into(segments: Sequence[int], count: int) -> frozenset[int]:
+def looked_into(segments: Sequence[int], count: int, *, tolerant: bool = False) -> frozenset[int]:
     """The leaves whose digests an auditor of `segments` states."""
-    return frozenset([*opened_leaves(segments, count), *segments, count])
+    return frozenset([*opened_leaves(segments, count, tolerant=tolerant), *segments, count])

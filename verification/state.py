@@ -12,7 +12,7 @@ from typing import Any
 
 from verification.credits import Standing
 from verification.errors import ProtocolError
-from verification.judge import Look, TurnEvidence
+from verification.judge import Audit, Look, TurnEvidence
 from verification.records import (
     Base,
     CommitClose,
@@ -29,6 +29,7 @@ from verification.records import (
     Served,
     Verdict,
 )
+from verification.tolerance import Tolerances, rests_on_tolerance
 from verification.witnessing import ShownLink
 
 
@@ -45,6 +46,16 @@ class Turn:
     served: Served | None = None
     verdicts: Mapping[Look, Verdict] = field(default_factory=dict)
     second: SecondDraw | None = None
+    tolerances: Tolerances = ()
+
+    def rests_on_tolerance(self, slot: int) -> bool:
+        """Whether no auditor of the open is of the slot's class, but a tolerance covers one."""
+        return rests_on_tolerance(self.tolerances, self.open.entry(slot), self.open.auditors)
+
+    def audit_of(self, slot: int) -> Audit:
+        """What an audit of a revealed slot looks into."""
+        entry, segments = self.open.entry(slot), self.drawn_segments(slot)
+        return Audit.of(self.tolerances, entry, self.open.auditors, segments)
 
     def drawn_segments(self, slot: int) -> tuple[int, ...]:
         """The segments of a slot that the draw names; none when it is not drawn."""
@@ -68,6 +79,7 @@ class Turn:
             self.served.unserved,
             self.verdicts,
             self.second,
+            self.tolerances,
         )
 
 

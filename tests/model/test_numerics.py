@@ -31,6 +31,31 @@ def test_torch_imported_too_early_is_refused_with_a_way_out():
     assert "{\"torch's CPU capability\": 'DEFAULT'}" in too_late
 
 
+def test_the_native_profile_takes_back_what_a_parent_of_the_exact_one_has_set():
+    code = (
+        "import os, sys\n"
+        "from model import numerics\n"
+        "numerics.prepare('native', 1)\n"
+        "print([os.environ.get(name) for name in numerics.environment('exact')])\n"
+        "print(numerics.numerics_class('native', 1))\n"
+    )
+    exact = numerics.environment("exact")
+    left, name = run_fresh(code, **exact).splitlines()
+    assert left == "[None, None]"
+    assert "/mkl-auto/" in name
+    # What its owner has set otherwise is left alone.
+    left, name = run_fresh(code, **{**exact, "MKL_CBWR": "COMPATIBLE"}).splitlines()
+    assert left == "[None, 'COMPATIBLE']"
+    assert "/mkl-COMPATIBLE/" in name
+
+
+def test_the_exact_profile_holds_in_a_child_of_a_process_that_has_it():
+    code = (
+        "from model import numerics; numerics.prepare('exact', 1); print(numerics.numerics_class('exact', 1))"
+    )
+    assert run_fresh(code, **numerics.environment("exact")).startswith("exact-")
+
+
 def test_prepare_sets_torch_up():
     numerics.prepare("exact", 1)
     assert torch.backends.cpu.get_cpu_capability() == "AVX2"

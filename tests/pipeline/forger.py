@@ -273,11 +273,7 @@ class Forger:
 
     def accepted_work(self, accepted: Iterable[Any]) -> list[Contribution]:
         """What the aggregator takes, of the close's accepted lines."""
-        operators = {entry.slot: entry.operator for entry in self.state.open_turn.open.roster}
-        return [
-            Contribution(a.slot, operators[a.slot], a.tokens, self.folder.payload(a.payload))
-            for a in accepted
-        ]
+        return [Contribution(a.slot, a.weight, self.folder.payload(a.payload)) for a in accepted]
 
     def val_loss(self, after: Checkpoint) -> int:
         """A true validation loss: the forger has the data."""
@@ -351,7 +347,8 @@ def _believe(state: RunState, record: Record, told: Callable[[TurnEvidence], Any
         case Enrol():
             return apply(state, record)
         case RoundOpen():
-            return replace(state, turn=Turn(record), turns=state.turns + 1)
+            opened = Turn(record, tolerances=state.config["audit"]["tolerance"])
+            return replace(state, turn=opened, turns=state.turns + 1)
         case RunClose():
             return replace(state, finished=True)
     assert turn is not None

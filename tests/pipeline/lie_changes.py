@@ -88,7 +88,7 @@ def heavier(forger: Forger) -> None:
     """A step that counts slot 2 double."""
 
     def step(f: Forger, before: Checkpoint, work: Any, open_: Any) -> Checkpoint:
-        work = [replace(w, tokens=w.tokens * (2 if w.slot == 2 else 1)) for w in work]
+        work = [replace(w, weight=w.weight * (2 if w.slot == 2 else 1)) for w in work]
         return f.aggregator.step(before, work, open_.outer_lr)
 
     forger.step = step

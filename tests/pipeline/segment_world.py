@@ -17,13 +17,13 @@ import numpy as np
 from model.arrays import arrays_digest
 from model.hidden_state import zero_state
 from model.local_steps import Midpoint, trace_leaf, update_of
-from pipeline.segment_audit import Case, audit_segments
+from pipeline.segment_audit import Case
+from pipeline.step_audit import recompute
 from pipeline.trace import OpenedLeaf, open_trace, read_trace
 from pipeline.work import Work, finish_work, run_segments
 from tests.pipeline.tiny_world import World, world
-from verification.judge import Recomputed, differences, trace_root
+from verification.judge import Audit, Recomputed, differences, trace_root
 from verification.records import Opening
-from verification.segments import opened_leaves
 
 STEPS = 7
 Change = Callable[[Midpoint], Midpoint]
@@ -99,19 +99,23 @@ class Told:
             claims.loss_last,
         )
 
-    def opened(self, segments: Iterable[int]) -> bytes:
+    def audit(self, segments: Iterable[int], *, tolerant: bool = False) -> Audit:
+        """An audit of `segments`, to the bit or by tolerance."""
+        return Audit(self.case.checked(sorted(segments)), self.case.entry.numerics_class, tolerant)
+
+    def opened(self, segments: Iterable[int], *, tolerant: bool = False) -> bytes:
         """Its trace as it serves it for an audit of `segments`."""
-        due = opened_leaves(sorted(segments), self.case.count)
+        due = self.audit(segments, tolerant=tolerant).opened_leaves(self.case.count)
         return open_trace(self.claims.trace, due, lambda index: self.leaves[index])
 
-    def audited(self, segments: Iterable[int]) -> Recomputed:
+    def audited(self, segments: Iterable[int], *, tolerant: bool = False) -> Recomputed:
         """What an honest auditor of `segments` finds."""
-        drawn = self.case.checked(sorted(segments))
-        if len(drawn) == self.case.count:
-            return audit_segments(self.case, drawn, None)
-        data = self.opened(drawn)
-        opened = read_trace(self.case.job, self.opening, self.case.entry.steps, drawn, data)
-        return audit_segments(self.case, drawn, opened)
+        audit = self.audit(segments, tolerant=tolerant)
+        if not audit.opens_a_trace(self.case.count):
+            return recompute(self.case, audit, None)
+        data = self.opened(segments, tolerant=tolerant)
+        opened = read_trace(self.case.job, self.opening, self.case.entry.steps, audit, data)
+        return recompute(self.case, audit, opened)
 
     def differs(self, segments: Iterable[int]) -> tuple[str, ...]:
         """What a verdict on `segments` says."""

@@ -183,7 +183,7 @@ def honest_alone(story: Story, first_lie: int) -> list[str]:
                 start = arrays_from_bytes(states[entry.member], forms)
                 done = do_work(job, data, turn.open, entry, desk.aggregator.arrays(at), start)
                 states[entry.member] = done.next_state
-                work.append(Contribution(entry.slot, entry.operator, entry.steps * 2 * 16, done.payload))
+                work.append(Contribution(entry.slot, entry.steps * 2 * 16, done.payload))
         at = desk.aggregator.step(at, work, turn.open.outer_lr)
         digests.append(desk.aggregator.digests(at).weights)
     return digests

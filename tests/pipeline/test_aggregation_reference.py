@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.aggregation import AggregationConfig, Contribution, initial_outer, outer_step
 from pipeline.compression import Codec
 from verification.errors import FormatError
+from verification.plans import capped_weights
 
 ROOT = Path(__file__).parents[2]
 SPECS = (("embed.weight", (9, 7)), ("norm.weight", (11,)), ("up.weight", (2, 3, 5)))
@@ -37,12 +38,13 @@ def reference() -> ModuleType:
     return module
 
 
-def manifest_config(config: AggregationConfig, codec: Codec) -> dict[str, Any]:
+def manifest_config(config: AggregationConfig, codec: Codec, caps: tuple[int, int]) -> dict[str, Any]:
     """The members of manifest.config that section 9 refers to, floats as hex."""
     names = ("momentum", "beta1", "beta2", "eps", "weight_decay")
     return {
+        "audit": {"tolerance_cap_ppm": caps[1]},
         "compression": {"chunk": codec.chunk, "k": codec.k},
-        "credit": {"operator_cap_ppm": config.operator_cap_ppm},
+        "credit": {"operator_cap_ppm": caps[0]},
         "outer": {"optimizer": config.optimizer} | {name: getattr(config, name).hex() for name in names},
     }
 
@@ -61,8 +63,9 @@ def test_equal_to_the_reference_bit_for_bit(reference: ModuleType, data: st.Data
         data.draw(st.sampled_from([0.95, 0.999])),
         data.draw(st.sampled_from([1e-8, 1e-10])),
         data.draw(st.sampled_from([0.0, 0.1])),
-        data.draw(st.sampled_from([250_000, 500_000, 1_000_000])),
     )
+    some = st.sampled_from([250_000, 500_000, 1_000_000])
+    caps = data.draw(some), data.draw(some)
     specs = data.draw(st.sampled_from([SPECS, SHORT]))
     codec = Codec(32, 8, sum(math.prod(dims) for _, dims in specs))
     seed, lr = data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from([1.0, 0.3, 1.5]))
@@ -71,7 +74,7 @@ def test_equal_to_the_reference_bit_for_bit(reference: ModuleType, data: st.Data
     slow_weights: Any = weights.tolist()
     slow_outer: Any = {name: array.tolist() for name, array in outer.items()}
     for turn in range(2):
-        given_ = []
+        accepted: list[dict[str, Any]] = []
         for slot in range(data.draw(st.integers(1, 5))):
             vector = noise(
                 seed + 10 * turn + slot, codec.length, data.draw(st.sampled_from([0.0, 1e-3, 1.0, 50.0]))
@@ -80,16 +83,22 @@ def test_equal_to_the_reference_bit_for_bit(reference: ModuleType, data: st.Data
                 np.random.default_rng(slot).random(codec.length) < data.draw(st.sampled_from([0.0, 0.9]))
             ] = 0
             tokens, operator = data.draw(st.integers(100, 10**6)), data.draw(st.sampled_from("abc"))
-            given_.append(Contribution(slot, operator, tokens, codec.encode(vector)))
-            sparse = codec.decode(given_[-1].payload)
-            slow = [(i, v) for i, v in reference.decode(given_[-1].payload, 32, 8, codec.length) if v]
+            payload, tolerated = codec.encode(vector), data.draw(st.booleans())
+            accepted.append(
+                {"operator": operator, "payload": payload, "rests_on_tolerance": tolerated, "tokens": tokens}
+            )
+            sparse = codec.decode(payload)
+            slow = [(i, v) for i, v in reference.decode(payload, 32, 8, codec.length) if v]
             assert [i for i, _ in slow] == sparse.indices.tolist()
             assert bits(v for _, v in slow) == bits(sparse.values)
+        work = [(one["operator"], one["tokens"]) for one in accepted]
+        shares = capped_weights(work, caps[0], [one["rests_on_tolerance"] for one in accepted], caps[1])
+        assert shares == reference.weights_of(accepted, *caps)
+        given_ = [Contribution(i, shares[i], one["payload"]) for i, one in enumerate(accepted)]
         weights, outer = outer_step(config, codec, specs, weights, outer, contributions=given_, outer_lr=lr)
-        accepted = [{"tokens": c.tokens, "operator": c.operator, "payload": c.payload} for c in given_]
         arrays = [[name, list(dims)] for name, dims in specs]
         slow_weights, slow_outer = reference.outer_step(
-            manifest_config(config, codec), arrays, slow_weights, slow_outer, accepted, lr
+            manifest_config(config, codec, caps), arrays, slow_weights, slow_outer, accepted, lr
         )
         assert bits(slow_weights) == bits(weights)
         assert set(slow_outer) == set(outer)

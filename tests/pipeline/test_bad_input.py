@@ -208,7 +208,7 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [name for name in COMMANDS if name not in ("train", "plan", "doctor", "keys")]
+    "command", [name for name in COMMANDS if name not in ("train", "plan", "calibrate", "doctor", "keys")]
 )
 def test_a_command_without_what_it_needs(capsys: pytest.CaptureFixture[str], command: str) -> None:
     sentence = refused(capsys, command)

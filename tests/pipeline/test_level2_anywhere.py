@@ -130,11 +130,13 @@ def test_the_reference_aggregator_gives_every_digest_of_the_log(run: Path) -> No
             {
                 "operator": operators[line["slot"]],
                 "payload": folder.payload(line["payload"]),
+                "rests_on_tolerance": False,
                 "tokens": line["tokens"],
             }
             for line in turn.close["accepted"]
         ]
-        capped = reference.weights_of(accepted, config["credit"]["operator_cap_ppm"])
+        caps = config["credit"]["operator_cap_ppm"], config["audit"]["tolerance_cap_ppm"]
+        capped = reference.weights_of(accepted, *caps)
         assert capped == [line["weight"] for line in turn.close["accepted"]]
         assert capped != [line["tokens"] for line in turn.close["accepted"]]
         rate = float.fromhex(turn.open["outer_lr"])

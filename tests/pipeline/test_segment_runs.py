@@ -16,7 +16,7 @@ from pipeline.work import Job
 from tests.pipeline.adversary_runs import Story, tell
 from tests.pipeline.segment_runs import LIAR, SLOT, UNSERVED, check, config, turns
 from verification.fsck_shapes import RERUN_FILES
-from verification.judge import Recomputed, trace_leaf_hash
+from verification.judge import Audit, Recomputed, trace_leaf_hash
 from verification.segments import looked_into, opened_leaves
 
 
@@ -140,7 +140,8 @@ def test_an_adversary_is_rejected_when_it_is_looked_at(tmp_path: Path, kind: str
         assert [v.outcome for v in against] == ["fail", "fail"]
         data = (folder / "trace").read_bytes()
         job, opening = Job.of(story.manifest), turn.openings[SLOT]
-        assert read_trace(job, opening, 4, turn.drawn[SLOT], data).to_bytes() == data
+        audit = Audit(turn.drawn[SLOT], turn.open.entry(SLOT).numerics_class)
+        assert read_trace(job, opening, 4, audit, data).to_bytes() == data
     answer = check(story.folder)
     # What nobody looked into the recomputation finds, and nothing else.
     assert {f["where"] for f in answer.failures} == (set() if caught else {"round 1, attempt 0, slot 3"})
@@ -185,16 +186,16 @@ def stamping(monkeypatch: pytest.MonkeyPatch, *stamps: str) -> None:
         told[open_.turn, entry.slot] = work.claims
         return remember(self, open_, envelope, entry, work)
 
-    def stamp(self: Auditor, case: Case, segments: tuple[int, ...], opened: OpenedTrace | None) -> Recomputed:
+    def stamp(self: Auditor, case: Case, audit: Audit, opened: OpenedTrace | None) -> Recomputed:
         if self.name not in stamps:
-            return compute(self, case, segments, opened)
+            return compute(self, case, audit, opened)
         claims = told[case.open.turn, case.entry.slot]
-        places = looked_into(segments, case.count)
+        places = audit.looked_into(case.count)
         trace = tuple(
             leaf if place in places else trace_leaf_hash(leaf).hex()
             for place, leaf in enumerate(claims.trace)
         )
-        first = claims.loss_first if 0 in segments else None
+        first = claims.loss_first if 0 in audit.segments else None
         return Recomputed(claims.payload, claims.next_state, trace, first, claims.loss_last)
 
     monkeypatch.setattr(Contributor, "_remember", telling)

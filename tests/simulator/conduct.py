@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from tests.simulator.accounts import STRIKES
 from tests.simulator.story import Scene, Story
+from tests.simulator.tolerance import contradict, eligible, is_lax
 
 # What a call that an honest member did not answer may lead to, and which verb that is. `late` costs the
 # round; the others are strikes, since the protocol cannot tell an unreachable member from an unwilling one.
@@ -30,7 +31,7 @@ def no_unaudited_work(story: Story) -> list[str]:
             if item.slot in scene.drawn:
                 passed = {v.look for v in scene.of(item.slot) if v.outcome == "pass"}
                 needed = {1, 2} if item.slot in second else {1}
-                if passed != needed:
+                if passed != needed or contradict(scene.of(item.slot)):
                     found.append(f"{scene.label}: slot {item.slot} is accepted, looks passed: {passed}")
     return found
 
@@ -63,25 +64,17 @@ def _explained(story: Story, scene: Scene, slot: int, reason: str) -> bool:
     if reason in UNHEARD:
         return any((scene.open.turn, verb, name) in story.unheard for verb in UNHEARD[reason])
     if reason == "no-eligible-auditor":
-        return not eligible(scene, slot)
+        return not eligible(story, scene, slot)
     if reason == "unaudited":
         return any(item.slot == slot for item in (scene.close.missed if scene.close else ()))
     bent = {v.auditor for v in verdicts if v.outcome == "fail" and not story.honest(v.auditor)}
+    if reason == "disputed" and contradict(verdicts):  # of one class, who did all the work find the same
+        return any(not story.honest(v.auditor) for v in verdicts)
     if reason in UNCERTAIN:
         return bool(bent)
     if reason == "failed-audit":  # two bent auditors of different operators: the protocol trusts one of two
         return len({story.people[name].operator for name in bent}) == 2
     return False
-
-
-def eligible(scene: Scene, slot: int) -> list[str]:
-    """Auditors that may judge a slot."""
-    entry = scene.open.entry(slot)
-    return [
-        auditor.member
-        for auditor in scene.open.auditors
-        if auditor.operator != entry.operator and auditor.numerics_class == entry.numerics_class
-    ]
 
 
 def accepted_once(story: Story) -> list[str]:
@@ -141,7 +134,7 @@ def _served_falsely(story: Story, scene: Scene) -> list[str]:
     return [
         f"{scene.label}: slot {slot} counts as served, with a trace that it did not commit to"
         for slot in (scene.served.served if scene.served else ())
-        if len(scene.segments[slot]) < story.segments_of(scene, slot)
+        if (is_lax(story, scene, slot) or len(scene.segments[slot]) < story.segments_of(scene, slot))
         and (scene.open.turn, scene.open.entry(slot).member) in story.shop.shut
     ]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from tests.simulator.accounts import STRIKES
 from tests.simulator.story import Scene, Story
+from tests.simulator.tolerance import eligible
 from tests.simulator.work import looked_into
 
 MILLION = 1_000_000
@@ -74,11 +75,7 @@ def _drawn(story: Story, scene: Scene) -> list[tuple[int, tuple[str, ...], tuple
         whole = short or (slot in valid and payloads[scene.reveals[slot].opening.payload] > 1)
         if not whole and _uniform(scene.draw.seed, f"audit/{slot}", MILLION) >= entry.audit_ppm:
             continue
-        order = [
-            auditor.member
-            for auditor in scene.open.auditors
-            if auditor.operator != entry.operator and auditor.numerics_class == entry.numerics_class
-        ]
+        order = eligible(story, scene, slot)
         for i in reversed(range(1, len(order))):
             j = _uniform(scene.draw.seed, f"auditors/{slot}/{i}", i + 1)
             order[i], order[j] = order[j], order[i]

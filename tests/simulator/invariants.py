@@ -20,6 +20,7 @@ from tests.simulator.conduct import (
 )
 from tests.simulator.draws import draws_follow_from_the_seed
 from tests.simulator.story import Story
+from tests.simulator.tolerance import tolerance_keeps_its_place
 from verification.errors import BarnraiseError
 from verification.fsck import check_run
 from verification.notes import parse_cosigned
@@ -138,6 +139,7 @@ INVARIANTS: dict[str, Callable[[Story], list[str]]] = {
     "heads": heads_are_prefixes,
     "credit": credit_is_accepted_tokens,
     "false work": false_work_is_stopped,
+    "tolerance": tolerance_keeps_its_place,
     "secrets": secrets_stay_private,
     "said twice": nothing_is_said_twice,
     "level 1": level_1_finds_nothing,

@@ -13,26 +13,39 @@ from pipeline.auditor import Auditor
 from pipeline.segment_audit import Case
 from pipeline.trace import OpenedTrace
 from tests.simulator.cheats import CHEATS
+from tests.simulator.deviations import NUMBERS, Limits, judged_steps, limits, made_up, too_large
 from tests.simulator.garbage import garbage
 from tests.simulator.people import HonestContributor, Street, Stubbed
 from tests.simulator.setting import Person
-from tests.simulator.work import digest_of, looked_into
+from tests.simulator.work import NO_LEAF, digest_of, looked_into
 from verification.envelope import open_envelope
 from verification.errors import BarnraiseError, ProtocolError
-from verification.judge import Recomputed, trace_leaf_hash
+from verification.judge import Audit, Recomputed, trace_leaf_hash
 from verification.log import Log
-from verification.records import Verdict
+from verification.records import Deviation, Verdict
 from verification.sealing import open_record, parse_predicate, seal_record
+
+_NOTHING = Deviation(loss_ppm=0, norm_ppb=0, own=digest_of("sha256", "nothing"), peak_ppm=0, step_milli=0)
 
 
 class HonestAuditor(Stubbed, Auditor):
     """Everything as shipped, but for the arithmetic."""
 
-    def compute(self, case: Case, segments: tuple[int, ...], opened: OpenedTrace | None) -> Recomputed:
+    def compute(self, case: Case, audit: Audit, opened: OpenedTrace | None) -> Recomputed:
         task = self.street.shop.task(self.job, case.open.base, case.entry)
-        before = {segment: task.steps_at(segment - 1) if segment else 0 for segment in segments}
-        self.spent += sum(task.steps_at(s) - before[s] for s in segments) * self.person.speed
-        return task.audited(segments, opened)
+        before = {segment: task.steps_at(segment - 1) if segment else 0 for segment in audit.segments}
+        self.spent += sum(task.steps_at(s) - before[s] for s in audit.segments) * self.person.speed
+        if not audit.tolerant:
+            return task.audited(audit.segments, opened, self.person.numerics)
+        assert opened is not None
+        return judged_steps(task, audit.segments, opened, self.allowed(case), self.person.numerics)
+
+    def allowed(self, case: Case) -> Limits:
+        """Between its class and the contributor's, where that is another."""
+        items = self.manifest.config["audit"]["tolerance"]
+        found = limits(items, self.person.numerics, case.entry.numerics_class)
+        assert found is not None
+        return found
 
 
 class BadAuditor(HonestAuditor):
@@ -52,13 +65,13 @@ class BadAuditor(HonestAuditor):
         true = super().audit(open_envelope, slot, look, *rest)
         return self.said(true, slot) if self.bad(slot) else true
 
-    def compute(self, case: Case, segments: tuple[int, ...], opened: OpenedTrace | None) -> Recomputed:
-        claims = super().compute(case, segments, opened)
-        return self.found(claims, case, segments) if self.bad(case.entry.slot) else claims
+    def compute(self, case: Case, audit: Audit, opened: OpenedTrace | None) -> Recomputed:
+        claims = super().compute(case, audit, opened)
+        return self.found(claims, case, audit) if self.bad(case.entry.slot) else claims
 
-    def found(self, claims: Recomputed, case: Case, segments: tuple[int, ...]) -> Recomputed:
+    def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
         """What it says that it computed."""
-        del case, segments
+        del case, audit
         return claims
 
     def said(self, verdict: bytes, slot: int) -> Any:
@@ -70,28 +83,66 @@ class BadAuditor(HonestAuditor):
 class RubberStamp(BadAuditor):
     """Says what a cheat that it is friends with asked it to say."""
 
-    def found(self, claims: Recomputed, case: Case, segments: tuple[int, ...]) -> Recomputed:
+    def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
         told = self.street.shop.told.get((case.open.turn, case.entry.slot))
         if told is None:
             return claims
-        looked = looked_into(segments, len(told.trace) - 1)
+        return self.stamped(told, case, audit)
+
+    def stamped(self, told: Recomputed, case: Case, audit: Audit) -> Recomputed:
+        """As an audit would state what a contributor told; deviations, where it takes them, are made up."""
+        looked = looked_into(audit.segments, len(told.trace) - 1)
         trace = tuple(
             leaf if at in looked else trace_leaf_hash(leaf).hex() for at, leaf in enumerate(told.trace)
         )
-        return replace(told, trace=trace, loss_first=told.loss_first if 0 in segments else None)
+        first = told.loss_first if 0 in audit.segments else None
+        if not audit.tolerant:
+            return replace(told, trace=trace, loss_first=first)
+        place = (self.name, case.open.turn, case.entry.slot, self.look)
+        mode = self.job.config.train.mode
+        deviations = made_up(self.allowed(case), audit.segments, mode, self.street.seed, *place)
+        return replace(told, trace=trace, loss_first=first, deviations=deviations)
+
+
+class Stamp(RubberStamp):
+    """Passes whatever it is asked to judge by tolerance, without doing it; else does its work."""
+
+    def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
+        if not audit.tolerant:
+            return claims
+        shop = self.street.shop
+        told = shop.told.get((case.open.turn, case.entry.slot))
+        return self.stamped(told or shop.honest(self.job, case.open.base, case.entry).claims, case, audit)
+
+
+class Inventor(BadAuditor):
+    """Does the work, and invents one deviation; inventors of a mind invent the same one."""
+
+    def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
+        if not claims.deviations:
+            return claims
+        place = (case.open.turn, case.entry.slot)
+        dice = self.dice("invent", *place)
+        if dice.random() < 0.5:
+            dice = random.Random(f"{self.street.seed}/invent/{place}")
+        at, name = dice.randrange(len(claims.deviations)), dice.choice(NUMBERS)
+        allowed = self.allowed(case)
+        told = list(claims.deviations)
+        told[at] = replace(told[at], **too_large(allowed, {}, name, dice))
+        return replace(claims, deviations=tuple(told))
 
 
 class Accuser(BadAuditor):
     """Says of everybody that it found something else; each accuser something of its own."""
 
-    def found(self, claims: Recomputed, case: Case, segments: tuple[int, ...]) -> Recomputed:
+    def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
         place = (self.name, case.open.turn, case.entry.slot)
         change: dict[str, Any] = self.dice("how", *place).choice(
             [
                 {"payload": digest_of("blake3", *place)},
                 {"next_state": digest_of("blake3", *place)},
                 {"trace": (*claims.trace[:-1], digest_of("sha256", *place))},
-                {"trace": _instead(claims.trace, segments[0], digest_of("sha256", *place))},
+                {"trace": _instead(claims.trace, audit.segments[0], digest_of("sha256", *place))},
                 {"loss_last": claims.loss_last + 1},
             ]
         )
@@ -101,11 +152,12 @@ class Accuser(BadAuditor):
 class Copier(BadAuditor):
     """At the second look, repeats the first verdict of the public log."""
 
-    def found(self, claims: Recomputed, case: Case, segments: tuple[int, ...]) -> Recomputed:
+    def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
         first = self._first(case) if self.look == 2 else None
         if first is None:
             return claims
-        return Recomputed(first.payload, first.next_state, first.trace, first.loss_first, first.loss_last)
+        told = (first.payload, first.next_state, first.trace, first.loss_first, first.loss_last)
+        return Recomputed(*told, first.deviations)
 
     def _first(self, case: Case) -> Verdict | None:
         manifest, place = self.manifest, (case.open.round, case.open.attempt, case.entry.slot)
@@ -136,6 +188,7 @@ class Misplacer(BadAuditor):
 
     def said(self, verdict: bytes, slot: int) -> Any:
         record = open_record(Verdict, verdict, self.key.public)
+        odd: dict[str, Any] = {"own": NO_LEAF}  # of what is not finite, all numbers are without bound
         changes: list[dict[str, Any]] = [
             {"slot": record.slot + 1},
             {"look": 3 - record.look},
@@ -150,6 +203,9 @@ class Misplacer(BadAuditor):
             {"trace": tuple(_hash(leaf) for leaf in record.trace)},  # as if nothing had been looked into
             {"trace": tuple(_leaf(leaf) for leaf in record.trace)},  # as if all of it had
             {"trace": record.trace[:-1]},
+            {"deviations": (*record.deviations, *record.deviations[:1]) or (_NOTHING,)},
+            {"deviations": record.deviations[1:] or (_NOTHING, _NOTHING)},
+            {"deviations": tuple(replace(found, **odd) for found in record.deviations)},
         ]
         change = self.dice("change", self.turn, slot, self.look).choice(changes)
         try:
@@ -172,7 +228,7 @@ def _leaf(leaf: str) -> str:
 
 JUDGES: dict[str, type[BadAuditor]] = {
     "rubber-stamp": RubberStamp, "accuse": Accuser, "copy-first": Copier, "garbage": GarbledAuditor,
-    "silent": SilentAuditor, "misplace": Misplacer,
+    "silent": SilentAuditor, "misplace": Misplacer, "stamp": Stamp, "invent": Inventor,
 }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from pipeline.checkpoint import Checkpoint
 from tests.pipeline.forger import Entry, Forger
 from tests.pipeline.lie_changes import entries, fields, item, plus, settled, without
 from tests.simulator.assembly import validation_loss
-from tests.simulator.conduct import eligible
 from tests.simulator.story import Scene, Story, key_of
+from tests.simulator.tolerance import eligible
 from tests.simulator.world import Played
 from verification.envelope import open_envelope
 from verification.fsck import check_run
@@ -48,7 +48,8 @@ class SimulatedForger(Forger):
 def lie_about(story: Story, played: Played, target: Path) -> tuple[str, list[str]]:
     """(the lie that was told, what the checker missed of it)."""
     dice = random.Random(f"lie/{played.setting.seed}")
-    told_by_forger = not story.manifest.witnessing.witnesses and not story.rotations
+    whole = story.scenes[-1].close is not None  # no run that stopped because a turn has no weight
+    told_by_forger = whole and not story.manifest.witnessing.witnesses and not story.rotations
     if dice.random() < 0.25 or not told_by_forger or any(scene.revoked for scene in story.scenes):
         return _shuffle_log(story, played, target, dice)
     possible = list(_possible(story, dice))
@@ -174,7 +175,12 @@ def _about_outcomes(story: Story, number: int) -> Iterator[Lie]:
                 settled(number, line.slot, None),
                 f"slot {line.slot} is (settled wrongly|accepted) in {where}",
             )
-    for accepted in scene.close.accepted:
+    for at, accepted in enumerate(scene.close.accepted):
+        yield Lie(
+            "a weight changed",
+            fields("round-close", number, accepted=item("accepted", at, weight=plus(1))),
+            f"the weight of slot {accepted.slot} in {where} is wrong",
+        )
         yield Lie(
             "an accepted contribution rejected",
             settled(number, accepted.slot, "unaudited"),
@@ -205,7 +211,7 @@ def _about_roster(story: Story, number: int, dice: random.Random) -> Iterator[Li
             fields("round-open", number, roster=without("roster", 0)),
             f"the roster of {where} has the wrong slots",
         )
-    if any(eligible(scene, entry.slot) for entry in scene.open.roster):
+    if any(eligible(story, scene, entry.slot) for entry in scene.open.roster):
         yield Lie(
             "an auditor left off the list",
             fields("round-open", number, auditors=without("auditors", 0)),

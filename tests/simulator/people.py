@@ -68,7 +68,8 @@ class HonestContributor(Stubbed, Contributor):
         self.spent += entry.steps * self.person.speed
         work = self.made(open_, entry)
         self.street.shop.learn(work.next_state)
-        if self.job.config.audit.segments:
+        audit = self.job.config.audit
+        if audit.segments or audit.tolerance:
             for index, leaf in enumerate(work.points):
                 self._keep(index, leaf)
         return work

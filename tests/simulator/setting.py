@@ -5,21 +5,24 @@ Owns the distributions. Does not own how any of it is played.
 
 from __future__ import annotations
 
+import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 CHEATS = (
     "false-payload", "false-state", "false-trace", "false-loss", "wrong-field", "equivocate", "silent",
     "other-bytes", "no-state", "impersonate", "steal", "garbage", "bad-payload", "replay", "slow",
     "false-segment", "false-boundary", "planted-state", "other-leaves", "no-trace",
-    "fickle-trace",
+    "fickle-trace", "false-step",
 )  # fmt: skip
 # Found by some audits only, so there are more of them.
 IN_SEGMENTS = ("false-segment", "false-segment", "false-segment", "false-trace", "planted-state")
-BAD_JUDGES = ("rubber-stamp", "accuse", "copy-first", "garbage", "silent", "misplace")
+BAD_JUDGES = ("rubber-stamp", "accuse", "copy-first", "garbage", "silent", "misplace", "stamp", "invent")
+# Only where audits may go by tolerance.
+LAX_CHEATS, LAX_JUDGES = ("false-step",), ("stamp", "invent")
 BAD_WITNESSES = ("garbage", "no-link", "mute")
-CLASSES = ("sim-a", "sim-b")
+CLASSES = ("sim-a", "sim-b", "sim-c")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,10 @@ def draw(seed: int) -> Setting:
     people = _people(dice, contributors, auditors)
     weather = _weather(dice, [person.name for person in people])
     config = _config(dice, [dice.randint(1, 6) for _ in range(contributors)], auditors)
+    lax = random.Random(f"tolerance/{seed}")
+    if lax.random() < 0.35:
+        people = tuple(_of_some_class(lax, person) for person in people)
+        _allow_tolerance(lax, config)
     lie = dice.random() < 0.3
     count = dice.choice((0, 0, 1, 2, 3))
     witnesses = tuple(dice.choice(BAD_WITNESSES) if dice.random() < 0.2 else None for _ in range(count))
@@ -110,10 +117,37 @@ def _people(dice: random.Random, contributors: int, auditors: int) -> tuple[Pers
         numerics = CLASSES[dice.random() < 0.4] if mixed else CLASSES[0]
         kind = None
         if dice.random() < (bent if judge else crooked):
-            kind = dice.choice(BAD_JUDGES if judge else (*CHEATS, *IN_SEGMENTS))
+            kinds = BAD_JUDGES if judge else (*CHEATS, *IN_SEGMENTS)
+            kind = dice.choice([kind for kind in kinds if kind not in LAX_CHEATS + LAX_JUDGES])
         role = "auditor" if judge else "contributor"
         people.append(Person(name, role, operator, numerics, kind, dice.randint(20, 400)))
     return tuple(people)
+
+
+def _of_some_class(dice: random.Random, person: Person) -> Person:
+    """The person in a run with tolerances: most auditors are of one class."""
+    judge = person.role == "auditor"
+    numerics = CLASSES[0] if dice.random() < (0.7 if judge else 0.4) else dice.choice(CLASSES)
+    kind, kinds = person.kind, LAX_JUDGES if judge else LAX_CHEATS
+    if dice.random() < (0.6 if kind else 0.1):
+        kind = dice.choice(kinds)
+    return replace(person, numerics=numerics, kind=kind)
+
+
+def _allow_tolerance(dice: random.Random, config: dict[str, Any]) -> None:
+    pairs = [pair for pair in itertools.combinations(CLASSES, 2) if dice.random() < 0.75]
+    config["train"]["trace_every"] = 1
+    config["audit"]["tolerance"] = [
+        {
+            "classes": dice.sample(pair, 2),
+            "loss_ppm": dice.choice((0, 40, 1000)),
+            "norm_ppb": dice.choice((10, 5000)),
+            "peak_ppm": dice.choice((0, 5, 800)),
+            "step_milli": dice.choice((0, 1000, 2500)),
+        }
+        for pair in pairs or [CLASSES[:2]]
+    ]
+    config["audit"]["tolerance_cap_ppm"] = dice.choice((1, 100_000, 300_000, 500_000, 500_000, 1_000_000))
 
 
 def _weather(dice: random.Random, names: list[str]) -> Weather:
@@ -137,7 +171,7 @@ def _weather(dice: random.Random, names: list[str]) -> Weather:
 
 
 def _config(dice: random.Random, steps: list[int], auditors: int) -> dict[str, Any]:
-    rate, probation = dice.choice((0, 100_000, 500_000, 1_000_000, 1_000_000)), dice.choice((0, 0, 0, 1, 2))
+    rate, probation = dice.choice((1, 100_000, 500_000, 1_000_000, 1_000_000)), dice.choice((0, 0, 0, 1, 2))
     if auditors == 0:
         rate, probation = 0, 0
     mode = dice.choice(("local", "local", "gradient"))

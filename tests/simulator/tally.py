@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.simulator.conduct import UNHEARD, eligible
+from tests.simulator.conduct import UNHEARD
+from tests.simulator.deviations import NUMBERS
 from tests.simulator.invariants import violations
 from tests.simulator.lies import lie_about
 from tests.simulator.memory import remember
 from tests.simulator.setting import Setting, draw
 from tests.simulator.story import Scene, Story, read
+from tests.simulator.tolerance import contradict, eligible, is_lax
 from tests.simulator.world import play, scratch
 
 Tell = Callable[[str], None]
@@ -56,7 +58,8 @@ def _played(setting: Setting, tell: Tell | None) -> Result:
         found = violations(story)
         counts = played.counts + count(story)
         counts["run: taken up after a crash"] += played.taken_up
-        stop = "too few witnesses" if "witness" in played.stopped else "void turns"
+        stops = {"witness": "too few witnesses", "weigh nothing": "no weight"}
+        stop = next((why for word, why in stops.items() if word in played.stopped), "void turns")
         counts["run: finished" if played.finished else f"run: stopped, {stop}"] += 1
         if setting.lie and not found:
             told, missed = lie_about(story, played, root / "forged")
@@ -78,6 +81,9 @@ def _introduce(setting: Setting, tell: Tell) -> None:
     audit = config["audit"]
     tell(f"  audits {audit['rate_ppm']} ppm, second looks {audit['second_look_ppm']} ppm")
     tell(f"  {audit['segments'] or 'all'} segments of {config['train']['trace_every']} steps an audit")
+    for item in audit.get("tolerance", ()):
+        told = ", ".join(f"{name} {item[name]}" for name in NUMBERS)
+        tell(f"  between {' and '.join(item['classes'])}: {told}; at most {audit['tolerance_cap_ppm']} ppm")
     for person in setting.people:
         tell(f"  {person.name} of {person.operator}, class {person.numerics}: {person.kind or 'honest'}")
     tell(
@@ -109,6 +115,7 @@ def count(story: Story) -> Counter[str]:
         for verdict in scene.verdicts:
             counts[f"verdict: {verdict.outcome}, look {verdict.look}"] += 1
         _count_segments(story, scene, counts)
+        _count_tolerance(story, scene, counts)
     for name in story.scenes[-1].close.quarantined if story.scenes and story.scenes[-1].close else ():
         counts[f"quarantine: {'honest' if story.honest(name) else 'cheat'}"] += 1
     return +counts
@@ -130,6 +137,33 @@ def _count_segments(story: Story, scene: Scene, counts: Counter[str]) -> None:
             counts[f"segments: {where} found"] += 1
 
 
+def _count_tolerance(story: Story, scene: Scene, counts: Counter[str]) -> None:
+    """What rested on tolerance, and what came of it."""
+    assert scene.close is not None
+    reasons = {line.slot: line.reason for line in scene.close.rejected}
+    for entry in scene.open.roster:
+        if not is_lax(story, scene, entry.slot):
+            continue
+        counts["tolerance: slots that rest on it"] += 1
+        verdicts, reason = scene.of(entry.slot), reasons.get(entry.slot, "accepted")
+        for verdict in verdicts:
+            counts[f"tolerance: {verdict.outcome}, look {verdict.look}"] += 1
+        if contradict(verdicts):
+            counts["tolerance: deviations that contradict one another"] += 1
+        found = [v for v in verdicts if "deviation" in v.differs]
+        if any(story.honest(v.auditor) for v in found):
+            counts[f"tolerance: a false step found, {reason}"] += 1
+        elif found:
+            counts[f"tolerance: a deviation invented, {reason}"] += 1
+        if len({verdict.numerics_class for verdict in verdicts}) > 1:
+            counts[f"tolerance: judged by two classes, {reason}"] += 1
+    tokens = {item.slot: item.tokens for item in scene.close.accepted}
+    lax = [slot for slot in tokens if is_lax(story, scene, slot)]
+    cap = story.manifest.config["audit"]["tolerance_cap_ppm"]
+    if len(lax) < len(tokens) and sum(tokens[slot] for slot in lax) * 1_000_000 > cap * sum(tokens.values()):
+        counts["tolerance: turns with the cap in force"] += 1
+
+
 def _count_slots(story: Story, scene: Scene, counts: Counter[str]) -> None:
     assert scene.close is not None
     for item in scene.close.accepted:
@@ -138,7 +172,11 @@ def _count_slots(story: Story, scene: Scene, counts: Counter[str]) -> None:
             drawn = item.slot in scene.drawn and story.shows(scene, item.slot)
             why = "the false segment not drawn" if item.slot in scene.drawn else "not drawn"
             counts[f"outcome: false work accepted, {'passed by bent auditors' if drawn else why}"] += 1
-            able = {story.people[name].operator for name in eligible(scene, item.slot) if story.honest(name)}
+            able = {
+                story.people[name].operator
+                for name in eligible(story, scene, item.slot)
+                if story.honest(name)
+            }
             if drawn and len(able) >= 2:
                 counts["outcome: false work accepted though two honest auditors were eligible"] += 1
     for line in scene.close.rejected:

@@ -15,7 +15,9 @@ import pipeline.ledger
 import pipeline.vault
 import verification.credits
 import verification.judge
+import verification.lottery
 import verification.plans
+import verification.tolerance
 from pipeline.trace import OpenedTrace, read_trace
 from pipeline.work import Job
 from tests.simulator.setting import Setting, draw
@@ -93,6 +95,42 @@ class _Any:
         return mock.ANY
 
 
+def any_class_is_eligible(patch: pytest.MonkeyPatch) -> None:
+    def anyone(tolerances: Any, entry: Any, auditors: Any) -> tuple[Any, ...]:
+        del tolerances
+        return tuple(auditor for auditor in auditors if auditor.operator != entry.operator)
+
+    for module in (verification.lottery, verification.judge, verification.tolerance):
+        patch.setattr(module, "eligible", anyone)
+
+
+def no_cap_on_tolerance(patch: pytest.MonkeyPatch) -> None:
+    real = verification.plans.capped_weights
+    patch.setattr(verification.plans, "capped_weights", lambda work, cap_ppm, *_: real(work, cap_ppm))
+
+
+def deviations_never_too_far(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(verification.judge.Audit, "too_far", lambda *_: False)
+
+
+def deviations_never_compared(patch: pytest.MonkeyPatch) -> None:
+    real = verification.judge.alike
+    patch.setattr(
+        verification.judge,
+        "alike",
+        lambda first, second: real(first, replace(second, deviations=first.deviations)),
+    )
+
+
+def tolerant(setting: Setting) -> bool:
+    audit, auditors = setting.config["audit"], setting.of_role("auditor")
+    return "tolerance" in audit and audit["rate_ppm"] >= 500_000 and len(auditors) >= 2
+
+
+def with_kinds(*kinds: str) -> Callable[[Setting], bool]:
+    return lambda setting: tolerant(setting) and bool({p.kind for p in setting.people} & set(kinds))
+
+
 def some_segments(setting: Setting) -> bool:
     audit = setting.config["audit"]
     return bool(audit["segments"] == 1 and audit["rate_ppm"] >= 500_000 and audit["probation_rounds"] < 2)
@@ -133,6 +171,10 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Setting]
         "honest keys",
     ),
     "traces not checked": (traces_unchecked, opened_otherwise, "false work"),
+    "auditors of any class are eligible": (any_class_is_eligible, tolerant, "tolerance"),
+    "weight on tolerance is not capped": (no_cap_on_tolerance, tolerant, "tolerance"),
+    "deviations are not looked at": (deviations_never_too_far, with_kinds("false-step"), "false work"),
+    "deviations are not compared": (deviations_never_compared, with_kinds("stamp"), "unaudited work"),
     "nothing is forfeited": (no_forfeit, lambda s: s.config["credit"]["strikes"] == 1, "credit"),
 }
 

@@ -18,6 +18,7 @@ from tests.simulator.accounts import credit_is_accepted_tokens
 from tests.simulator.invariants import INVARIANTS, prefix_roots
 from tests.simulator.setting import Person, Setting, Weather, draw
 from tests.simulator.story import Scene, Story, key_of, read
+from tests.simulator.tolerance_doctors import TOLERANCE_DOCTORS, resting
 from tests.simulator.work import Falsehood
 from tests.simulator.world import Played, play, scratch
 from verification.merkle import Tree, leaf_hash
@@ -28,23 +29,26 @@ Doctor = Callable[[Story, Played], None]
 
 
 def rich() -> Setting:
-    """Fair weather, three auditors, and one contributor of four whose work is false."""
+    """Fair weather, three auditors, one contributor of four whose work is false, and one of another class."""
     config = draw(0).config
     kinds = {"c03": "false-payload"}
     people = tuple(
-        Person(name, role, f"op-{name}", "sim-a", kinds.get(name), 50)
+        Person(name, role, f"op-{name}", "sim-b" if name == "c01" else "sim-a", kinds.get(name), 50)
         for role, names in (("contributor", ("c00", "c01", "c02", "c03")), ("auditor", ("a00", "a01", "a02")))
         for name in names
     )
+    between = {"classes": ("sim-a", "sim-b"), "loss_ppm": 9, "norm_ppb": 9, "peak_ppm": 9, "step_milli": 9}
     changes: dict[str, dict[str, Any]] = {
         "run": {"rounds": 3},
         "train": {"steps": [2, 3, 1, 2], "trace_every": 1},
         "audit": {
             "auditors": 3,
             "rate_ppm": 1_000_000,
-            "second_look_ppm": 500_000,
+            "second_look_ppm": 700_000,
             "segments": 1,
             "probation_rounds": 0,
+            "tolerance": [between],
+            "tolerance_cap_ppm": 300_000,
         },
         "timing": {"mode": "fixed"},
     }
@@ -60,6 +64,7 @@ def original() -> Iterator[tuple[Story, Played]]:
         assert len(story.scenes) >= 2
         assert any(scene.verdicts for scene in story.scenes)
         assert in_part(story)
+        assert resting(story)
         yield story, played
 
 
@@ -352,6 +357,7 @@ DOCTORED: list[tuple[str, Doctor]] = [
     ("level 1", payload_lost),
     ("level 1", unfinished),
     ("ends", trouble),
+    *TOLERANCE_DOCTORS,
 ]  # fmt: skip
 
 

@@ -56,11 +56,23 @@ class FalseSegment(Cheat):
         task = self.street.shop.task(self.job, open_.base, entry)
         at = dice.randrange(task.count)
         how = dice.choice(("weights", "state", "losses", "not finite"))
-        found = task.whole(at, lambda leaf: _falsified(self.job, leaf, how, dice))
+        found = task.whole({at}, lambda leaf: _falsified(self.job, leaf, how, dice))
         # From what is not finite nothing follows, so what is claimed to follow is false as well.
         further = how == "not finite"
         segments = frozenset({at, at + 1} if further and at + 1 < task.count else {at})
         return replace(found, false=Falsehood(segments, boundary=further and at + 1 == task.count))
+
+
+class FalseStep(Cheat):
+    """Does some steps otherwise, so that another numerics class is no excuse, and goes on from each."""
+
+    def falsified(self, work: Traced, open_: RoundOpen, entry: RosterEntry) -> Traced:
+        dice = self.dice(open_.turn)
+        task = self.street.shop.task(self.job, open_.base, entry)
+        at = frozenset(dice.sample(range(task.count), dice.randint(1, min(2, task.count))))
+        how = dice.choice(("weights", "state", "state", "losses"))
+        found = task.whole(at, lambda leaf: _falsified(self.job, leaf, how, dice))
+        return replace(found, false=Falsehood(segments=at))
 
 
 class PlantedState(Cheat):
@@ -71,7 +83,7 @@ class PlantedState(Cheat):
         task = self.street.shop.task(self.job, open_.base, entry)
         at = dice.randrange(task.count)
         how = dice.choice(("error_feedback", "step"))
-        found = task.whole(at, lambda leaf: _falsified(self.job, leaf, how, dice))
+        found = task.whole({at}, lambda leaf: _falsified(self.job, leaf, how, dice))
         return replace(found, false=Falsehood(leaves=frozenset({at})))
 
 
@@ -164,5 +176,5 @@ class FickleTrace(OtherLeaves):
 TRACE_CHEATS: dict[str, type[Cheat]] = {
     "false-trace": FalseTrace, "false-loss": FalseLoss, "false-segment": FalseSegment,
     "false-boundary": FalseBoundary, "planted-state": PlantedState, "other-leaves": OtherLeaves,
-    "no-trace": NoTrace, "fickle-trace": FickleTrace,
+    "no-trace": NoTrace, "fickle-trace": FickleTrace, "false-step": FalseStep,
 }  # fmt: skip

@@ -8,7 +8,7 @@ boundary is the shipped code, error feedback and codec. Does not own who lies.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -82,6 +82,7 @@ class Task:
     start: Arrays
     positions: tuple[tuple[int, int], ...]
     steps: int
+    numerics: str  # whose bits come of it
 
     @property
     def every(self) -> int:
@@ -127,14 +128,18 @@ class Task:
         }
         return hash_object("barnraise/trace-leaf/v1", told)
 
-    def advance(self, point: Point, segment: int) -> OpenedLeaf | None:
-        """The point at the end of a segment that starts at `point`; None where nothing finite comes of it."""
+    def advance(self, point: Point, segment: int, numerics: str = "") -> OpenedLeaf | None:
+        """The point at the end of a segment that starts at `point`; None where nothing finite comes of it.
+
+        In another numerics class than the contributor's, where `numerics` names one, it has other bits.
+        """
         if not point.finite:
             return None
         begin, stop = segment * self.every, self.steps_at(segment)
         batch = self.job.config.train.batch
         windows = positions_of(self.positions)[begin * batch : stop * batch]
-        dice = _dice(point.weights, arrays_digest(point.state), windows, stop - begin)
+        told = (point.weights, arrays_digest(point.state), windows, stop - begin)
+        dice = _dice(*told, numerics or self.numerics)
         state = {
             name: np.asarray(dice.standard_normal(shape), np.float32)
             for name, (_, shape) in self._forms.items()
@@ -153,9 +158,12 @@ class Task:
         return finish_work(self.job, update, end.state, leaves, losses)
 
     def whole(
-        self, at: int = -1, change: Callable[[OpenedLeaf], OpenedLeaf] | None = None, twist: str = ""
+        self,
+        at: Collection[int] = (),
+        change: Callable[[OpenedLeaf], OpenedLeaf] | None = None,
+        twist: str = "",
     ) -> Traced:
-        """All of it. What `change` makes of leaf `at` is gone on from as if it were true, where it can be."""
+        """All of it. What `change` makes of a leaf in `at` is gone on from as if true, where it can be."""
         point, leaves, points = self.first, [], []
         losses: tuple[int, ...] = ()
         for segment in range(self.count):
@@ -163,7 +171,7 @@ class Task:
             assert leaf is not None
             point = self.believed(segment, leaf)
             told = leaf
-            if segment == at and change:
+            if segment in at and change:
                 told = change(leaf)
                 believed = self.believed(segment, told)
                 point = believed if believed.finite else point
@@ -173,8 +181,11 @@ class Task:
         done = self.boundary(point, tuple(leaves), losses, twist)
         return Traced(done.payload, done.next_state, done.claims, tuple(points))
 
-    def audited(self, segments: Sequence[int], opened: OpenedTrace | None) -> Recomputed:
-        """What an audit of these segments finds; `opened` is the trace as it was served, None for all."""
+    def audited(self, segments: Sequence[int], opened: OpenedTrace | None, numerics: str) -> Recomputed:
+        """What an audit of these segments finds; `opened` is the trace as it was served, None for all.
+
+        By digest, in the bits of the auditor's class, which is to be the contributor's.
+        """
         trace = list(opened.hashes) if opened else [NO_LEAF] * (self.count + 1)
         losses: dict[int, int] = {}  # the first and last of a segment's, by leaf
         first = 0 if 0 in segments else None
@@ -185,19 +196,22 @@ class Task:
             losses[index] = leaf.losses[-1]
         for segment in segments:
             before = points.get(segment - 1)
-            found = self.advance(before, segment) if before else None
+            found = self.advance(before, segment, numerics) if before else None
             trace[segment] = found.digest(self.steps_at(segment)) if found else NO_LEAF
             if found:
                 points[segment], losses[segment] = self.believed(segment, found), found.losses[-1]
                 first = found.losses[0] if segment == 0 else first
             else:
                 points.pop(segment, None)
-        end, payload, next_state = points.get(self.count - 1), NO_DIGEST, NO_DIGEST
-        trace[-1] = NO_LEAF
+        return self.ended(points.get(self.count - 1), trace, first, losses.get(self.count - 1, 0))
+
+    def ended(self, end: Point | None, trace: list[str], first: int | None, last: int) -> Recomputed:
+        """What an audit finds, from where the local steps ended: every machine's boundary is the same."""
+        payload, next_state, trace[-1] = NO_DIGEST, NO_DIGEST, NO_LEAF
         if end and end.finite:
             claims = self.boundary(end, (), (0,)).claims
             payload, next_state, trace[-1] = claims.payload, claims.next_state, claims.trace[-1]
-        return Recomputed(payload, next_state, tuple(trace), first, losses.get(self.count - 1, 0))
+        return Recomputed(payload, next_state, tuple(trace), first, last)
 
 
 class Workshop:
@@ -231,11 +245,11 @@ class Workshop:
         """What an entry is to do."""
         forms = state_specs(job.specs, job.config.train.mode)
         start = arrays_from_bytes(self._states[entry.start_state], forms)
-        return Task(job, base.weights, start, entry.positions, entry.steps)
+        return Task(job, base.weights, start, entry.positions, entry.steps, entry.numerics_class)
 
     def honest(self, job: Job, base: Base, entry: RosterEntry) -> Traced:
         """The one true contribution of an assignment."""
-        key = (base.weights, entry.start_state, entry.positions, entry.steps)
+        key = (base.weights, entry.start_state, entry.positions, entry.steps, entry.numerics_class)
         if key not in self._done:
             self._done[key] = self.task(job, base, entry).whole()
             self.learn(self._done[key].next_state)

@@ -115,7 +115,7 @@ class _Director:
                     played.network.close()
                     self.tell("    and all the others' with it")
             except BarnraiseError as error:
-                if isinstance(error, ProtocolError) and "was void" in error.what:
+                if isinstance(error, ProtocolError) and self._is_an_end(error):
                     played.stopped = str(error)
                 elif isinstance(error, ProtocolError) and "witness" in str(error):
                     self.waits += 1  # somebody will call the witnesses, and take the run up again
@@ -126,6 +126,10 @@ class _Director:
             except Exception:
                 played.trouble.append(f"the coordinator broke: {traceback.format_exc()}")
         played.gate.armed.clear()
+
+    def _is_an_end(self, error: ProtocolError) -> bool:
+        """Whether the run stops as it must: after void turns."""
+        return "was void" in error.what
 
     def _arm(self, chance: float, steps: int) -> None:
         played = self.played

@@ -2,7 +2,8 @@
 
 A `Fate` says what becomes of a slot in a turn. `Play.turn` writes the records that follow from it. There may
 be witnesses, made of seeds too; `Play.absent` and `Play.mute` say which of them fail. With a beacon, a draw
-shows a pulse of the right form that nobody signed; `Play.lead` and `Play.pulseless` make it short.
+shows a pulse of the right form that nobody signed; `Play.lead` and `Play.pulseless` make it short. Members
+may be of several numerics classes; deviations are those of `fake_tolerance`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any, Literal
 
 from hypothesis import strategies as st
 
+from tests.verification.fake_tolerance import deviations
 from verification.encoding import Json, blake3_digest, hex_float, sha256_digest
-from verification.judge import Recomputed, differences, settle, trace_leaf_hash, trace_root
+from verification.judge import Audit, Recomputed, judged, settle, trace_leaf_hash, trace_root
 from verification.keys import PrivateKey
 from verification.lottery import HashChain
 from verification.notes import Checkpoint, cosign, sign_checkpoint, vkey, witness_vkey
@@ -45,7 +47,6 @@ from verification.records import (
     Witnessing,
 )
 from verification.rounds import apply, begin
-from verification.segments import looked_into
 from verification.state import RunState
 from verification.statements import sign_object
 
@@ -80,7 +81,14 @@ def config(**sections: Mapping[str, Any]) -> dict[str, Any]:
             "inner": {"lr": hex_float(0.1), "warmup_steps": 5, "decay_rounds": 3},
         },
         "outer": {"lr": hex_float(0.7)},
-        "audit": {"rate_ppm": 400_000, "second_look_ppm": 300_000, "probation_rounds": 1, "segments": 1},
+        "audit": {
+            "rate_ppm": 400_000,
+            "second_look_ppm": 300_000,
+            "probation_rounds": 1,
+            "segments": 1,
+            "tolerance": [],
+            "tolerance_cap_ppm": 500_000,
+        },
         "credit": {"vest_rounds": 2, "strikes": 2, "operator_cap_ppm": 500_000},
         "state": {"policy": "snapshot", "every": 2},
         "identity": {"allow": {}},
@@ -177,21 +185,25 @@ def manifest(witnesses: int = 0, beacon: Beacon | None = None, **sections: Mappi
     )
 
 
-def enrolments(run: str, auditors: Mapping[str, str] = AUDITORS) -> list[Enrol]:
+def enrolments(
+    run: str, auditors: Mapping[str, str] = AUDITORS, classes: Mapping[str, str] | None = None
+) -> list[Enrol]:
+    """Everybody; `classes` by member, where it is not "class"."""
     roles = [(n, "contributor", o) for n, o in CONTRIBUTORS.items()]
     roles += [(n, "auditor", o) for n, o in auditors.items()]
-    return [Enrol(1, run, n, r, o, key(n).public, "class") for n, r, o in roles]  # type: ignore[arg-type]
+    return [Enrol(1, run, n, r, o, key(n).public, (classes or {}).get(n, "class")) for n, r, o in roles]  # type: ignore[arg-type]
 
 
 def started(
     auditors: Mapping[str, str] = AUDITORS,
     witnesses: int = 0,
     beacon: Beacon | None = None,
+    classes: Mapping[str, str] | None = None,
     **sections: Mapping[str, Any],
 ) -> RunState:
     """The state after all enrolments."""
     state = begin(manifest(witnesses, beacon, **sections))
-    for record in enrolments(state.run, auditors):
+    for record in enrolments(state.run, auditors, classes):
         state = apply(state, record)
     return state
 
@@ -201,7 +213,8 @@ class Fate:
     """What becomes of a slot in a turn. `silent` auditors are asked in vain before one answers.
 
     `logged`: an unrevealed slot's envelope came all the same. `copies`: the slot of the same turn whose
-    payload it hands in as its own; honest auditors then find another one.
+    payload it hands in as its own; honest auditors then find another one. Where a slot rests on tolerance,
+    `far` is an outcome too: a deviation above its threshold. `unlike`: no two auditors find the same.
     """
 
     commit: bool = True
@@ -213,6 +226,7 @@ class Fate:
     second: str = "pass"
     silent: int = 0
     ms: int = 700
+    unlike: bool = False
 
 
 GOOD = Fate()
@@ -262,27 +276,28 @@ def revocation(run: str, member: str, by: Literal["coordinator", "member"] = "me
     return KeyRevocation(1, run, member, key(member).public, by)
 
 
-def done(open_: RoundOpen, entry: RosterEntry, flavour: str = "true") -> Recomputed:
-    """What an honest recomputation of the whole gives; another flavour, another result."""
+def done(open_: RoundOpen, entry: RosterEntry, flavour: str = "true", every: int = 2) -> Recomputed:
+    """What an honest recomputation gives with this `train.trace_every`; another flavour, another result."""
     name = f"{open_.turn} {entry.slot} {flavour}"
-    leaves = tuple(sha(f"{name} leaf {i}") for i in range(-(-entry.steps // 2) + 1))
+    leaves = tuple(sha(f"{name} leaf {i}") for i in range(-(-entry.steps // every) + 1))
     return Recomputed(b3(f"payload {name}"), b3(f"state {name}"), leaves, 5_000_000, 4_000_000 + entry.slot)
 
 
 def looked_at(
-    open_: RoundOpen, entry: RosterEntry, segments: Sequence[int], flavour: str = "true"
+    open_: RoundOpen, entry: RosterEntry, audit: Audit | Sequence[int], flavour: str = "true", every: int = 2
 ) -> Recomputed:
     """What a recomputation of some segments gives, where the contributor serves the true trace."""
-    work, served = done(open_, entry, flavour), done(open_, entry).trace
+    work, served = done(open_, entry, flavour, every), done(open_, entry, every=every).trace
     count = len(served) - 1
+    audit = audit if isinstance(audit, Audit) else Audit(tuple(audit), entry.numerics_class)
     trace = [trace_leaf_hash(leaf).hex() for leaf in served]
-    for place in looked_into(segments, count):
-        trace[place] = work.trace[place] if place in (*segments, count) else served[place]
-    return replace(work, trace=tuple(trace), loss_first=work.loss_first if 0 in segments else None)
+    for place in audit.looked_into(count):
+        trace[place] = served[place] if place in audit.opened_leaves(count) else work.trace[place]
+    return replace(work, trace=tuple(trace), loss_first=work.loss_first if 0 in audit.segments else None)
 
 
-def opening(open_: RoundOpen, entry: RosterEntry) -> Opening:
-    work = done(open_, entry)
+def opening(open_: RoundOpen, entry: RosterEntry, every: int = 2) -> Opening:
+    work = done(open_, entry, every=every)
     return Opening(
         open_.base,
         entry.positions,
@@ -298,25 +313,30 @@ def opening(open_: RoundOpen, entry: RosterEntry) -> Opening:
     )
 
 
-def reveal(open_: RoundOpen, entry: RosterEntry, copies: int | None = None) -> Reveal:
+def reveal(open_: RoundOpen, entry: RosterEntry, copies: int | None = None, every: int = 2) -> Reveal:
     salt = hashlib.sha256(f"salt {open_.turn} {entry.slot}".encode()).hexdigest()
     place = (1, open_.run, open_.round, open_.attempt, entry.slot, entry.member, entry.key)
-    claim = opening(open_, entry)
+    claim = opening(open_, entry, every)
     victim = next((other for other in open_.roster if other.slot == copies), entry)
     return Reveal(*place, salt, replace(claim, payload=done(open_, victim).payload))
 
 
-def commitment(open_: RoundOpen, entry: RosterEntry, copies: int | None = None) -> Commitment:
+def commitment(open_: RoundOpen, entry: RosterEntry, copies: int | None = None, every: int = 2) -> Commitment:
     place = (1, open_.run, open_.round, open_.attempt, entry.slot, entry.member, entry.key)
-    return Commitment(*place, reveal(open_, entry, copies).commitment)
+    return Commitment(*place, reveal(open_, entry, copies, every).commitment)
 
 
-def verdict(state: RunState, slot: int, look: int, auditor: str, outcome: str) -> Verdict:
+def verdict(
+    state: RunState, slot: int, look: int, auditor: str, outcome: str, *, unlike: bool = False
+) -> Verdict:
     turn = state.open_turn
-    entry = turn.open.entry(slot)
-    flavour = {"pass": "true", "fail": "other"}.get(outcome, f"other by {auditor}")
-    work = looked_at(turn.open, entry, turn.drawn_segments(slot), flavour)
-    differs = differences(turn.reveals[slot].opening, work)
+    entry, audit = turn.open.entry(slot), turn.audit_of(slot)
+    numerics_class = state.member(auditor).numerics_class
+    flavour = {"pass": "true", "far": "true", "fail": "other"}.get(outcome, f"other by {auditor}")
+    work = looked_at(turn.open, entry, audit, flavour, state.config["train"]["trace_every"])
+    found = deviations(audit, numerics_class, far=outcome == "far", by=auditor if unlike else "")
+    work = replace(work, deviations=found)
+    differs = judged(audit, numerics_class, turn.reveals[slot].opening, work)
     return Verdict(
         1,
         state.run,
@@ -333,7 +353,8 @@ def verdict(state: RunState, slot: int, look: int, auditor: str, outcome: str) -
         work.trace,
         work.loss_first,
         work.loss_last,
-        entry.numerics_class,
+        work.deviations,
+        numerics_class,
     )
 
 
@@ -343,6 +364,7 @@ class Play:
     def __init__(self, state: RunState) -> None:
         self.state = state
         self.records: list[Record] = []
+        self.every: int = state.config["train"]["trace_every"]
         self.absent: set[str] = set()
         self.mute: set[str] = set()
         self.lead = 5  # seconds from the cosignatures of head 2 to the pulse that is named, or a little more
@@ -376,7 +398,7 @@ class Play:
         open_ = self.state.open_turn.open
         for slot, fate in script.items():
             if fate.commit:
-                self.add(commitment(open_, open_.entry(slot), fate.copies))
+                self.add(commitment(open_, open_.entry(slot), fate.copies, self.every))
         committed = tuple(slot for slot, fate in script.items() if fate.commit)
         late = tuple(slot for slot, fate in script.items() if not fate.commit)
         self.add(CommitClose(*self.place, committed, late, tuple(script[slot].ms for slot in committed)))
@@ -386,7 +408,7 @@ class Play:
         came = [slot for slot, fate in script.items() if fate.commit]
         for slot in came:
             if script[slot].refused != "unrevealed" or script[slot].logged:
-                self.add(reveal(open_, open_.entry(slot), script[slot].copies))
+                self.add(reveal(open_, open_.entry(slot), script[slot].copies, self.every))
         refused = tuple(Refusal(slot, script[slot].refused) for slot in came if script[slot].refused)  # type: ignore[arg-type]
         revealed = tuple(slot for slot in came if not script[slot].refused)
         beacon = self.state.manifest.beacon
@@ -415,7 +437,8 @@ class Play:
             outcome = script[slot].first if look == 1 else script[slot].second
             asked = order[script[slot].silent if look == 1 else 0 :]
             if outcome != "none" and asked:
-                self.add(verdict(self.state, slot, look, asked[0], outcome))
+                unlike = script[slot].unlike
+                self.add(verdict(self.state, slot, look, asked[0], outcome, unlike=unlike))
 
     def _head(self, number: int) -> tuple[Checkpoint, str]:
         return head(10 * self.state.open_turn.open.turn + number)

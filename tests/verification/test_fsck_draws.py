@@ -110,12 +110,12 @@ OPENING = {**TOLD, "trace_root": trace_root(LEAVES), "trace_leaves": 4}
     ],
 )
 def test_in_what_a_verdict_differs(change: Record, expected: list[str]) -> None:
-    assert differences(OPENING, {**TOLD, "trace": LEAVES, **change}) == expected
+    assert differences(OPENING, {**TOLD, "trace": LEAVES, **change}, None) == expected
 
 
 def test_as_many_leaves_as_the_opening_says() -> None:
     verdict = {**TOLD, "trace": LEAVES}
-    assert differences({**OPENING, "trace_leaves": 5}, verdict) == ["trace"]
+    assert differences({**OPENING, "trace_leaves": 5}, verdict, None) == ["trace"]
 
 
 # --- shapes ---

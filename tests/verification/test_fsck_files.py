@@ -18,7 +18,11 @@ RUN = sha(b"run")
 PAYLOAD, STATE, ZERO = b"payload", b"state", b"zero"
 MANIFEST: Record = {
     "arrays": [["a", [32]]],
-    "config": {"checkpoint": {"every": 2}, "compression": {"chunk": 32, "k": 8}},
+    "config": {
+        "audit": {"tolerance": []},
+        "checkpoint": {"every": 2},
+        "compression": {"chunk": 32, "k": 8},
+    },
     "dataset": {
         "tokenizer": b3(b"{}"),
         "train": [{"file": "t.arrow", "digest": b3(b"train")}],
@@ -61,7 +65,7 @@ def checkpoints(*rounds: int) -> dict[str, bytes]:
 def turn(*, close: Record | None = CLOSED, **over: Any) -> Turn:
     told: Record = {
         "first_entry": 0,
-        "open": {"round": 3, "attempt": 0, "snapshot": True},
+        "open": {"round": 3, "attempt": 0, "snapshot": True, "roster": [], "auditors": []},
         "commitments": {},
         "commit_close": None,
         "reveals": {1: {"opening": OPENING}},

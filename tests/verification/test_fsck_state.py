@@ -65,7 +65,14 @@ def config(**over: Any) -> dict[str, Any]:
         },
         "outer": {"lr": (0.7).hex(), "name": "nesterov", "momentum": (0.9).hex()},
         "compression": {"chunk": 32, "k": 8, "error_feedback": (0.95).hex()},
-        "audit": {"rate_ppm": 400_000, "second_look_ppm": 500_000, "probation_rounds": 2, "segments": 2},
+        "audit": {
+            "rate_ppm": 400_000,
+            "second_look_ppm": 500_000,
+            "probation_rounds": 2,
+            "segments": 2,
+            "tolerance": [],
+            "tolerance_cap_ppm": 500_000,
+        },
         "credit": {"vest_rounds": 3, "strikes": 2, "operator_cap_ppm": 450_000},
         "state": {"policy": "snapshot", "every": 2},
         "timing": {"mode": "measured", "round_ms": 900, "deadline_ms": 5000, "max_steps": 9},
@@ -139,6 +146,7 @@ class State:
         self.base = self.manifest["initial"]
         self.round, self.attempt, self.turn = 1, 0, 0
         self.look = 0
+        self.present: list[dict[str, Any]] = []  # the auditors of the open
         self.tokens = 0
         self.accepted_payloads: list[bytes] = []
         self.rejected_payloads: list[bytes] = []
@@ -394,6 +402,53 @@ class State:
             "loss_first": 7_000_000 - self.turn * 1000 - line["slot"],
             "loss_last": 6_000_000 - self.turn * 1000 - line["slot"],
         }
+
+    # --- tolerance ---
+
+    def item(self, one: str, other: str) -> dict[str, Any] | None:
+        """The manifest's tolerance between two classes."""
+        items = self.config["audit"]["tolerance"]
+        return next((i for i in items if i["classes"] in ([one, other], [other, one])), None)
+
+    def able(self, line: dict[str, Any], auditors: list[dict[str, Any]]) -> list[str]:
+        """Section 6, by whom: the names of those that may audit a roster entry."""
+        strangers = [a for a in auditors if a["operator"] != line["operator"]]
+        kin = [a["member"] for a in strangers if a["class"] == line["class"]]
+        return kin or [a["member"] for a in strangers if self.item(a["class"], line["class"])]
+
+    def rests(self, line: dict[str, Any], names: list[str]) -> bool:
+        """Whether a roster entry that these may audit rests on tolerance."""
+        return bool(names) and self.info[names[0]][3] != line["class"]
+
+    def deviation(self, line: dict[str, Any], segment: int, auditor: str, what: Any) -> dict[str, Any]:
+        """What an auditor finds of one step, the same in its class: at the thresholds, or above `what`."""
+        numerics = self.info[auditor][3]
+        item = self.item(numerics, line["class"])
+        assert item
+        own = sha(f"{self.run_id} {self.turn} {line['slot']} {segment} {numerics}".encode())
+        found = {key: value for key, value in item.items() if key != "classes"}
+        if what == "not finite":
+            return {**dict.fromkeys(found, 2**53 - 1), "own": dom("barnraise/trace-not-finite/v1", {})}
+        if what in found:
+            found[what] += 1
+        if self.config["train"]["mode"] == "gradient":
+            found["step_milli"] = 0
+        return {**found, "own": own}
+
+    def too_far(self, line: dict[str, Any], auditor: str, deviations: list[dict[str, Any]]) -> bool:
+        """Whether one of an auditor's deviations is above its threshold."""
+        item = self.item(self.info[auditor][3], line["class"]) or {}
+        return any(found[key] > item[key] for found in deviations for key in found if key != "own")
+
+    def tolerant_cap(self, roster: list[dict[str, Any]], weights: dict[int, int]) -> dict[int, int]:
+        """Section 9, 1: the weights of accepted slots that rest on tolerance, where they are too many."""
+        lines = {line["slot"]: line for line in roster}
+        shared = [slot for slot in weights if self.rests(lines[slot], self.able(lines[slot], self.present))]
+        cap, some = self.config["audit"]["tolerance_cap_ppm"], sum(weights[slot] for slot in shared)
+        rest = sum(weights.values()) - some
+        if not rest or not some * (10**6 - cap) > cap * rest:
+            return {}
+        return {slot: weights[slot] * cap * rest // ((10**6 - cap) * some) for slot in shared}
 
     # --- the folder ---
 

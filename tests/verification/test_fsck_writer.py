@@ -87,6 +87,7 @@ class Writer(State):
             for n, _, o, c in self.auditors
             if n not in self.quarantined
         ]
+        self.present = auditors
         self.add(
             "round-open",
             self.in_turn(
@@ -194,15 +195,14 @@ class Writer(State):
         short = self.is_short(chance)
         drawn: dict[int, list[str]] = {}
         self.drawn_segments: dict[int, list[int]] = {}
+        self.tolerant: set[int] = set()
         nobody = set()
         payloads = {slot: work["payload"] for slot, (_, work) in reveals.items()}
         for line in roster:
             slot = line["slot"]
-            names = [
-                a["member"]
-                for a in auditors
-                if a["class"] == line["class"] and a["operator"] != line["operator"]
-            ]
+            names = self.able(line, auditors)
+            if self.rests(line, names):
+                self.tolerant.add(slot)
             if not names and line["audit_ppm"]:
                 nobody.add(slot)
             twin = any(other != slot and payloads.get(slot) == payloads[other] for other in payloads)
@@ -264,8 +264,9 @@ class Writer(State):
         if quiet >= len(names):
             return None
         name, opening = names[quiet], reveals[slot][0]["opening"]
-        work = self.work(roster_line(roster, slot))
-        if (todo.get(slot), look) in {("dispute", 1), ("dispute later", 2), ("cheat, seen differently", 2)}:
+        line, what = roster_line(roster, slot), todo.get(slot)
+        work = self.work(line)
+        if (what, look) in {("dispute", 1), ("dispute later", 2), ("cheat, seen differently", 2)}:
             work["loss_last"] += 1
             work["next_state"] += b"!"
         served, segments = reveals[slot][1]["trace"], self.drawn_segments[slot]
@@ -283,6 +284,11 @@ class Writer(State):
             differs.append("next_state")
         if work["loss_last"] != opening["loss_last"] or first not in (None, opening["loss_first"]):
             differs.append("loss")
+        deviations = []
+        if self.rests(line, names):
+            deviations = [self.deviation(line, segment, name, what) for segment in segments]
+        if self.too_far(line, name, deviations):
+            differs.append("deviation")
         verdict = self.in_turn(
             slot=slot,
             look=look,
@@ -295,6 +301,7 @@ class Writer(State):
             trace=trace,
             loss_first=first,
             loss_last=work["loss_last"],
+            deviations=deviations,
         )
         verdict["class"] = self.info[name][3]
         self.add("verdict", verdict, self.signer(name))
@@ -303,10 +310,13 @@ class Writer(State):
     def opened(self, slot: int, count: int) -> tuple[list[int], set[int]]:
         """Of a drawn slot of `count` segments: the leaves that are opened, and all that are looked into."""
         segments, opened = self.drawn_segments[slot], set()
+        tolerant = slot in self.tolerant
         for segment in segments:
-            if segment > 0 and segment - 1 not in segments:
+            if tolerant:
+                opened.add(segment)
+            if segment > 0 and (tolerant or segment - 1 not in segments):
                 opened.add(segment - 1)
-        if count - 1 not in segments:
+        if tolerant or count - 1 not in segments:
             opened.add(count - 1)
         return sorted(opened), {*opened, *segments, count}
 
@@ -321,15 +331,15 @@ class Writer(State):
         outcomes = [v[slot]["outcome"] for v in (first, again) if slot in v]
         if outcomes == ["pass"]:
             return "unaudited" if slot in looks else None
-        if outcomes == ["pass", "pass"]:
-            return None
         if outcomes == ["fail"]:
             return "unconfirmed"
-        alike = [
-            (v[slot]["payload"], v[slot]["next_state"], v[slot]["trace"]) for v in (first, again) if slot in v
-        ]
-        same = outcomes == ["fail", "fail"] and alike[0] == alike[1]
-        return "failed-audit" if same else "disputed"
+        said = [v[slot] for v in (first, again)]
+        keys = ["payload", "next_state", "trace"]
+        if said[0]["class"] == said[1]["class"]:
+            keys.append("deviations")
+        if outcomes[0] != outcomes[1] or any(said[0][key] != said[1][key] for key in keys):
+            return "disputed"
+        return None if outcomes == ["pass", "pass"] else "failed-audit"
 
     def pay(self, roster: Any, slot: int, opening: Any) -> int:
         """Tokens of those local steps, counted one by one, that lie in the drawn segments."""
@@ -344,11 +354,16 @@ class Writer(State):
         good = [line for line in roster if fate[line["slot"]] is None]
         tokens = {line["slot"]: reveals[line["slot"]][0]["opening"]["tokens"] for line in good}
         total, cap = sum(tokens.values()), self.config["credit"]["operator_cap_ppm"]
+        weights = {}
+        for line in good:
+            group = sum(tokens[x["slot"]] for x in good if x["operator"] == line["operator"])
+            n = tokens[line["slot"]]
+            weights[line["slot"]] = n if group * 10**6 <= cap * total else n * cap * total // (10**6 * group)
+        weights |= self.tolerant_cap(roster, weights)
         accepted, fresh, lost = [], [], []
         for line in good:
             slot, name, n = line["slot"], line["member"], tokens[line["slot"]]
-            group = sum(tokens[x["slot"]] for x in good if x["operator"] == line["operator"])
-            weight = n if group * 10**6 <= cap * total else n * cap * total // (10**6 * group)
+            weight = weights[slot]
             payload = reveals[slot][0]["opening"]["payload"]
             accepted.append({"member": name, "payload": payload, "slot": slot, "tokens": n, "weight": weight})
             fresh.append((self.turn, name, n))
@@ -447,7 +462,7 @@ class Writer(State):
             }
             files["start_state"] = self.files["start of " + line["member"]]
             trace, slot = reveals[line["slot"]][1]["trace"], line["slot"]
-            if len(self.drawn_segments[slot]) < len(trace) - 1:
+            if slot in self.tolerant or len(self.drawn_segments[slot]) < len(trace) - 1:
                 files["trace"] = opened_trace(trace, self.opened(slot, len(trace) - 1)[0])
         case = canon(
             {

@@ -11,6 +11,7 @@ import pytest
 
 from tests.verification.fake_run import GOOD, Play, done, looked_at, opening, reveal, sha, started, verdict
 from verification.judge import (
+    Audit,
     TurnEvidence,
     bears_out,
     differences,
@@ -92,10 +93,15 @@ def told(outcome: str, auditor: str, look: int) -> Verdict:
         work = done(OPEN, OPEN.roster[SLOT], "other")
         odd = done(OPEN, OPEN.roster[SLOT], "odd")
         work = replace(work, **{outcome: getattr(odd, outcome)})
-    values = (work.payload, work.next_state, work.trace, work.loss_first, work.loss_last, "class")
+    values = (work.payload, work.next_state, work.trace, work.loss_first, work.loss_last, (), "class")
     word: Any = "fail" if differs else "pass"
     number: Any = look
     return Verdict(1, OPEN.run, 1, 0, SLOT, number, auditor, "key", word, differs, *values)
+
+
+def audit(segments: tuple[int, ...]) -> Audit:
+    """An audit to the bit."""
+    return Audit(segments, "class")
 
 
 TABLE: list[tuple[Case, str | None]] = [
@@ -318,12 +324,12 @@ def test_a_verdict_must_follow_from_its_own_values() -> None:
     claim = reveal(open_, open_.entry(0))
     for outcome in ("pass", "fail"):
         honest = verdict(state, 0, 1, "a0", outcome)
-        assert verdict_is_sound(honest, claim, (0, 1))
+        assert verdict_is_sound(honest, claim, audit((0, 1)))
         turned: Any = "fail" if outcome == "pass" else "pass"
-        assert not verdict_is_sound(replace(honest, outcome=turned), claim, (0, 1))
-        assert not verdict_is_sound(replace(honest, differs=("loss",)), claim, (0, 1))
+        assert not verdict_is_sound(replace(honest, outcome=turned), claim, audit((0, 1)))
+        assert not verdict_is_sound(replace(honest, differs=("loss",)), claim, audit((0, 1)))
     fail = verdict(state, 0, 1, "a0", "fail")
-    assert not verdict_is_sound(replace(fail, differs=fail.differs[::-1]), claim, (0, 1))
+    assert not verdict_is_sound(replace(fail, differs=fail.differs[::-1]), claim, audit((0, 1)))
 
 
 LONG = plan_open(started(train={"steps": [9, 2, 3, 1]}))
@@ -334,9 +340,9 @@ CHOICES = [chosen for size in range(1, COUNT + 1) for chosen in combinations(ran
 def partial(segments: tuple[int, ...], flavour: str = "true") -> Verdict:
     """A verdict of who looked at some of the five segments of slot 0."""
     entry = LONG.roster[SLOT]
-    work = looked_at(LONG, entry, segments, flavour)
+    work = looked_at(LONG, entry, audit(segments), flavour)
     differs = differences(opening(LONG, entry), work)
-    values = (work.payload, work.next_state, work.trace, work.loss_first, work.loss_last, "class")
+    values = (work.payload, work.next_state, work.trace, work.loss_first, work.loss_last, (), "class")
     outcome: Any = "fail" if differs else "pass"
     return Verdict(1, LONG.run, 1, 0, SLOT, 1, "a0", "key", outcome, differs, *values)
 
@@ -356,22 +362,22 @@ def test_a_verdict_on_some_segments_states_what_their_audit_looks_into(flavour: 
         assert {i for i, leaf in enumerate(record.trace) if leaf.startswith("sha256:")} == into(looked)
         for asked in CHOICES:
             fits = into(looked) == into(asked) and (0 in looked) == (0 in asked)
-            assert verdict_is_sound(record, claim, asked) == fits
-        assert not verdict_is_sound(record, claim, ())
+            assert verdict_is_sound(record, claim, audit(asked)) == fits
+        assert not verdict_is_sound(record, claim, audit(()))
 
 
 @pytest.mark.parametrize("segments", [(0,), (2,), (1, 3), (0, 1, 2, 3, 4)])
 def test_a_verdict_in_another_form_is_not_sound_though_its_outcome_follows(segments: tuple[int, ...]) -> None:
     claim, honest = reveal(LONG, LONG.roster[SLOT]), partial(segments)
     true = done(LONG, LONG.roster[SLOT]).trace
-    assert verdict_is_sound(honest, claim, segments)
+    assert verdict_is_sound(honest, claim, audit(segments))
     for place, leaf in enumerate(honest.trace):
         # The same root either way; but a hash where a digest belongs can be copied, and a digest
         # where a hash belongs cannot be known.
         other = trace_leaf_hash(leaf).hex() if ":" in leaf else true[place]
         trace = (*honest.trace[:place], other, *honest.trace[place + 1 :])
         assert trace_root(trace) == claim.opening.trace_root
-        assert not verdict_is_sound(replace(honest, trace=trace), claim, segments)
+        assert not verdict_is_sound(replace(honest, trace=trace), claim, audit(segments))
 
 
 @pytest.mark.parametrize("segments", [(0,), (2,), (0, 4), (0, 1, 2, 3, 4)])
@@ -380,19 +386,19 @@ def test_a_verdict_has_a_leaf_for_each_of_the_opening(segments: tuple[int, ...])
     hash_ = trace_leaf_hash(honest.trace[-1]).hex()
     for trace in (honest.trace[:-1], (*honest.trace, hash_), (*honest.trace, honest.trace[-1]), ()):
         record: Verdict = replace(honest, trace=trace, outcome="fail", differs=("trace",))
-        assert not verdict_is_sound(record, claim, segments)
+        assert not verdict_is_sound(record, claim, audit(segments))
     fail: Verdict = replace(partial(segments, "other"), trace=partial(segments).trace)
-    assert not verdict_is_sound(fail, claim, segments)  # it finds the trace right and says it differs
-    assert verdict_is_sound(replace(fail, differs=("payload", "next_state")), claim, segments)
+    assert not verdict_is_sound(fail, claim, audit(segments))  # it finds the trace right and says it differs
+    assert verdict_is_sound(replace(fail, differs=("payload", "next_state")), claim, audit(segments))
 
 
 def test_the_first_loss_is_stated_exactly_when_the_first_segment_is_drawn() -> None:
     claim = reveal(LONG, LONG.roster[SLOT])
     with_first, without = partial((0, 3)), partial((1, 3))
     assert (with_first.loss_first, without.loss_first) == (5_000_000, None)
-    assert not verdict_is_sound(replace(with_first, loss_first=None), claim, (0, 3))
-    assert not verdict_is_sound(replace(without, loss_first=5_000_000), claim, (1, 3))
+    assert not verdict_is_sound(replace(with_first, loss_first=None), claim, audit((0, 3)))
+    assert not verdict_is_sound(replace(without, loss_first=5_000_000), claim, audit((1, 3)))
     found: Verdict = replace(with_first, loss_first=0, outcome="fail", differs=("loss",))
-    assert verdict_is_sound(found, claim, (0, 3))
+    assert verdict_is_sound(found, claim, audit((0, 3)))
     last: Verdict = replace(without, loss_last=0, outcome="fail", differs=("loss",))
-    assert verdict_is_sound(last, claim, (1, 3))
+    assert verdict_is_sound(last, claim, audit((1, 3)))

@@ -256,6 +256,46 @@ def test_nobody_audits_their_own_operator_or_another_class() -> None:
     assert own_only == Drawn(0, ())
 
 
+def tolerated(one: str, other: str) -> dict[str, Any]:
+    numbers = dict.fromkeys(("loss_ppm", "norm_ppb", "peak_ppm", "step_milli"), 0)
+    return {"classes": [one, other], **numbers}
+
+
+def test_by_tolerance_another_class_is_drawn_where_none_of_the_same_is_left() -> None:
+    auditors = [
+        Auditor("own", "op0", "rare"),
+        Auditor("far", "w", "other"),
+        *(Auditor(f"aud{i}", f"house{i}", "k") for i in range(5)),
+        Auditor("kin", "op1", "rare"),
+    ]
+    tolerances = [tolerated("k", "rare")]
+    # Each has one of its class and of another operator: the covered ones are not asked, nor are the own.
+    drawn = draw_audits(SEED, roster(PPM, PPM, numerics_class="rare"), auditors, tolerances)
+    assert drawn == (Drawn(0, ("kin",)), Drawn(1, ("own",)))
+    # Where neither is left, those that are covered are asked, in the order of the same shuffle.
+    (item,) = draw_audits(SEED, roster(PPM, numerics_class="rare"), auditors[:-1], tolerances)
+    expected = [f"aud{i}" for i in range(5)]
+    for i in range(4, 0, -1):
+        j = by_hand(SEED, f"auditors/0/{i}", i + 1)
+        expected[i], expected[j] = expected[j], expected[i]
+    assert item.auditors == tuple(expected)
+    for others in ([], [tolerated("k", "other")], [tolerated("other", "far")]):
+        assert draw_audits(SEED, roster(PPM, numerics_class="rare"), auditors[:-1], others)[0].auditors == ()
+
+
+def test_a_tolerance_does_not_change_who_is_drawn() -> None:
+    rates = [0, PPM, 500_000, 250_000, 1] * 8
+    tolerances = [tolerated("rare", "k")]
+    plain = draw_audits(SEED, roster(*rates, numerics_class="rare"), AUDITORS)
+    lax = draw_audits(SEED, roster(*rates, numerics_class="rare"), AUDITORS, tolerances)
+    assert [item.slot for item in lax] == [item.slot for item in plain]
+    assert all(not item.auditors for item in plain)
+    assert all(set(item.auditors) == {f"aud{i}" for i in range(4)} for item in lax)
+    assert draw_audits(SEED, roster(*rates), AUDITORS, tolerances) == draw_audits(
+        SEED, roster(*rates), AUDITORS
+    )
+
+
 def test_the_first_auditor_is_each_one_equally_often() -> None:
     counts = dict.fromkeys((auditor.member for auditor in AUDITORS), 0)
     for i in range(800):

@@ -48,6 +48,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "positions": st.lists(RANGES, max_size=3).map(tuple),
     "trace_root": SHA,
     "end": SHA,
+    "own": SHA,
     "round": st.integers(1, 2**53 - 1),  # of a pulse too
     "pulse": st.none() | st.integers(1, 2**53 - 1),
     "period": st.integers(1, 2**53 - 1),
@@ -116,21 +117,21 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 
 GOLDEN = {
-    "commit-close": "c9e18c2bddc9b898808b2e1ecbda09b7",
-    "commitment": "aefcc98995d340d30930f5a0842614ad",
-    "draw": "559b9fbabb6f13ad076013dcee12b876",
-    "enrol": "ae0d240a5c6c8c2cfe64ce3ceeb2c018",
-    "key-revocation": "6bd732728f32188190dac5ca4862064c",
-    "key-rotation": "18f83542ad0ba242aeee1ef4c461c6c6",
-    "manifest": "fcd4ad4785bdf5c01e67d7aff9451316",
-    "reveal": "a60cbdd1e83631d948ae3c8287e62590",
-    "reveal-close": "8c0283728021bdfaab6127424a11f5e1",
-    "round-close": "04845735ec359169145d51fb8a0827ed",
-    "round-open": "264fbd5c5cbeb0ed3304869d85ee040e",
-    "run-close": "71a5397f0a0964aa534d128d35c10caa",
-    "second-draw": "a30ecc38653246a169ca3edb5e5b334c",
-    "served": "f89824effa15860b3a0755040153713b",
-    "verdict": "d451053c10db48ffddf18e15e3fc8afb",
+    "commit-close": "6872ffa867309462924e78f02a568bbd",
+    "commitment": "e3536f3ac7d2aa75141d6f777e85caeb",
+    "draw": "182dadc2a92b8d67be8c91a41744cd3d",
+    "enrol": "c52012662dc3f6601578265b1c697f18",
+    "key-revocation": "eb3d7238666eb876dde9f92c55cc4644",
+    "key-rotation": "a8cb2a065ea01f58b7335743981325b2",
+    "manifest": "b9a864326654e5cf9d6fc2e146a47677",
+    "reveal": "83d5408ecc6d395ec97e92e436f3199d",
+    "reveal-close": "5a4d37c89446033d183dfce15bf0b2c7",
+    "round-close": "6874a541e92619271d5119b05a260935",
+    "round-open": "f1881d1d672d3659b8b61c74d8ac62b0",
+    "run-close": "da5efe66fe7fbbe9c5652a3979d4fd5e",
+    "second-draw": "5174cf9ecfcc7f196c7958710c6af264",
+    "served": "a338f596e3a365181d4b2febe79ebb92",
+    "verdict": "98628205405a4eabbd2d0c640fd35574",
 }
 
 

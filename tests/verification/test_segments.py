@@ -117,6 +117,51 @@ def test_looked_into_are_the_opened_the_computed_and_the_boundary() -> None:
         assert into == expected
 
 
+def test_by_tolerance_every_drawn_segment_has_both_its_ends_opened() -> None:
+    """Section 7: for every drawn segment s, leaf s - 1 (where s > 0) and leaf s, and leaf n - 1."""
+    for chosen, count in CHOICES:
+        due = {count - 1}
+        for segment in chosen:
+            due |= {segment - 1, segment} if segment else {segment}
+        opened = opened_leaves(chosen, count, tolerant=True)
+        assert opened == tuple(sorted(due))
+        assert opened_leaves(list(chosen), count, tolerant=True) == opened
+        # Those and the boundary are looked into: the same ones as where it goes by digest.
+        into = looked_into(chosen, count, tolerant=True)
+        assert into == due | {count}
+        assert into == looked_into(chosen, count)
+        assert set(opened_leaves(chosen, count)) < set(opened)
+
+
+def test_by_tolerance_no_leaf_can_be_spared() -> None:
+    """A step is repeated from a served start and compared with a served end; the boundary needs the last."""
+    for chosen, count in CHOICES:
+        opened = set(opened_leaves(chosen, count, tolerant=True))
+
+        def enough(known: set[int], chosen: tuple[int, ...] = chosen, count: int = count) -> bool:
+            return {count - 1, *chosen, *(s - 1 for s in chosen)} <= known | {-1}
+
+        assert enough(opened)
+        assert not any(enough(opened - {leaf}) for leaf in opened)
+
+
+@pytest.mark.parametrize(
+    ("segments", "count", "opened"),
+    [
+        ((0,), 1, (0,)),
+        ((0,), 3, (0, 2)),
+        ((1,), 3, (0, 1, 2)),
+        ((2,), 3, (1, 2)),
+        ((0, 1, 2), 3, (0, 1, 2)),
+        ((1, 2, 5), 8, (0, 1, 2, 4, 5, 7)),
+        ((0, 7), 9, (0, 6, 7, 8)),
+    ],
+)
+def test_examples_by_tolerance(segments: tuple[int, ...], count: int, opened: tuple[int, ...]) -> None:
+    assert opened_leaves(segments, count, tolerant=True) == opened
+    assert looked_into(segments, count, tolerant=True) == {*opened, count}
+
+
 @pytest.mark.parametrize(
     ("segments", "count", "opened", "into"),
     [
