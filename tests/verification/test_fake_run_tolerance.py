@@ -62,9 +62,9 @@ def test_without_a_tolerance_for_its_class_nobody_is_eligible() -> None:
     assert reason(play) == "no-eligible-auditor"
 
 
-@pytest.mark.parametrize(("cap", "weight"), [(0, 0), (200_000, 19), (250_000, 24), (1_000_000, 24)])
+@pytest.mark.parametrize(("cap", "weight"), [(1, 0), (200_000, 18), (250_000, 24), (1_000_000, 24)])
 def test_the_weight_by_tolerance_is_capped(cap: int, weight: int) -> None:
-    """c3 has 3 of 12 steps, of 8 tokens each."""
+    """c3 has 3 of 12 steps, of 8 tokens each: 24 beside 72."""
     play = Play(lone(tolerance_cap_ppm=cap))
     play.turn({})
     close = play.state.last_close
