@@ -228,12 +228,13 @@ def _head(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
 def records() -> tuple[tuple[str, Any], ...]:
     """(kind, predicate) of each kind of record, from made-up runs in which much happens."""
     from tests.verification.fake_run import rich_run
+    from tests.verification.late_play import late_rich_run
     from tests.verification.test_fsck_writer import Writer
 
     found: dict[str, list[Any]] = {}
     for kind, record, _ in Writer(Path("/nowhere")).run().records:
         found.setdefault(kind, []).append(record)
-    for other in rich_run():
+    for other in (*rich_run(), *late_rich_run(1)):
         if other.kind not in found:
             found[other.kind] = [sealing.predicate(other)]
     # Short ones are quick, and a change is likelier to meet each of their fields.
@@ -319,9 +320,7 @@ def _record_target(kind: str) -> None:
 
         seeds = [canon(value) for name, value in records() if name == kind]
         if not seeds:
-            raise LookupError(
-                f"no made-up run has a {kind}: let tests.verification.fake_run.rich_run have one"
-            )
+            raise LookupError(f"no made-up run has a {kind}: let rich_run or late_rich_run have one")
         return (own, independent), seeds
 
 

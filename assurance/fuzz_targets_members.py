@@ -95,28 +95,31 @@ def _manifest(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
 def _segments(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     """Which leaves a contributor is to open, and which segments an auditor is to look into."""
     from tests.pipeline.segment_world import segment_world
-    from verification.segments import opened_leaves
 
     _world()
     here = segment_world(folder)
     open_, checkpoint = here.sealed(here.open()), here.checkpoint
-    head, _ = here.head(here.c0.commit(open_, checkpoint))
-    reveal, _ = here.c0.reveal(0, head, 0, [])
+    reveal, _ = here.revealed(here.open(), here.c0.commit(open_, checkpoint))
     state = here.c0.serve_state(0)
     asked: list[list[int]] = [[0, 2], [1], [3], [0, 1, 3]]
-    traces = [here.c0.serve_trace(0, list(opened_leaves(segments, 4)), checkpoint) for segments in asked]
+    traces = [here.c0.serve_trace(0, here.drawn(here.open(), segments), checkpoint) for segments in asked]
     here.c0.work = _begin_work  # type: ignore[method-assign, assignment]
     here.a0.compute = _begin_work  # type: ignore[method-assign, assignment]
 
     def tell(data: bytes) -> None:
         value = encoding.parse_canonical(data)
-        if not isinstance(value, dict) or set(value) != {"due", "segments"}:
+        if (
+            not isinstance(value, dict)
+            or set(value) != {"draw", "segments"}
+            or type(value["draw"]) is not str
+        ):
             raise FormatError("not a case of this target")
-        here.c0.serve_trace(0, value["due"], checkpoint)
+        here.c0.serve_trace(0, value["draw"].encode(), checkpoint)
         trace = traces[asked.index(value["segments"])] if value["segments"] in asked else traces[0]
         try:
             here.a0.audit(open_, 0, 1, value["segments"], reveal, checkpoint, state, trace)
         except ComputingError:
             return
 
-    return [tell], [canon({"due": list(opened_leaves(s, 4)), "segments": s}) for s in asked]
+    draws = [here.drawn(here.open(), segments).decode() for segments in asked]
+    return [tell], [canon({"draw": draw, "segments": s}) for draw, s in zip(draws, asked, strict=True)]

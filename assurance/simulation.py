@@ -34,6 +34,7 @@ REASONS = (
     "late", "unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved",
     "no-eligible-auditor", "unaudited", "unconfirmed", "disputed", "failed-audit",
 )  # fmt: skip
+LATE_REASONS = ("unaudited", "unconfirmed", "disputed", "failed-audit", "follows")
 EXPECTED = (
     *(f"fault: {what}" for what in TROUBLES),
     *(f"outcome: {reason}" for reason in ("accepted", *REASONS)),
@@ -47,6 +48,14 @@ EXPECTED = (
     "outcome: false work accepted, the false segment not drawn",
     "verdict: missed", "verdict: pass, look 1", "verdict: pass, look 2", "verdict: fail, look 1",
     "verdict: fail, look 2", "quarantine: cheat",
+    *(f"lag: runs with audits {turns} turns late" for turns in (1, 2, 3)),
+    *(f"lag: removed, {reason}" for reason in LATE_REASONS),
+    "lag: turns settled", "lag: turns of which nothing is left", "lag: true work that fell with false",
+    "lag: false work that nobody judged taken out", "lag: audits begun that were waited for",
+    "lag: a member died at a call that was begun", "lag: an auditor's key rotated before it was asked",
+    "lag: taken up after a crash before a settlement",
+    "tolerance: pass, look 2", "tolerance: a false step found, failed-audit",
+    "tolerance: deviations that contradict one another", "tolerance: turns with the cap in force",
 )  # fmt: skip
 
 

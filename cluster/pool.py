@@ -7,8 +7,9 @@ are: the pipeline hands it factories. Ray stands behind the same interface in ra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,6 +47,16 @@ class Pool(Protocol):
         """Call `method` of each named object; no deadline when 0. Never raises for what an object does."""
         ...
 
+    def begin(
+        self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[Callable[[int], Answer]]:
+        """Begin calls of (name, arguments), several to one object in order; each is waited for on its own.
+
+        What is returned takes a deadline, counted from when it is called. An object that dies meanwhile is
+        not asked again.
+        """
+        ...
+
     def close(self) -> None:
         """End every object."""
         ...
@@ -66,6 +77,12 @@ class LocalPool:
         A call over its deadline runs to its end, as it would elsewhere, and is late.
         """
         return {name: self._one(name, method, args, deadline_ms) for name, args in arguments.items()}
+
+    def begin(
+        self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[Callable[[int], Answer]]:
+        """As `Pool.begin`; with one thread for all, a call is made when it is waited for."""
+        return [partial(self._one, name, method, args) for name, args in calls]
 
     def close(self) -> None:
         """Forget every object."""

@@ -13,7 +13,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 # Ray turns token authentication on for a local cluster and writes a token into the home folder; a
@@ -111,6 +112,22 @@ class RayPool:
         for name in waiting.values():
             answers[name] = Answer(late=True, ms=_since(started))
         return {name: answers[name] for name in arguments}
+
+    def begin(
+        self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[Callable[[int], Answer]]:
+        """As `Pool.begin`: an actor takes its calls one after the other, beside those that come later."""
+        shared: dict[int, Any] = {}
+        sent = [(name, self._send(name, method, self._share(args, shared))) for name, args in calls]
+        return [partial(self._wait, name, reference) for name, reference in sent]
+
+    def _wait(self, name: str, reference: Any, deadline_ms: int) -> Answer:
+        started = time.monotonic()
+        done, _ = ray.wait([reference], num_returns=1, timeout=deadline_ms / 1000 if deadline_ms else None)
+        if not done:
+            return Answer(late=True, ms=_since(started))
+        answer = self._answer(reference, started)
+        return answer or Answer(error=f"{name} died in the middle of it", ms=_since(started))
 
     def close(self) -> None:
         """End the actors, and the cluster when this pool started or joined it."""

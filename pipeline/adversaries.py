@@ -15,7 +15,7 @@ import numpy as np
 
 from model.arrays import Arrays, arrays_digest, arrays_from_bytes, arrays_to_bytes
 from model.hidden_state import state_specs
-from pipeline.contributor import Contributor
+from pipeline.contributor import Contributor, Inclusion
 from pipeline.member import Place
 from pipeline.trace import OpenedLeaf
 from pipeline.work import Work, do_work, finish_work, positions_of
@@ -186,8 +186,8 @@ class StateSmuggler(Adversary):
 class Silent(Adversary):
     """Commits and never reveals."""
 
-    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:  # noqa: D102
-        del head, index, proof
+    def reveal(self, turn: int, head: str, opened: Inclusion, committed: Inclusion) -> tuple[bytes, bytes]:  # noqa: D102
+        del head, opened, committed
         raise ProtocolError(f"{self.name} does not reveal turn {turn}")
 
 

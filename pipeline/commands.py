@@ -68,7 +68,8 @@ def _go(
     def seen(close: RoundClose, coordinator: Coordinator, seconds: float) -> None:
         size = coordinator.desk.aggregator.codec.payload_bytes
         if coordinator.last_turn and monitor:
-            monitor.turn(turn_row(close, coordinator.last_turn, coordinator.state, size, seconds))
+            last, settled = coordinator.last_turn, coordinator.settled
+            monitor.turn(turn_row(close, last, coordinator.state, size, seconds, settled))
 
     def note(text: str) -> None:
         if monitor:

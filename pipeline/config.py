@@ -30,6 +30,8 @@ AUDITOR_BYTES = 260
 RATE_BYTES = 34
 LEAF_BYTES = 100
 DEVIATION_BYTES = 290
+REMOVED_BYTES = 360  # with the range that it gives back
+CREDIT_BYTES = 150
 
 Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 Limit = Annotated[int, Field(ge=0, lt=NO_BOUND)]
@@ -145,6 +147,12 @@ class AuditConfig(_Section):
     second_look_ppm: Ppm = Field(100_000, description="Share of passes that a second auditor repeats.")
     probation_rounds: int = Field(
         3, ge=0, le=MAX_INTEGER, description="Accepted contributions before the rate applies."
+    )
+    lag: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Turns for which work counts before its audits are done; 0 audits it before it counts.",
     )
     tolerance: tuple[ToleranceConfig, ...] = Field(
         (),
@@ -284,6 +292,8 @@ class Config(_Section):
             raise ValueError("audit.auditors 0 needs audit.rate_ppm 0 and audit.probation_rounds 0")
         if self.audit.tolerance and self.train.trace_every != 1:
             raise ValueError("audit.tolerance needs train.trace_every 1: a tolerance is of single steps")
+        if self.audit.lag and self.credit.vest_rounds <= self.audit.lag:
+            raise ValueError("credit.vest_rounds must be above audit.lag: what vested cannot be taken back")
         if strangers := set(self.run.native) - set(self.members):
             raise ValueError(f"run.native names {', '.join(sorted(strangers))}, who are no members")
         if self.identity.allow and set(self.identity.allow) != set(self.members):
@@ -299,11 +309,15 @@ class Config(_Section):
             + RATE_BYTES * rates,
             LEAF_BYTES * (self.most_segments + 1)
             + (DEVIATION_BYTES * self.most_segments if self.audit.tolerance else 0),
+            REMOVED_BYTES * len(self.train.steps) * (self.audit.lag + 1) + CREDIT_BYTES * len(self.members)
+            if self.audit.lag
+            else 0,
         )
         if largest > ENTRY_BYTES:
             raise ValueError(
                 f"a round of {len(self.train.steps)} contributors, {self.audit.auditors} auditors and "
-                f"{most} local steps does not fit a log entry: about {largest} of {ENTRY_BYTES} bytes"
+                f"{most} local steps, settled {self.audit.lag} turns late, does not fit a log entry: "
+                f"about {largest} of {ENTRY_BYTES} bytes"
             )
         if self.run.rounds >= 1 << 20:
             raise ValueError("run.rounds must be below 2^20")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
+from typing import Any
 
 from model.arrays import Arrays
 from pipeline.member import Member, Place
@@ -16,20 +17,24 @@ from pipeline.trace import OpenedLeaf, open_trace
 from pipeline.vault import Committed
 from pipeline.work import Work, do_work
 from verification.encoding import sha256_digest
-from verification.errors import ProtocolError, StorageError
-from verification.judge import trace_root
+from verification.errors import FormatError, ProtocolError, StorageError
+from verification.intake import as_bytes
+from verification.judge import Audit, trace_root
 from verification.merkle import leaf_hash, verify_inclusion
 from verification.notes import parse_checkpoint
 from verification.records import (
     PROTOCOL,
     Commitment,
+    Draw,
     Opening,
     Reveal,
     RosterEntry,
     RoundOpen,
 )
-from verification.sealing import seal_record
+from verification.sealing import open_record, seal_record
 from verification.segments import segment_count
+
+Inclusion = tuple[int, list[bytes]]  # index in the log, and the proof
 
 # As much of a turn's trace is kept in memory for audits; what does not fit is computed again if it is drawn.
 KEPT_BYTES = 1 << 29
@@ -83,11 +88,16 @@ class Contributor(Member):
         keep = self._keep if audit.segments or audit.tolerance else None
         return do_work(self.job, self.data, open_, entry, weights, start, keep)
 
-    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:
-        """(signed reveal, payload), once `head` proves that the commitment is entry `index` of the log."""
+    def reveal(self, turn: int, head: str, opened: Inclusion, committed: Inclusion) -> tuple[bytes, bytes]:
+        """(signed reveal, payload), once `head` proves that the log has the open and the commitment.
+
+        The open too: work that was done for another one than the log has could only be found false.
+        """
         stored = self._stored(turn)
         checkpoint = parse_checkpoint(head, self.manifest.log_vkey)
-        verify_inclusion(index, checkpoint.size, leaf_hash(stored.commitment), proof, checkpoint.root)
+        for entry, inclusion in ((stored.open, opened), (stored.commitment, committed)):
+            index, proof = _inclusion(inclusion)
+            verify_inclusion(index, checkpoint.size, leaf_hash(entry), proof, checkpoint.root)
         payload = self.vault.get("payloads", stored.payload)
         if payload is None:
             raise StorageError("the committed payload is gone", expected=stored.payload)
@@ -95,20 +105,17 @@ class Contributor(Member):
 
     def serve_state(self, turn: int) -> bytes:
         """The canonical bytes of the hidden state that the turn started from."""
-        open_ = self.opened(self._stored(turn).open)
-        return self._state_bytes(self._entry(open_).start_state)
+        return self._state_bytes(self._entry_of(self._stored(turn)).start_state)
 
-    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> bytes:
-        """The trace of a turn with the leaves that are `due` opened, for an audit of some segments.
+    def serve_trace(self, turn: int, draw_envelope: bytes, checkpoint: bytes) -> bytes:
+        """The trace of a turn with the leaves opened that its draw looks into, and no others.
 
         Where the points of the work are not in memory any more they are computed again from `checkpoint`.
+        Raises one of the family for a draw that the coordinator did not sign for this turn and member.
         """
-        open_ = self.opened(self._stored(turn).open)
-        entry = self._entry(open_)
-        count = segment_count(entry.steps, self.job.config.train.trace_every)
-        if type(due) is not list or not all(type(leaf) is int and 0 <= leaf < count for leaf in due):
-            what = "the trace has no such leaves to open"  # found out here, it costs no work
-            raise ProtocolError(what, expected=f"some of 0 to {count - 1}", got=due)
+        stored = self._stored(turn)
+        open_, entry = self.opened(stored.open), self._entry_of(stored)
+        due = self._due_leaves(open_, entry, draw_envelope)
         if self._trace[0] != turn or not self._points.keys() >= set(due):
             self._due = due
             self._traced_work(open_, entry, checkpoint)
@@ -117,6 +124,22 @@ class Contributor(Member):
         if missing:
             raise ProtocolError("this run opens no traces", got=sorted(missing))
         return open_trace(self._trace[1], due, lambda index: self._points[index])
+
+    def _due_leaves(self, open_: RoundOpen, entry: RosterEntry, envelope: bytes) -> tuple[int, ...]:
+        draw = open_record(Draw, as_bytes(envelope), self.manifest.coordinator)
+        if (draw.run, draw.round, draw.attempt) != (self.run, open_.round, open_.attempt):
+            place = (open_.round, open_.attempt)
+            raise ProtocolError("a draw is of another turn", expected=place, got=(draw.round, draw.attempt))
+        count = segment_count(entry.steps, self.job.config.train.trace_every)
+        segments = next((item.segments for item in draw.drawn if item.slot == entry.slot), ())
+        if not segments or not all(0 <= segment < count for segment in segments):
+            raise ProtocolError(
+                "a draw looks into no segments of this work",
+                expected=f"some of 0 to {count - 1}",
+                got=segments,
+            )
+        tolerances = self.manifest.config["audit"]["tolerance"]
+        return Audit.of(tolerances, entry, open_.auditors, segments).opened_leaves(count)
 
     def _traced_work(self, open_: RoundOpen, entry: RosterEntry, checkpoint: bytes) -> Work:
         self._points = {}
@@ -134,6 +157,10 @@ class Contributor(Member):
             if entry.key == self.key.public:
                 return entry
         raise ProtocolError(f"{self.name} is not in the roster of turn {open_.turn}")
+
+    def _entry_of(self, stored: Committed) -> RosterEntry:
+        """The assignment of a turn that was committed to, whose key may have been rotated since."""
+        return next(entry for entry in self.opened(stored.open).roster if entry.member == self.name)
 
     def _stored(self, turn: int) -> Committed:
         stored = self.vault.committed(turn)
@@ -174,13 +201,32 @@ class Contributor(Member):
         commitment = seal_record(Commitment(*place, reveal.commitment), self.key)
         sealed = seal_record(reveal, self.key)
         self.vault.commit(open_.turn, Committed(envelope, commitment, sealed, payload, next_state))
-        self.vault.forget_turns_before(open_.turn)
-        self.vault.keep("payloads", [payload])
-        if not self._restarts(open_.round):
-            self.vault.keep("states", [entry.start_state, next_state])
+        self._forget(open_, entry, payload, next_state)
         return commitment
+
+    def _forget(self, open_: RoundOpen, entry: RosterEntry, payload: str, next_state: str) -> None:
+        """Let go of what no turn can ask for any more: with audits that lag, that is later."""
+        first = open_.turn - self.job.config.audit.lag
+        waiting = [self._stored(turn) for turn in self.vault.turns() if first <= turn < open_.turn]
+        rounds = [self.opened(stored.open).round for stored in waiting]
+        self.vault.forget_turns_before(first)
+        self.vault.keep("payloads", [payload])
+        if not any(map(self._restarts, [*rounds, open_.round])):
+            starts = [self._entry_of(stored).start_state for stored in waiting]
+            self.vault.keep("states", [*starts, entry.start_state, next_state])
 
     def _restarts(self, round_: int) -> bool:
         # After a reset round that was not accepted, the next one starts from the state before the reset.
         state = self.job.config.state
         return state.policy == "reset" and state.every > 1 and (round_ - 1) % state.every == 0
+
+
+def _inclusion(value: Any) -> Inclusion:
+    """A peer's (index, proof), of these types; FormatError for any other."""
+    if type(value) in (tuple, list) and len(value) == 2:
+        index, proof = value
+        if type(index) is int and type(proof) in (tuple, list):
+            return index, [as_bytes(part) for part in proof]
+    raise FormatError(
+        "a proof of inclusion has other parts", expected="index and hashes", got=repr(value)[:80]
+    )

@@ -1,4 +1,4 @@
-"""The coordinator's turn: open, commit, reveal, draw, audit, close.
+"""The coordinator's turn: open, commit, reveal, draw, audit, close; where audits lag, they come last.
 
 Owns the order of a turn and nothing else: what may be written is decided by the state machine
 (verification.rounds, plans), what is acceptable by intake and judge, what the new weights are by
@@ -8,19 +8,19 @@ that a killed coordinator goes on where it was and never signs a phase twice. Kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data_prep.dataset import Windows
 from model.arrays import Arrays
-from pipeline.aggregation import Contribution
 from pipeline.checkpoint import Aggregator, Checkpoint
 from pipeline.config import Config
-from pipeline.crew import Allowed, AuditCase, Crew
+from pipeline.crew import Allowed, AuditCase, Begun, Crew
 from pipeline.evidence import rerun_files
 from pipeline.folder import RunFolder
 from pipeline.ledger import Entry, Ledger
+from pipeline.lineage import Lineage, turn_work
 from pipeline.trace import read_trace
 from pipeline.witnessing import Notary
 from pipeline.work import Job
@@ -30,6 +30,7 @@ from verification.lottery import HashChain
 from verification.plans import (
     accepted_contributions,
     link_number,
+    place,
     plan_close,
     plan_draw,
     plan_open,
@@ -47,7 +48,9 @@ from verification.records import (
     RoundClose,
     SecondDraw,
     Served,
+    Settlement,
 )
+from verification.settling import FOLLOWS, due_turn, plan_settlement, removals
 from verification.state import RunState, Turn
 
 
@@ -71,16 +74,25 @@ class Desk:
     validate: Callable[[Arrays], int]
 
 
+@dataclass
+class _Held:
+    """What contributors served for the audits of a turn, by slot, and the audits that were begun."""
+
+    states: dict[int, bytes] = field(default_factory=dict)
+    traces: dict[int, bytes] = field(default_factory=dict)
+    begun: Mapping[int, Begun] = field(default_factory=dict)
+
+
 class Coordinator:
     """Runs turns until the run is complete."""
 
-    def __init__(self, desk: Desk, checkpoint: Checkpoint) -> None:
+    def __init__(self, desk: Desk, lineage: Lineage) -> None:
         self.desk = desk
-        self.checkpoint = checkpoint
-        self._served: dict[int, bytes] = {}
-        self._traces: dict[int, bytes] = {}
+        self.lineage = lineage
+        self._held: dict[int, _Held] = {}
         self._job = Job.of(self.state.manifest)
         self.last_turn: Turn | None = None
+        self.settled: list[tuple[Turn, Settlement]] = []
         self._taken_up = self.state.turn.open.turn if self.state.turn else None
 
     @property
@@ -88,20 +100,44 @@ class Coordinator:
         """What follows from the log so far."""
         return self.desk.ledger.state
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint after the last closed turn."""
+        return self.lineage.current
+
     def run_turn(self) -> RoundClose:
-        """One turn, from its open to its close; one that a crash interrupted is taken up where it was."""
+        """One turn, from its open to its close; one that a crash interrupted is taken up where it was.
+
+        Where audits lag, those of an earlier turn are settled first, and this one's begin after its close.
+        """
+        self.settled = []
+        self.settle_late()
         self.change_identities()
         self.open()
         self.collect_commitments()
         self.collect_reveals()
         self.draw()
         self.collect_states()
+        if not self.state.open_turn.lag:
+            self.audit_drawn()
+        close = self.close()
+        self.publish()
+        self.begin_audits()
+        if self.state.rounds_done == self.state.config["run"]["rounds"]:
+            self.settle_late()  # in the last turn, so that what is seen of it has these too
+        return close
+
+    def audit_drawn(self) -> None:
+        """The first look at what was drawn, and a second one where that is drawn or due."""
         self.audit(1)
         self.draw_second_looks()
         self.audit(2)
-        close = self.close()
-        self.publish()
-        return close
+
+    def settle_late(self) -> None:
+        """Log what audits of earlier turns came to, and take out of the weights what they do not bear out."""
+        while self.state.due:
+            self.audit_drawn()
+            self.settle()
 
     def enrol(self, allowed: Mapping[str, Allowed]) -> None:
         """Enter the members into the log, in the order given, in one step: these and nobody else."""
@@ -111,7 +147,7 @@ class Coordinator:
     def change_identities(self) -> None:
         """Between two turns, log whose key was revoked or replaced."""
         state = self.state
-        if state.turn or not state.turns:
+        if state.turn or state.due or not state.turns:
             return
         keys = {m.member: m.key for m in state.members if not state.standings[m.member].quarantined}
         for name in sorted(keys.keys() & set(self.desk.revoked())):
@@ -122,7 +158,6 @@ class Coordinator:
     def open(self) -> None:
         """Fix roster, base, windows, steps and learning rates, and the witnesses: those that answer now."""
         if self.state.turn is None:
-            self._served, self._traces = {}, {}
             self._append(plan_open(self.state, self.desk.notary.present()))
 
     def collect_commitments(self) -> None:
@@ -140,7 +175,7 @@ class Coordinator:
         self._append(closing, after=done.entries.values())
 
     def collect_reveals(self) -> None:
-        """Prove each commitment's inclusion under head 1, log the reveals, keep payloads and snapshots."""
+        """Prove that the log has open and commitments, log the reveals, keep payloads and snapshots."""
         state, desk = self.state, self.desk
         turn = state.open_turn
         if turn.reveal_close or not turn.commit_close:
@@ -149,7 +184,8 @@ class Coordinator:
         entries: list[Entry] = []
         revealed: list[int] = []
         refused: list[Refusal] = []
-        for slot, answer in desk.crew.reveals(state, desk.ledger.head, proofs).items():
+        opened = desk.ledger.inclusion("round-open")
+        for slot, answer in desk.crew.reveals(state, desk.ledger.head, opened, proofs).items():
             codec = desk.aggregator.codec
             reveal, refusal = judge_reveal(
                 state, slot, answer, payload_bytes=codec.payload_bytes, decode=codec.decode
@@ -175,7 +211,7 @@ class Coordinator:
         turn = self.state.open_turn
         if turn.draw is None:
             head, links = self.desk.notary.attest(Draw.kind)
-            link = self.desk.chain.link(link_number(turn, Draw.kind))
+            link = self.desk.chain.link(link_number(self.state))
             self._append(plan_draw(self.state, head, link, links, self.desk.notary.pulse()))
 
     def collect_states(self) -> None:
@@ -185,19 +221,24 @@ class Coordinator:
             return
         owed = [d.slot for d in turn.draw.drawn if d.auditors and d.slot in turn.reveal_close.revealed]
         self._fetch(turn, owed)
-        unserved = tuple(slot for slot in owed if slot not in self._served)
-        self._append(Served(*self._place, tuple(s for s in owed if s in self._served), unserved))
+        held = self._held_of(turn).states
+        unserved = tuple(slot for slot in owed if slot not in held)
+        self._append(Served(*self._place, tuple(s for s in owed if s in held), unserved))
+
+    def _held_of(self, turn: Turn) -> _Held:
+        return self._held.setdefault(turn.open.turn, _Held())
 
     def _fetch(self, turn: Turn, slots: Iterable[int]) -> None:
         """Ask for what audits of `slots` need. What is incomplete counts as not served."""
-        crew = self.desk.crew
+        crew, held = self.desk.crew, self._held_of(turn)
         slots = [slot for slot in slots if not self._take_from_evidence(turn, slot)]
         states = crew.states(turn, slots)
         partial = [slot for slot in states if turn.audit_of(slot).opens_a_trace(turn.segments(slot))]
-        base = self.desk.folder.checkpoint(self.state.rounds_done) if partial else b""
-        traces = crew.traces(turn, partial, base, lambda slot, data: self._read_trace(turn, slot, data))
-        self._traces |= traces
-        self._served |= {slot: data for slot, data in states.items() if slot in traces or slot not in partial}
+        base = self.desk.folder.checkpoint(turn.open.round - 1) if partial else b""
+        draw = self.desk.ledger.envelope("draw", turn=place(turn)[1:])[1] if partial else b""
+        traces = crew.traces(turn, partial, draw, base, lambda slot, data: self._read_trace(turn, slot, data))
+        held.traces |= traces
+        held.states |= {slot: data for slot, data in states.items() if slot in traces or slot not in partial}
 
     def _take_from_evidence(self, turn: Turn, slot: int) -> bool:
         """Whether what a first look failed on is at hand; after a crash nobody need be asked for it again."""
@@ -206,10 +247,11 @@ class Coordinator:
             return False
         state = (kept / "start_state").read_bytes()
         self._job.state(state, turn.open.entry(slot).start_state)
+        held = self._held_of(turn)
         if (kept / "trace").is_file():
-            self._traces[slot] = (kept / "trace").read_bytes()
-            self._read_trace(turn, slot, self._traces[slot])
-        self._served[slot] = state
+            held.traces[slot] = (kept / "trace").read_bytes()
+            self._read_trace(turn, slot, held.traces[slot])
+        held.states[slot] = state
         return True
 
     def _read_trace(self, turn: Turn, slot: int, data: bytes) -> None:
@@ -224,41 +266,63 @@ class Coordinator:
         if look == 1 and turn.second:  # nobody answered, and that is settled: too late to ask again
             return
         drawn = turn.draw.drawn if look == 1 else (turn.second.looks if turn.second else ())
-        orders = {item.slot: item.auditors for item in drawn if item.slot in turn.served.served}
-        missing = [slot for slot in orders if slot not in self._served]
-        if missing:  # only after a crash: the log says it was served, so it is asked for again
-            self._fetch(turn, missing)
-        _, open_envelope = desk.ledger.envelope("round-open")
-        base = desk.folder.checkpoint(self.state.rounds_done)
-        cases = {
-            slot: AuditCase(
-                open_envelope,
-                turn.drawn_segments(slot),
-                desk.ledger.envelope("reveal", slot)[1],
-                base,
-                self._served[slot],
-                self._traces.get(slot),
-            )
-            for slot in orders
-            if slot in self._served
-        }
-        found = desk.crew.verdicts(turn, look, {slot: orders[slot] for slot in cases}, cases)
+        served = set(turn.served.served) & (
+            self.state.due.slots if self.state.due else set(turn.served.served)
+        )
+        orders = {item.slot: item.auditors for item in drawn if item.slot in served}
+        cases = self._cases(turn, orders)
+        held = self._held_of(turn)
+        begun = held.begun if look == 1 else {}
+        found = desk.crew.verdicts(turn, look, {slot: orders[slot] for slot in cases}, cases, begun)
         for (slot, _), (verdict, _) in found.items():
             if getattr(verdict, "outcome", "") == "fail":
                 payload = desk.folder.payload(turn.reveals[slot].opening.payload)
-                files = {"start_state": self._served[slot], "payload": payload}
-                if slot in self._traces:
-                    files["trace"] = self._traces[slot]
+                files = {"start_state": held.states[slot], "payload": payload}
+                if slot in held.traces:
+                    files["trace"] = held.traces[slot]
                 desk.folder.put_evidence(turn.open, slot, files)
         if found:
             desk.ledger.append([found[key] for key in sorted(found)])
+
+    def begin_audits(self) -> None:
+        """Where audits lag, have those of the turn that was just closed begin while the next one trains."""
+        if not self.state.waiting or self.state.turn:
+            return
+        waiting = self.state.waiting[-1]
+        turn, held = waiting.turn, self._held_of(waiting.turn)
+        drawn = turn.draw.drawn if turn.draw else ()
+        orders = {
+            item.slot: item.auditors for item in drawn if item.slot in waiting.slots & held.states.keys()
+        }
+        held.begun = self.desk.crew.begin_verdicts(orders, self._cases(turn, orders))
+
+    def _cases(self, turn: Turn, slots: Collection[int]) -> dict[int, AuditCase]:
+        """What auditors need for the slots of a turn that were served."""
+        ledger, held = self.desk.ledger, self._held_of(turn)
+        missing = [slot for slot in slots if slot not in held.states]
+        if missing:  # only after a crash: the log says it was served, so it is asked for again
+            self._fetch(turn, missing)
+        _, opened = ledger.envelope("round-open", turn=place(turn)[1:])
+        base = self.desk.folder.checkpoint(turn.open.round - 1)
+        return {
+            slot: AuditCase(
+                opened,
+                turn.drawn_segments(slot),
+                ledger.envelope("reveal", slot, turn=place(turn)[1:])[1],
+                base,
+                held.states[slot],
+                held.traces.get(slot),
+            )
+            for slot in slots
+            if slot in held.states
+        }
 
     def draw_second_looks(self) -> None:
         """With the first verdicts under head 3, show the next links and draw who is looked at twice."""
         turn = self.state.open_turn
         if turn.second is None:
             head, links = self.desk.notary.attest(SecondDraw.kind)
-            link = self.desk.chain.link(link_number(turn, SecondDraw.kind))
+            link = self.desk.chain.link(link_number(self.state))
             self._append(plan_second_draw(self.state, head, link, links))
 
     def close(self) -> RoundClose:
@@ -266,8 +330,9 @@ class Coordinator:
         state, desk = self.state, self.desk
         turn, number = state.open_turn, state.round
         accepted = accepted_contributions(state)
-        work = [Contribution(a.slot, a.weight, desk.folder.payload(a.payload)) for a in accepted]
-        after = desk.aggregator.step(self.checkpoint, work, turn.open.outer_lr)
+        work = turn_work(desk.folder, accepted, turn.open.outer_lr)
+        lineage = self.lineage.closed(work, lags=bool(turn.lag))
+        after = lineage.current
         weights = desk.aggregator.arrays(after)
         if accepted:
             desk.folder.put_checkpoint(number, weights, dict(after.outer))
@@ -276,16 +341,42 @@ class Coordinator:
         evidence = {slot: self._close_evidence(slot, why) for slot, why in rejected.items()}
         record = plan_close(state, desk.aggregator.digests(after), evidence=evidence, val_loss=val_loss)
         self._append(record)
-        self.checkpoint, self.last_turn = after, turn
-        desk.folder.keep_checkpoints(self.state.rounds_done, state.config["checkpoint"]["every"])
+        self.lineage, self.last_turn = lineage, turn
+        if not turn.lag:
+            self._held.pop(turn.open.turn, None)
+        self._keep_checkpoints()
         return record
+
+    def settle(self) -> None:
+        """Log the settlement that is due, after an excision where something does not hold."""
+        state, desk = self.state, self.desk
+        turn = due_turn(state).turn
+        reasons = {item.slot: item.reason for item in removals(state, {}) if item.reason != FOLLOWS}
+        evidence = {slot: self._close_evidence(slot, why) for slot, why in reasons.items()}
+        removed = removals(state, evidence)
+        lineage = self.lineage.settled_after(desk.folder, state, removed)
+        settled, last = desk.aggregator.digests(lineage.settled), desk.aggregator.digests(lineage.current)
+        record = plan_settlement(state, settled, last, evidence)
+        self._append(record)
+        self.settled.append((turn, record))
+        if removed:
+            weights = desk.aggregator.arrays(lineage.current)
+            desk.folder.put_checkpoint(state.rounds_done, weights, dict(lineage.current.outer))
+        self.lineage = lineage
+        self._held.pop(turn.open.turn, None)
+        self._keep_checkpoints()
+
+    def _keep_checkpoints(self) -> None:
+        state = self.state
+        every = state.config["checkpoint"]["every"]
+        self.desk.folder.keep_checkpoints(state.rounds_done, every, state.bases_in_use)
 
     def _close_evidence(self, slot: int, reason: str) -> str | None:
         """Beside what the contributor sent, put what a rerun takes; the case's digest, None without one."""
         desk, open_ = self.desk, self.state.open_turn.open
         if not desk.folder.has_evidence(open_, slot):
             return None
-        base = desk.folder.checkpoint(self.state.rounds_done)
+        base = desk.folder.checkpoint(open_.round - 1)
         desk.folder.put_evidence(open_, slot, rerun_files(desk.ledger, desk.data, base, slot))
         return desk.folder.close_evidence(open_, slot, reason)
 
@@ -296,7 +387,8 @@ class Coordinator:
             self.desk.crew.give_receipts(self.state, *self.desk.ledger.receipts(note))
 
     def finish(self) -> None:
-        """The last entry of the log, and the cosignatures of its head."""
+        """What audits are left, then the last entry of the log, and the cosignatures of its head."""
+        self.settle_late()
         if not self.state.finished:
             self._append(plan_run_close(self.state))
         self.desk.notary.publish()

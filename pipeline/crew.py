@@ -7,7 +7,7 @@ the order of a turn (coordinator.py) or where members live (cluster). Its answer
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -53,6 +53,12 @@ class Members(Protocol):
     def call(  # noqa: D102
         self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
     ) -> Mapping[str, Answer]: ...
+    def begin(self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Sequence[Begun]: ...  # noqa: D102
+
+
+Inclusion = tuple[int, list[bytes]]  # index in the log, and the proof
+# A call that was begun: given a deadline in milliseconds, counted from now, it waits for the answer.
+Begun = Callable[[int], Answer]
 
 
 @dataclass(frozen=True)
@@ -181,11 +187,14 @@ class Crew:
         return done
 
     def reveals(
-        self, state: RunState, head: str, proofs: Mapping[int, tuple[int, list[bytes]]]
+        self, state: RunState, head: str, opened: Inclusion, committed: Mapping[int, Inclusion]
     ) -> dict[int, RevealAnswer | None]:
-        """Show head 1 with each commitment's (index, inclusion proof); what came back, by slot, unchecked."""
+        """Show head 1 with the (index, inclusion proof) of the open and of each one's commitment.
+
+        What came back, by slot, unchecked.
+        """
         turn = state.open_turn
-        asked = {slot: (turn.open.turn, head, index, proof) for slot, (index, proof) in proofs.items()}
+        asked = {slot: (turn.open.turn, head, opened, proof) for slot, proof in committed.items()}
         answers = self._ask(turn, "reveal", asked)
         snapshots = self.states(turn, [slot for slot in asked if snapshot_due(state, slot)])
         found: dict[int, RevealAnswer | None] = {}
@@ -207,21 +216,19 @@ class Crew:
         return found
 
     def traces(
-        self, turn: Turn, slots: Iterable[int], checkpoint: bytes, check: Callable[[int, bytes], object]
+        self,
+        turn: Turn,
+        slots: Iterable[int],
+        draw_envelope: bytes,
+        checkpoint: bytes,
+        check: Callable[[int, bytes], object],
     ) -> dict[int, bytes]:
         """Traces that were opened as the draw asks and that `check` takes, by slot.
 
         `check` is given slot and bytes, and raises one of the family when they are not the commitment's.
         """
         found: dict[int, bytes] = {}
-        asked = {
-            slot: (
-                turn.open.turn,
-                list(turn.audit_of(slot).opened_leaves(turn.segments(slot))),
-                checkpoint,
-            )
-            for slot in slots
-        }
+        asked = dict.fromkeys(slots, (turn.open.turn, draw_envelope, checkpoint))
         for slot, answer in self._ask(turn, "serve_trace", asked).items():
             if answer is None:
                 continue
@@ -239,10 +246,18 @@ class Crew:
         look: Literal[1, 2],
         orders: Mapping[int, tuple[str, ...]],
         cases: Mapping[int, AuditCase],
+        begun: Mapping[int, Begun],
     ) -> dict[Look, Entry]:
-        """Ask auditors in the drawn order until each slot has a verdict or nobody is left to ask."""
+        """Ask auditors in the drawn order until each slot has a verdict or nobody is left to ask.
+
+        `begun` are calls by slot, to the first of its auditors, that were begun earlier.
+        """
         left = dict(orders)
         found: dict[Look, Entry] = {}
+        for slot in sorted(left.keys() & begun.keys()):
+            entry = self._verdict(turn, slot, look, left[slot][0], begun[slot](_deadline(turn)))
+            if entry:
+                found[slot, look], left[slot] = entry, ()
         while any(left.values()):
             # One slot an auditor at a time: a slow auditor holds up only its own slots.
             batch: dict[str, int] = {}
@@ -257,6 +272,14 @@ class Crew:
                 if entry:
                     found[slot, look] = entry
         return found
+
+    def begin_verdicts(
+        self, orders: Mapping[int, tuple[str, ...]], cases: Mapping[int, AuditCase]
+    ) -> dict[int, Begun]:
+        """Have the first auditor of each slot begin its first look; nothing is waited for."""
+        slots = [slot for slot, names in orders.items() if names and slot in cases]
+        calls = [(orders[slot][0], self._audit_arguments(slot, 1, cases[slot])) for slot in slots]
+        return dict(zip(slots, self._members.begin("audit", calls), strict=True))
 
     @staticmethod
     def _audit_arguments(slot: int, look: int, case: AuditCase) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ from verification.sealing import open_record, parse_predicate
 CASE = "case.json"
 # Records are log entries or shorter; arrays are bounded by what a machine holds, and by their own form later.
 MOST_BYTES = {"manifest": 1 << 24, "open": 1 << 16, "reveal": 1 << 16, "draw": 1 << 16} | {
-    "verdict-1": 1 << 16, "verdict-2": 1 << 16, "payload": 1 << 30, "start_state": 1 << 32, "trace": 1 << 32,
+    "verdict-1": 1 << 16, "verdict-2": 1 << 16, "payload": 1 << 30, "start_state": 1 << 32, "trace": 1 << 40,
     "weights": 1 << 32, "windows": 1 << 30, CASE: 1 << 16,
 }  # fmt: skip
 LOOKS = (1, 2)
@@ -41,18 +41,19 @@ def rerun_files(ledger: Ledger, data: Windows, checkpoint: bytes, slot: int) -> 
     """
     state = ledger.state
     turn = state.open_turn
-    manifest = canonical_json(to_json(ledger.manifest))
-    files = {"manifest": manifest, "open": ledger.envelope("round-open")[1]}
-    files["reveal"] = ledger.envelope("reveal", slot)[1]
+    place = turn.open.round, turn.open.attempt
+    files = {"manifest": canonical_json(to_json(ledger.manifest))}
+    files["open"] = ledger.envelope("round-open", turn=place)[1]
+    files["reveal"] = ledger.envelope("reveal", slot, turn=place)[1]
     if not any(verdict_slot == slot for verdict_slot, _ in turn.verdicts):
         return files
     config, entry = state.config, turn.open.entry(slot)
     batches_SBT = data.batches(config["run"]["seed"], positions_of(entry.positions), config["train"]["batch"])
-    files |= {"draw": ledger.envelope("draw")[1], "weights": checkpoint}
+    files |= {"draw": ledger.envelope("draw", turn=place)[1], "weights": checkpoint}
     files["windows"] = arrays_to_bytes({"windows": batches_SBT})
     for look in LOOKS:
         if (slot, look) in turn.verdicts:
-            files[f"verdict-{look}"] = ledger.envelope("verdict", slot, look)[1]
+            files[f"verdict-{look}"] = ledger.envelope("verdict", slot, look, place)[1]
     return files
 
 

@@ -132,11 +132,11 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"checkpoint {path} cannot be read", got=error.strerror) from None
 
-    def keep_checkpoints(self, last: int, every: int) -> None:
-        """Remove checkpoints other than the start, every `every`-th and the last closed one."""
+    def keep_checkpoints(self, last: int, every: int, needed: Collection[int] = ()) -> None:
+        """Remove checkpoints but the start, every `every`-th, the last closed one and those `needed`."""
         for path in sorted((self.path / "checkpoints").glob("round-*")):
             round_ = int(path.name[6:11])
-            if round_ > last or (round_ % every and round_ != last):
+            if round_ > last or (round_ % every and round_ != last and round_ not in needed):
                 path.unlink()
 
     def keep_only(self, part: str, digests: Iterable[str]) -> None:

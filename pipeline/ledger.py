@@ -27,7 +27,10 @@ from verification.records import (
     Manifest,
     Record,
     RevealClose,
+    RoundClose,
     RoundOpen,
+    Settlement,
+    Verdict,
 )
 from verification.rounds import apply, begin
 from verification.sealing import KINDS, open_record, parse_predicate, seal_record, verified_record
@@ -138,14 +141,25 @@ class Ledger:
         """The same, parsed."""
         return parse_checkpoint(self.head, self.manifest.log_vkey)
 
-    def envelope(self, kind: str, slot: int | None = None, look: int | None = None) -> tuple[int, bytes]:
-        """(index, bytes) of the last entry of a kind, of `slot` and `look` when given."""
+    def envelope(
+        self,
+        kind: str,
+        slot: int | None = None,
+        look: int | None = None,
+        turn: tuple[int, int] | None = None,
+    ) -> tuple[int, bytes]:
+        """(index, bytes) of the last entry of a kind, of `slot`, `look` and `turn` when given.
+
+        `turn` is (round, attempt).
+        """
         for index in range(self._log.size - 1, -1, -1):
             data = self._log.entry(index)
             sealed = open_envelope(data)
             if sealed.predicate_type != f"barnraise:{kind}:v1":
                 continue
             record = sealed.peek()
+            if turn is not None and turn != (record.get("round"), record.get("attempt")):
+                continue
             if slot in (None, record.get("slot")) and look in (None, record.get("look")):
                 return index, data
         raise ProtocolError(f"the log holds no {kind}", got=slot)
@@ -208,24 +222,41 @@ class Journal:
 def read_entries(log: Log, manifest: Manifest) -> Iterator[Entry]:
     """Every record of a log with its envelope, each verified with the key of whoever may sign it."""
     keys: dict[str, str] = {}
+    auditors: dict[tuple[int, int], dict[str, str]] = {}  # of turns whose verdicts may still come
+    lag = manifest.config["audit"]["lag"]
     for index, data in enumerate(log.entries()):
         sealed = open_envelope(data)
         kind = KINDS.get(sealed.predicate_type)
         if kind is None or (kind is Manifest) != (index == 0):
             raise FormatError(f"log entry {index} is of an unknown kind", got=sealed.predicate_type)
-        record: Record = verified_record(kind, sealed, _signer(kind, sealed, keys, manifest))
+        record: Record = verified_record(kind, sealed, _signer(kind, sealed, keys, auditors, manifest))
         if isinstance(record, Enrol):
             keys[record.member] = record.key
         elif isinstance(record, KeyRotation):
             keys[record.member] = record.new_key
+        elif isinstance(record, RoundOpen):
+            auditors[record.round, record.attempt] = {entry.member: entry.key for entry in record.auditors}
+        elif isinstance(record, Settlement if lag else RoundClose):
+            auditors.pop((record.round, record.attempt), None)
         elif index == 0 and record != manifest:
             raise ProtocolError("manifest.json disagrees with log entry 0")
         yield record, data
 
 
-def _signer(kind: type[Record], sealed: Sealed, keys: Mapping[str, str], manifest: Manifest) -> str:
-    """Whose signature an entry needs, by what it says of itself and the members' present `keys`."""
+def _signer(
+    kind: type[Record],
+    sealed: Sealed,
+    keys: Mapping[str, str],
+    auditors: Mapping[tuple[int, int], Mapping[str, str]],
+    manifest: Manifest,
+) -> str:
+    """Whose signature an entry needs, by what it says of itself and the members' present `keys`.
+
+    A verdict is signed with the key that the open of its turn names, rotated since or not.
+    """
     said = sealed.peek()
+    if kind is Verdict:
+        return auditors.get((said.get("round"), said.get("attempt")), {}).get(said.get("auditor"), "")
     name = said.get("auditor", said.get("member"))
     if kind is Enrol:
         return sealed.keyid

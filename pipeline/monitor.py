@@ -11,7 +11,7 @@ import json
 import logging
 import netrc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,18 +27,28 @@ from rich.progress import (
 )
 
 from verification.errors import printable
-from verification.records import Manifest, RoundClose
+from verification.records import Manifest, RoundClose, Settlement
 from verification.state import RunState, Turn
 
 MICRO = 1e6
 Row = dict[str, Any]
 
 
-def turn_row(close: RoundClose, turn: Turn, state: RunState, payload_bytes: int, seconds: float) -> Row:
+def turn_row(
+    close: RoundClose,
+    turn: Turn,
+    state: RunState,
+    payload_bytes: int,
+    seconds: float,
+    settled: Sequence[tuple[Turn, Settlement]] = (),
+) -> Row:
     """A turn as the machine-readable line of `barnraise train`.
 
     Losses in nats; `tokens` counts accepted tokens since the start, `round_tokens` those of this turn.
+    `settled` are the turns whose late audits were settled in it; its audits are theirs then.
     """
+    verdicts = [v for one in (turn, *(late for late, _ in settled)) for v in one.verdicts.values()]
+    removed = [item for _, record in settled for item in record.removed]
     fresh = sum(item.tokens for item in close.accepted)
     return {
         "round": close.round,
@@ -52,8 +62,11 @@ def turn_row(close: RoundClose, turn: Turn, state: RunState, payload_bytes: int,
         "payload_bytes": payload_bytes * len(close.accepted),
         "accepted": [item.member for item in close.accepted],
         "rejected": [{"contributor": item.member, "reason": item.reason} for item in close.rejected],
-        "audits": len(turn.verdicts),
-        "audits_passed": sum(verdict.outcome == "pass" for verdict in turn.verdicts.values()),
+        "removed": [
+            {"contributor": item.member, "round": item.round, "reason": item.reason} for item in removed
+        ],
+        "audits": len(verdicts),
+        "audits_passed": sum(verdict.outcome == "pass" for verdict in verdicts),
         "quarantined": list(close.quarantined),
         "credits": {item.member: item.earned - item.forfeited for item in close.credits},
     }
@@ -143,6 +156,11 @@ class Bars:
                 f"[yellow]round {row['round']}:[/] {item['contributor']} rejected: "
                 f"[bold]{item['reason']}[/]{gone}"
             )
+        for item in row["removed"]:
+            self._console.print(
+                f"[yellow]round {row['round']}:[/] {item['contributor']} taken out of round {item['round']}: "
+                f"[bold]{item['reason']}[/]"
+            )
         self._bar.update(
             self._task,
             advance=1 if row["accepted"] else 0,
@@ -206,6 +224,7 @@ class Wandb:
             else None,
             "contributors/accepted": len(row["accepted"]),
             "contributors/rejected": len(row["rejected"]),
+            "contributors/removed": len(row["removed"]),
             "contributors/quarantined": len(row["quarantined"]),
             "audits/verdicts": row["audits"],
             "audits/passed": row["audits_passed"],

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 from pipeline.folder import RunFolder
 from verification.durable import write_atomic
 from verification.errors import FormatError
-from verification.judge import bears_out, settle
+from verification.judge import Outcome, bears_out, settle
 from verification.plans import audited_tokens
-from verification.records import Manifest, Record, RoundClose
+from verification.records import Manifest, Record, RoundClose, Settlement
 from verification.rounds import apply, begin
-from verification.state import RunState, Turn
+from verification.settling import final_outcomes
+from verification.state import RunState
 
 SCHEMA = pa.schema(
     [
@@ -46,7 +47,10 @@ MOST_BYTES = 1 << 30
 
 
 def contribution_rows(records: Iterable[Record], payload_bytes: int) -> list[Row]:
-    """The table's rows in log order, from all records of a log, the manifest first."""
+    """The table's rows in log order, each turn where it was settled.
+
+    `records` are all of a log, the manifest first.
+    """
     rows: list[Row] = []
     state: RunState | None = None
     for record in records:
@@ -55,13 +59,16 @@ def contribution_rows(records: Iterable[Record], payload_bytes: int) -> list[Row
             continue
         if state is None:
             raise FormatError("the log does not begin with a manifest")
-        if isinstance(record, RoundClose) and state.turn:
-            rows += _turn_rows(state, state.turn, payload_bytes)
+        if isinstance(record, RoundClose) and not state.open_turn.lag:
+            rows += _turn_rows(state, settle(state.open_turn.evidence), payload_bytes)
+        if isinstance(record, Settlement):
+            rows += _turn_rows(state, final_outcomes(state), payload_bytes)
         state = apply(state, record)
     return rows
 
 
-def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
+def _turn_rows(state: RunState, outcomes: Iterable[Outcome], payload_bytes: int) -> list[Row]:
+    turn = state.open_turn
     batch, context = state.config["train"]["batch"], state.manifest.dataset["context"]
     clock = (
         dict(zip(turn.commit_close.committed, turn.commit_close.ms, strict=True)) if turn.commit_close else {}
@@ -69,7 +76,7 @@ def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
     rows = []
     tokens: dict[int, int] = {}
     reasons: dict[int, str | None] = {}
-    for outcome in settle(turn.evidence):
+    for outcome in outcomes:
         entry, slot = outcome.entry, outcome.entry.slot
         tokens[slot], reasons[slot] = entry.steps * batch * context, outcome.reason
         reveal = turn.reveals.get(slot)
@@ -77,8 +84,8 @@ def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
         verdict = turn.verdicts.get((slot, 2)) or turn.verdicts.get((slot, 1))
         rows.append(
             {
-                "round": state.round,
-                "attempt": state.attempt,
+                "round": turn.open.round,
+                "attempt": turn.open.attempt,
                 "contributor": entry.member,
                 "role": "contributor",
                 "tokens": tokens[slot],
@@ -96,8 +103,8 @@ def _turn_rows(state: RunState, turn: Turn, payload_bytes: int) -> list[Row]:
     for (slot, _), verdict in sorted(turn.verdicts.items()):
         rows.append(
             {
-                "round": state.round,
-                "attempt": state.attempt,
+                "round": turn.open.round,
+                "attempt": turn.open.attempt,
                 "contributor": verdict.auditor,
                 "role": "auditor",
                 "tokens": audited_tokens(state, turn, slot),

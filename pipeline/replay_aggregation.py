@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,15 @@ from pipeline.aggregation import Contribution
 from pipeline.checkpoint import Aggregator, Checkpoint
 from pipeline.config import Config, config_from_manifest, manifest_config
 from pipeline.folder import RunFolder
+from pipeline.lineage import Lineage, TurnWork
 from pipeline.records_table import contribution_rows, read_contributions
 from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError, FormatError, UsageError
 from verification.fsck import Failure, Findings, Turn
+from verification.plans import capped_weights
+from verification.records import RoundOpen
+from verification.sealing import parse_predicate
+from verification.tolerance import rests_on_tolerance
 
 MOST_HEADER = 1 << 20  # bytes of names and shapes, which a manifest of 65,535 bytes has room for
 
@@ -51,26 +56,100 @@ def replay_checkpoints(
     if not _fits(folder, config, manifest, fail):
         return
     aggregator = Aggregator.of(manifest["arrays"], manifest["config"])
-    checkpoint = _start(folder, config, aggregator, manifest, fail)
+    lineage = Lineage(aggregator, _start(folder, config, aggregator, manifest, fail))
+    lag, waiting = config.audit.lag, _Waiting(folder, manifest["config"], fail)
     closed = [turn for turn in findings.turns if turn.close]
     for index, turn in enumerate(closed):
         progress("replaying the aggregation", index, len(closed))
         close: dict[str, Any] = turn.close or {}
         where = f"round {close['round']}, attempt {close['attempt']}"
         work = _accepted(folder, turn)
+        before = lineage.current
         try:
-            after = aggregator.step(checkpoint, work, turn.open["outer_lr"])
+            lineage = lineage.closed((work, turn.open["outer_lr"]), lags=lag > 0)
         except BarnraiseError as error:
             _name_malformed(aggregator, work, where, fail)
             fail(Failure(error.what, where, str(error.expected or ""), str(error.got or "")))
             return  # no checkpoint follows from here
-        _compare(aggregator, after, close, where, fail)
+        _compare(aggregator, lineage.current, close, where, fail)
         _check_refusals(folder, aggregator, close, fail)
-        if not close["void"]:
-            _check_files(folder, aggregator, after, close["round"], fail)
-        yield Step(turn, checkpoint, after)
-        checkpoint = after
+        if (
+            not close["void"] and close["round"] > 1
+        ):  # what it started from: nothing is cut out of that any more
+            _check_files(folder, aggregator, before, close["round"] - 1, fail)
+        yield Step(turn, before, lineage.current)
+        if lag:
+            waiting.turns.append(turn)
+            over = close["round"] == config.run.rounds and not close["void"]
+            lineage = waiting.settle(lineage, 0 if over else lag)
     progress("replaying the aggregation", len(closed), len(closed))
+    _check_last(folder, findings, lineage, waiting, fail)
+
+
+@dataclass
+class _Waiting:
+    """Closed turns that are not settled, the oldest first, and what settlements took out so far.
+
+    `mended` is the checkpoint before the last settlement, where that took something out.
+    """
+
+    folder: RunFolder
+    config: dict[str, Any]
+    fail: Fail
+    turns: list[Turn] = field(default_factory=list)
+    mended: Checkpoint | None = None
+    gone: set[tuple[int, int, int]] = field(default_factory=set)
+
+    def settle(self, lineage: Lineage, most: int) -> Lineage:
+        """The lineage after the settlements that leave at most `most` turns waiting; both ends compared."""
+        while len(self.turns) > most and self.turns[0].settlement:
+            record = self.turns[0].settlement
+            self.mended = lineage.current if record["removed"] else None
+            if record["removed"]:
+                self.gone |= {(item["round"], item["attempt"], item["slot"]) for item in record["removed"]}
+                lineage = lineage.excised([self._left(turn) for turn in self.turns])
+            else:
+                lineage = lineage.as_settled()
+            where = f"settlement of round {record['round']}, attempt {record['attempt']}"
+            _compare(lineage.aggregator, lineage.settled, record["settled"], f"{where}, settled", self.fail)
+            _compare(lineage.aggregator, lineage.current, record, where, self.fail)
+            self.turns.pop(0)
+        return lineage
+
+    def _left(self, turn: Turn) -> TurnWork:
+        """What is left of a turn, with the weights that it has alone (protocol, section 9, step 1)."""
+        close, audit = turn.close or {}, self.config["audit"]
+        open_ = parse_predicate(RoundOpen, turn.open)
+        place = close["round"], close["attempt"]
+        left = [item for item in close["accepted"] if (*place, item["slot"]) not in self.gone]
+        entries = [open_.entry(item["slot"]) for item in left]
+        weights = capped_weights(
+            [(entry.operator, item["tokens"]) for entry, item in zip(entries, left, strict=True)],
+            self.config["credit"]["operator_cap_ppm"],
+            [rests_on_tolerance(audit["tolerance"], entry, open_.auditors) for entry in entries],
+            audit["tolerance_cap_ppm"],
+        )
+        work = [
+            Contribution(item["slot"], weight, self.folder.payload(item["payload"]))
+            for item, weight in zip(left, weights, strict=True)
+        ]
+        return work, turn.open["outer_lr"]
+
+
+def _check_last(
+    folder: RunFolder, findings: Findings, lineage: Lineage, waiting: _Waiting, fail: Fail
+) -> None:
+    """The files of the last round; a kill may have come between the last settlement and its file."""
+    wrong: list[Failure] = []
+    last = findings.rounds
+    if last:
+        _check_files(folder, lineage.aggregator, lineage.current, last, wrong.append)
+    if wrong and waiting.mended and not findings.complete:
+        before: list[Failure] = []
+        _check_files(folder, lineage.aggregator, waiting.mended, last, before.append)
+        wrong = [failure for failure in wrong if failure.where in {other.where for other in before}]
+    for failure in wrong:
+        fail(failure)
 
 
 def checked_config(manifest: dict[str, Any]) -> Config:

@@ -40,13 +40,15 @@ Place = tuple[int, int]  # (index of the turn among the closed ones, slot)
 class Plan:
     """What to recompute. `wanted` was sampled; `needed` adds the lineage that leads to it.
 
-    `elsewhere` counts those of the population that no machine of this class can recompute.
+    `elsewhere` counts those of the population that no machine of this class can recompute, `unseen` those of
+    them on which there is no verdict either.
     """
 
     wanted: frozenset[Place]
     needed: frozenset[Place]
     population: int
     elsewhere: int = 0
+    unseen: int = 0
 
 
 def plan_sample(findings: Findings, sample: int | None, seed: int, here: str) -> Plan:
@@ -71,7 +73,9 @@ def plan_sample(findings: Findings, sample: int | None, seed: int, here: str) ->
     needed: set[Place] = set()
     for place in drawn:
         needed |= _lineage(closed, place, findings.manifest["zero_state"])
-    return Plan(frozenset(drawn), frozenset(needed), len(population), len(population) - len(able))
+    left_out = set(population) - set(able)
+    unseen = sum(slot not in _judged(closed[index]) for index, slot in left_out)
+    return Plan(frozenset(drawn), frozenset(needed), len(population), len(left_out), unseen)
 
 
 def _is_elsewhere(turn: Turn, slot: int, here: str, tolerances: Tolerances) -> bool:
@@ -83,11 +87,12 @@ def _is_elsewhere(turn: Turn, slot: int, here: str, tolerances: Tolerances) -> b
 
 
 def _accepted(turn: Turn) -> set[int]:
-    return {item["slot"] for item in (turn.close or {})["accepted"]}
+    return {item["slot"] for item in (turn.close or {})["accepted"]} - set(turn.removed)
 
 
 def _faults(turn: Turn) -> set[int]:
-    return {item["slot"] for item in (turn.close or {})["rejected"] if item["fault"]}
+    found = {item["slot"] for item in (turn.close or {})["rejected"] if item["fault"]}
+    return found | {slot for slot, fault in turn.removed.items() if fault}
 
 
 def _judged(turn: Turn) -> set[int]:
@@ -178,10 +183,10 @@ class WorkReplay:
             self._states[slot] = done.next_state
             if differs:
                 self._broken.add(slot)
+            waits = self.job.config.audit.lag and not turn.settlement
+            kind = "a contribution that still waits for its audit" if waits else "an accepted contribution"
             for name, (claimed, got) in differs.items():
-                self.fail(
-                    Failure(f"the {name} of an accepted contribution was not computed", where, got, claimed)
-                )
+                self.fail(Failure(f"the {name} of {kind} was not computed", where, got, claimed))
         elif slot in _faults(turn) and not differs:
             self.fail(
                 Failure(

@@ -8,7 +8,7 @@ looks (report_page.py) or whether the run holds: `barnraise verify` checks more,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.manifest import DatasetManifest
@@ -27,11 +27,14 @@ from verification.records import (
     Enrol,
     Manifest,
     Rejected,
+    Removed,
     RosterEntry,
     RoundClose,
+    Settlement,
     Verdict,
 )
 from verification.rounds import apply, begin
+from verification.settling import FOLLOWS, final_outcomes, tokens_of
 from verification.state import RunState, Turn
 
 MICRO = 1e6
@@ -50,7 +53,7 @@ class Work:
     drawn: bool
     asked: tuple[tuple[str, ...], tuple[str, ...]]
     verdicts: tuple[Verdict, ...]
-    rejection: Rejected | None
+    rejection: Rejected | Removed | None
     evidence: str | None
     evidence_state: str
 
@@ -166,8 +169,10 @@ def read_story(folder: RunFolder) -> RunStory:
             state = begin(manifest)
             continue
         before, state = state, apply(state, record)
-        if isinstance(record, RoundClose) and before.turn:
-            turns.append(_closed(folder, before, before.turn, record, state.tokens))
+        if isinstance(record, RoundClose):
+            turns.append(_closed(folder, before, record, state.tokens))
+        elif isinstance(record, Settlement):
+            turns = _resettled(folder, turns, before, record)
     if state is None:
         raise FormatError("the log is empty", expected="the manifest as entry 0")
     dataset = DatasetManifest.from_json(manifest.dataset)
@@ -217,30 +222,61 @@ def _phase(turn: Turn) -> str:
     return f"{len(turn.commitments)} of {len(turn.open.roster)} committed"
 
 
-def _closed(folder: RunFolder, state: RunState, turn: Turn, close: RoundClose, total: int) -> ClosedTurn:
-    if turn.draw is None or turn.second is None or turn.reveal_close is None:
+def _resettled(
+    folder: RunFolder, turns: list[ClosedTurn], state: RunState, record: Settlement
+) -> list[ClosedTurn]:
+    """The closed turns after a settlement; `state` is that before it."""
+    turn = state.open_turn
+    rejections = {item.slot: item for item in record.removed if item.reason != FOLLOWS}
+    work = {
+        outcome.entry.slot: _work(folder, state, turn, rejections.get(outcome.entry.slot), outcome)
+        for outcome in final_outcomes(state)
+    }
+    gone = sum(tokens_of(state, item) for item in record.removed)
+    found = []
+    for one in turns:
+        if (one.round, one.attempt) == (record.round, record.attempt):
+            # What the close refused keeps its case.
+            whole = tuple(before if before.reason else work[before.entry.slot] for before in one.work)
+            seeds = (one.seeds[0], turn.second.seed if turn.second else "")
+            tokens = sum(item.tokens for item in whole if item.reason is None)
+            one = replace(one, work=whole, seeds=seeds, tokens=tokens)  # noqa: PLW2901 - the same turn, settled
+        found.append(one)
+    if record.removed:
+        found[-1] = replace(found[-1], weights=record.weights, total=found[-1].total - gone)
+    return found
+
+
+def _closed(folder: RunFolder, state: RunState, close: RoundClose, total: int) -> ClosedTurn:
+    turn = state.open_turn
+    if turn.draw is None or turn.reveal_close is None:
         raise FormatError("a turn was closed without its draws")
+    rejections = {item.slot: item for item in close.rejected}
     return ClosedTurn(
         round=close.round,
         attempt=close.attempt,
         void=close.void,
-        work=tuple(_work(folder, state, turn, close, outcome) for outcome in settle(turn.evidence)),
+        work=tuple(
+            _work(folder, state, turn, rejections.get(outcome.entry.slot), outcome)
+            for outcome in settle(turn.evidence)
+        ),
         tokens=sum(item.tokens for item in close.accepted),
         total=total,
         payloads=len(turn.reveal_close.revealed),
         train_loss=_nats(close.train_loss),
         val_loss=_nats(close.val_loss),
-        seeds=(turn.draw.seed, turn.second.seed),
+        seeds=(turn.draw.seed, turn.second.seed if turn.second else ""),
         weights=close.weights,
     )
 
 
-def _work(folder: RunFolder, state: RunState, turn: Turn, close: RoundClose, outcome: Outcome) -> Work:
+def _work(
+    folder: RunFolder, state: RunState, turn: Turn, rejection: Rejected | Removed | None, outcome: Outcome
+) -> Work:
     slot = outcome.entry.slot
     first = {item.slot: item.auditors for item in turn.draw.drawn} if turn.draw else {}
     second = {item.slot: item.auditors for item in turn.second.looks} if turn.second else {}
     reveal = turn.reveals.get(slot)
-    rejection = next((item for item in close.rejected if item.slot == slot), None)
     path, found = None, ""
     if rejection and rejection.evidence:
         case = folder.evidence_folder(turn.open, slot) / "case.json"

@@ -245,7 +245,9 @@ def _lottery(story: RunStory) -> str:
             escape(turn_name(turn).removeprefix("round ")),
             ("".join(_drawn(work) for work in turn.work if work.drawn) or '<span class="muted">nobody</span>')
             + "".join(
-                f'<code class="seed">look {n} {escape(seed)}</code>' for n, seed in enumerate(turn.seeds, 1)
+                f'<code class="seed">look {n} {escape(seed)}</code>'
+                for n, seed in enumerate(turn.seeds, 1)
+                if seed
             ),
         )
         for turn in story.turns

@@ -34,6 +34,7 @@ from pipeline.crew import Crew
 from pipeline.folder import PARTS, RunFolder, member_folder
 from pipeline.identities import pending_revocations
 from pipeline.ledger import Ledger
+from pipeline.lineage import Lineage, replayed
 from pipeline.records_table import write_contributions
 from pipeline.roster import MemberSpec, make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
@@ -304,12 +305,12 @@ def _clean_up(folder: RunFolder, ledger: Ledger, config: Config) -> None:
         folder.remove_temporaries()
         folder.keep_only("payloads", state.payloads)
         folder.keep_only("state", ledger.snapshots())
-        folder.keep_checkpoints(state.rounds_done, config.checkpoint.every)
-        if state.turn:
-            refused = state.turn.reveal_close.refused if state.turn.reveal_close else ()
+        folder.keep_checkpoints(state.rounds_done, config.checkpoint.every, state.bases_in_use)
+        for turn in [*([state.turn] if state.turn else []), *(waiting.turn for waiting in state.waiting)]:
+            refused = turn.reveal_close.refused if turn.reveal_close else ()
             known = {refusal.slot for refusal in refused}
-            known |= {slot for (slot, _), v in state.turn.verdicts.items() if v.outcome == "fail"}
-            folder.keep_evidence(state.turn.open, known)
+            known |= {slot for (slot, _), v in turn.verdicts.items() if v.outcome == "fail"}
+            folder.keep_evidence(turn.open, known)
     except OSError as error:
         raise storage_error(folder.path, error) from error
 
@@ -323,14 +324,9 @@ def _assemble(
     witnesses: Enlisted | None,
     tell: Tell,
 ) -> Coordinator:
-    state = ledger.state
     _clean_up(folder, ledger, config)
     aggregator = Aggregator.of(ledger.manifest.arrays, ledger.manifest.config)
-    done = state.rounds_done
-    checkpoint = aggregator.load(folder.checkpoint(done), folder.outer_file(done).read_bytes())
-    found = aggregator.digests(checkpoint)
-    if found != state.base:
-        raise StorageError(f"checkpoint {done} is not the one in the log", expected=state.base, got=found)
+    lineage = _lineage(folder, ledger, aggregator)
     dataset = Dataset(folder.data, DatasetManifest.from_json(ledger.manifest.dataset))
     windows = dataset.validation(config.eval.windows)
 
@@ -356,4 +352,27 @@ def _assemble(
         dataset,
         validate,
     )
-    return Coordinator(desk, checkpoint)
+    return Coordinator(desk, lineage)
+
+
+def _lineage(folder: RunFolder, ledger: Ledger, aggregator: Aggregator) -> Lineage:
+    """Where the checkpoints stand; StorageError when what is on disk is not what the log says.
+
+    Where audits lag it is worked out from the payloads: of turns that wait, and that lost something since, no
+    file holds the checkpoint; and a kill may have come between a settlement and its file.
+    """
+    state = ledger.state
+    done = state.rounds_done
+    lags = bool(state.config["audit"]["lag"])
+    first = 0 if lags else done
+    lineage = Lineage(
+        aggregator, aggregator.load(folder.checkpoint(first), folder.outer_file(first).read_bytes())
+    )
+    if lags:
+        lineage = replayed(folder, ledger.records(), lineage)
+    found = aggregator.digests(lineage.current)
+    if found != state.base:
+        raise StorageError(f"checkpoint {done} is not the one in the log", expected=state.base, got=found)
+    if lags:
+        folder.put_checkpoint(done, aggregator.arrays(lineage.current), dict(lineage.current.outer))
+    return lineage

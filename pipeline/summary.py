@@ -21,7 +21,7 @@ from model.config import ModelConfig
 from model.generate import generate
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
-from verification.records import Record, RoundClose
+from verification.records import Record, RoundClose, Settlement
 from verification.witnessing import witness_names
 
 PROMPT = "def "
@@ -37,6 +37,7 @@ def show_summary(
     closes = [record for record in records if isinstance(record, RoundClose)]
     losses = [(close.round, close.val_loss / MICRO) for close in closes if close.val_loss is not None]
     codec = coordinator.desk.aggregator.codec
+    removed = sum(len(record.removed) for record in records if isinstance(record, Settlement))
     accepted = sum(len(close.accepted) for close in closes)
     dataset = DatasetManifest.from_json(ledger.manifest.dataset)
     unigram = unigram_cross_entropy(dataset, folder.data)
@@ -44,7 +45,8 @@ def show_summary(
     lines = {
         "validation loss": _losses(losses),
         "unigram cross-entropy": f"{unigram:.3f} nats: what counting tokens alone would give",
-        "accepted": f"{state.tokens:,} tokens in {state.rounds_done} rounds, {accepted} contributions",
+        "accepted": f"{state.tokens:,} tokens in {state.rounds_done} rounds, "
+        f"{accepted - removed} contributions" + (f"; {removed} were taken out again" if removed else ""),
         "sent": f"{sent / 1e6:.2f} MB of updates instead of {full / 1e6:.0f} MB"
         + (f" ({full / sent:.0f} times less)" if sent else ""),
         "log": f"{ledger.checkpoint.size} entries",
@@ -87,6 +89,10 @@ def show_rejections(console: Console, records: list[Record], drills: Mapping[str
             quarantined |= set(record.quarantined)
             for item in record.rejected:
                 found.setdefault(item.member, []).append((record.round, item.reason))
+        elif isinstance(record, Settlement):
+            quarantined |= set(record.quarantined)
+            for late in record.removed:
+                found.setdefault(late.member, []).append((late.round, late.reason))
     for member, cases in sorted(found.items()):
         kind = f" (drill: {drills[member]})" if member in drills else ""
         places = ", ".join(f"round {round_}: {reason}" for round_, reason in cases[:6])

@@ -146,9 +146,13 @@ class Vault:
             # The cause is not shown: it may quote the file, which holds a salt.
             raise StorageError(f"{path} was damaged") from None
 
+    def turns(self) -> list[int]:
+        """The turns that were committed to and are not forgotten."""
+        return sorted(int(path.stem) for path in (self.folder / "turns").glob("*.json"))
+
     def last_turn(self) -> int:
         """The highest turn that was committed to; -1 before the first."""
-        return max((int(path.stem) for path in (self.folder / "turns").glob("*.json")), default=-1)
+        return max(self.turns(), default=-1)
 
     def forget_turns_before(self, turn: int) -> None:
         """Drop the answers of turns that are over."""

@@ -80,6 +80,8 @@ class Answer:
     sample_seed: int | None
     population: int
     elsewhere: int
+    unseen: int
+    waiting: int
     other_source: bool
     beacon: str | None
     failures: list[dict[str, str]]
@@ -103,6 +105,7 @@ def command(options: VerifyOptions, console: Console) -> int:
 
 def verify(options: VerifyOptions, progress: Any) -> Answer:
     """The answer for a run folder. Raises UsageError when there is nothing to check."""
+    unsettled = _Unsettled()
     findings = check_run(
         options.run,
         vkey=options.vkey,
@@ -111,17 +114,19 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
         receipt=options.receipt,
         progress=progress,
         # Only the other levels need the turns; without them a log of any length fits.
-        turns=_forget if options.level == 1 else None,
+        turns=unsettled.see if options.level == 1 else None,
     )
     failures = list(findings.failures)
     seed = options.sample_seed
-    recomputed = population = elsewhere = 0
+    recomputed = population = elsewhere = unseen = 0
     # A folder that fails level 1 has no records to replay: what is wrong has been named.
     if not failures and options.level > 1:
         if options.level == 3 and options.sample is not None and seed is None:
             seed = secrets.randbelow(1 << 32)
         try:
-            recomputed, population, elsewhere = _replay(options, findings, failures, seed or 0, progress)
+            recomputed, population, elsewhere, unseen = _replay(
+                options, findings, failures, seed or 0, progress
+            )
         except UsageError:
             raise
         except BarnraiseError as error:
@@ -143,6 +148,8 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
         sample_seed=seed,
         population=population,
         elsewhere=elsewhere,
+        unseen=unseen,
+        waiting=unsettled.of(findings),
         other_source=findings.manifest.get("source") != source_digest(),
         beacon=_beacon(findings.manifest),
         failures=[{key: printable(text) for key, text in asdict(failure).items()} for failure in failures],
@@ -157,13 +164,26 @@ def _beacon(manifest: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _forget(turn: Turn) -> None:
-    del turn
+@dataclass
+class _Unsettled:
+    """How many closed turns have no settlement; turns are seen and forgotten."""
+
+    turns: int = 0
+
+    def see(self, turn: Turn) -> None:
+        self.turns += bool(turn.close and not turn.settlement)
+
+    def of(self, findings: Findings) -> int:
+        """How many turns of a log that was read wait for their audits; none where audits do not lag."""
+        for turn in findings.turns:
+            self.see(turn)
+        lags = findings.manifest.get("config", {}).get("audit", {}).get("lag", 0)
+        return self.turns if lags else 0
 
 
 def _replay(
     options: VerifyOptions, findings: Findings, failures: list[Failure], seed: int, progress: Any
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int, int]:
     folder = RunFolder(options.run)
     checked_config(findings.manifest)
     work = None
@@ -177,7 +197,9 @@ def _replay(
     records = [record for record, _ in read_entries(log, manifest)]
     codec = Aggregator.of(manifest.arrays, manifest.config).codec
     check_table(folder, findings, records, codec.payload_bytes, failures.append)
-    return (work.recomputed, work.plan.population, work.plan.elsewhere) if work else (0, 0, 0)
+    if work is None:
+        return 0, 0, 0, 0
+    return work.recomputed, work.plan.population, work.plan.elsewhere, work.plan.unseen
 
 
 def _steps(folder: RunFolder, findings: Findings, failures: list[Failure], progress: Any) -> Iterator[Step]:
@@ -236,9 +258,11 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
             highlight=False,
         )
         if answer.elsewhere:
+            seen = answer.elsewhere - answer.unseen
             console.print(
-                f"      [yellow]{answer.elsewhere}[/] of them rest on tolerance: other numerics classes than "
-                "this machine's, whose steps auditors compared within the manifest's limits",
+                f"      [yellow]{answer.elsewhere}[/] of them rest on tolerance, being of other numerics "
+                f"classes than this machine's: auditors looked into {seen}, within the limits, and "
+                f"nobody into {answer.unseen}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -251,6 +275,13 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
         console.print(f"      [yellow]note[/]     {rest}", highlight=False, soft_wrap=True)
     if not answer.complete:
         console.print("      [yellow]incomplete[/]: the log does not end with a run-close entry")
+    if answer.waiting:
+        console.print(
+            f"      [yellow]waiting[/]: {answer.waiting} turns wait for their audits, and the weights hold "
+            "what nobody has judged yet",
+            highlight=False,
+            soft_wrap=True,
+        )
     if answer.level < 3:
         console.print(
             f"Next: barnraise verify {options.run} --level 3 --sample 5", highlight=False, soft_wrap=True

@@ -254,20 +254,25 @@ class Notary:
         return without
 
     def _count_last_turn(self) -> dict[str, str]:
-        """Who was named in the last turn of the log and made one of its draws short, and by what."""
+        """Who was named in one of the last two draws of the log and made it short, and by what.
+
+        Where audits lag, the second of them is of an earlier turn than the first.
+        """
         ledger = self._ledger
         found: dict[str, str] = {}
         if ledger.state.turns and ledger.state.links:
             key = ledger.manifest.coordinator
             draw = open_record(Draw, ledger.envelope(Draw.kind)[1], key)
-            second = open_record(SecondDraw, ledger.envelope(SecondDraw.kind)[1], key)
+            shown = [draw.links]
+            if ledger.state.turns > ledger.state.config["audit"]["lag"]:  # some turn has had its second draw
+                shown.append(open_record(SecondDraw, ledger.envelope(SecondDraw.kind)[1], key).links)
             closed = open_record(RevealClose, ledger.envelope(RevealClose.kind)[1], key)
             late = self._late(parse_head(ledger.manifest, draw.head), closed.pulse)
             found |= {item.witness: "cosigned late" for item in draw.links if item.witness in late}
-            for links in (draw.links, second.links):
+            for links in shown:
                 silent = {item.witness for item in links} - given_links(links).keys()
                 found |= dict.fromkeys(silent, "gave no link")
-            for name in (item.witness for item in draw.links):
+            for name in dict.fromkeys(item.witness for links in shown for item in links):
                 self._in_a_row[name] = self._in_a_row.get(name, 0) + 1 if name in found else 0
                 if name in found:
                     self._sits_out[name] = 1 << min(self._in_a_row[name] - 1, MOST_TURNS_OUT)
@@ -287,7 +292,7 @@ class Notary:
         """
         ledger, manifest = self._ledger, self._ledger.manifest
         turn = ledger.state.open_turn
-        names, number = turn.open.witnesses, link_number(turn, kind)
+        names, number = turn.open.witnesses, link_number(ledger.state)
         note = self._witnesses.cosign(ledger.head, ledger.consistency, witness_names(manifest))
         if kind == Draw.kind:
             note = self._without_late(note)

@@ -5,7 +5,7 @@ Owns section 10 of docs/protocol.md as one pure function. Does not own payment, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 STRIKE_REASONS = frozenset(
@@ -15,7 +15,10 @@ STRIKE_REASONS = frozenset(
 
 @dataclass(frozen=True)
 class Standing:
-    """A member's balance and conduct. `unvested` holds (turn, tokens); everything counts tokens."""
+    """A member's balance and conduct. `unvested` holds (turn, tokens); everything counts tokens.
+
+    `struck` is the turn of the last strike, -1 without one.
+    """
 
     earned: int = 0
     vested: int = 0
@@ -23,6 +26,7 @@ class Standing:
     unvested: tuple[tuple[int, int], ...] = ()
     accepted: int = 0
     strikes: int = 0
+    struck: int = -1
     suspect: bool = False
     quarantined: bool = False
 
@@ -66,10 +70,55 @@ def after_turn(
         elif reason in STRIKE_REASONS:
             count = before.strikes + 1
             before = replace(
-                before, strikes=count, suspect=True, quarantined=before.quarantined or count >= strikes
+                before,
+                strikes=count,
+                struck=result.turn,
+                suspect=True,
+                quarantined=before.quarantined or count >= strikes,
             )
         after[member] = before
     return {name: _vest(standing, result.turn - vest_rounds) for name, standing in after.items()}
+
+
+@dataclass(frozen=True)
+class LateResult:
+    """What a settlement means for standings.
+
+    `removed`: (member, turn, tokens) of each contribution that was taken out. `earned`: auditor to tokens, as
+    of `turn`. `faults`: members at fault. `cleared`: members whose contribution was drawn and holds.
+    """
+
+    turn: int
+    removed: Sequence[tuple[str, int, int]] = ()
+    earned: Sequence[tuple[str, int]] = ()
+    faults: Collection[str] = ()
+    cleared: Collection[str] = ()
+
+
+def after_settlement(standings: Mapping[str, Standing], result: LateResult) -> dict[str, Standing]:
+    """The standings after a turn's late settlement; nothing vests by it."""
+    after = dict(standings)
+    for member, turn, tokens in result.removed:
+        after[member] = _taken_back(after[member], turn, tokens)
+    for member, tokens in result.earned:
+        before = after[member]
+        entry = (result.turn, tokens)
+        after[member] = replace(before, earned=before.earned + tokens, unvested=(*before.unvested, entry))
+    for member in result.faults:
+        after[member] = replace(after[member], quarantined=True)
+    for member in result.cleared:
+        # Work from before a strike clears nobody of it.
+        after[member] = replace(after[member], suspect=after[member].struck > result.turn)
+    return {name: _vest(standing, -1) for name, standing in after.items()}
+
+
+def _taken_back(standing: Standing, turn: int, tokens: int) -> Standing:
+    less = replace(standing, earned=standing.earned - tokens, accepted=max(0, standing.accepted - 1))
+    kept = list(standing.unvested)
+    if (turn, tokens) in kept:
+        kept.remove((turn, tokens))
+        return replace(less, unvested=tuple(kept))
+    return replace(less, forfeited=standing.forfeited - tokens)  # in quarantine since
 
 
 def revoked(standing: Standing) -> Standing:

@@ -46,10 +46,11 @@ def check_run(
     elsewhere; `expect_head`, a head seen elsewhere, `SIZE:HEX` with the root's 64 hex digits;
     `witness_policy`, a C2SP tlog-policy file; `receipt`, a receipt file (section 12).
 
-    `turns` is given each turn when the log has told all of it, right or wrong; without it they are
-    gathered in the answer, and memory grows with the log. Raises UsageError when there is no run, a run
-    of another protocol, or one of the above is none of what it must be, or when the run names a beacon and
-    the package that checks one is not installed; StorageError when the machine has no room.
+    `turns` is given each turn when the log has told all of it, right or wrong, its settlement included where
+    audits lag; without it they are gathered in the answer, and memory grows with the log. Raises UsageError
+    when there is no run, a run of another protocol, or one of the above is none of what it must be, or when
+    the run names a beacon and the package that checks one is not installed; StorageError when the machine has
+    no room.
     """
     anchors = Anchors(vkey=vkey, expect_head=expect_head, witness_policy=witness_policy, receipt=receipt)
     if not run.is_dir():

@@ -1,10 +1,12 @@
 """From the draw to the last verdict of a turn (protocol, sections 4 and 6).
 
-Owns the checks of draw, served, verdict and second-draw, and how a slot settles. The arithmetic of the
-lottery is in `fsck_draws`.
+Owns the checks of draw, served, verdict and second-draw, and how a slot settles, at once or late.
+The arithmetic of the lottery is in `fsck_draws`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from verification.fsck_beacon import is_short_of_pulse, pulse_holds, pulse_in_seed
 from verification.fsck_draws import (
@@ -42,7 +44,9 @@ def _check_link_and_seed(run: Run, turn: TurnState, entry: Entry, look: int) -> 
     """Head, links and seed of a draw; whether the draw is short."""
     record, where = entry.record, place(entry)
     root = run.tree.root()
-    number = 2 * turn.open["turn"] + look
+    # Where audits lag, the second draw of a turn comes after the first ones of later turns.
+    run.draws += 1
+    number = run.draws
     cosigners, times = check_cosigned_head(run, look + 1, entry, root)
     check_links(run, turn, entry, number, root, cosigners)
     if not run.chain.holds(number, record["link"]):
@@ -63,7 +67,7 @@ def check_draw(run: Run, turn: TurnState, entry: Entry) -> None:
     turn.short = _check_link_and_seed(run, turn, entry, 1)
     certain = set(turn.roster) if turn.short else twins(turn.valid)
     turn.drawn = drawn_slots(
-        record["seed"], turn.roster.values(), run.ledger.auditors, run.settings.tolerances, certain
+        record["seed"], turn.roster.values(), turn.auditors, run.settings.tolerances, certain
     )
     for slot in turn.drawn:
         count = run.settings.segments(turn.roster[slot]["steps"])
@@ -100,7 +104,8 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
     record, where, report = entry.record, place(entry), run.report
     slot, look, name = record["slot"], record["look"], record["auditor"]
     of = f"look {look} of slot {slot} in {turn.name}"
-    first = turn.drawn[slot] if slot in turn.served else []
+    owed = slot in turn.served and (not run.settings.lag or slot in turn.standing)
+    first = turn.drawn[slot] if owed else []
     called = turn.looks.get(slot, []) if look == 2 else first
     if look != (1 if turn.second_draw is None else 2) or name not in called or (look, slot) in turn.verdicts:
         report.add(f"{name} was not to give a verdict for {of}, or one was given before", where, called, name)
@@ -109,7 +114,7 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
     if before is not None and (look, slot) < before:
         what = f"the verdict of {of} does not stand by slot"
         report.add(what, where, f"a slot above {before[1]}", slot)
-    auditor = next(a for a in run.ledger.auditors if a["member"] == name)
+    auditor = next(a for a in turn.auditors if a["member"] == name)
     if not entry.envelope.signed_by(auditor["key"]):
         report.add(
             f"the verdict of {of} is not signed by {name}", where, auditor["key"], entry.envelope.keyid
@@ -149,7 +154,7 @@ def check_second_draw(run: Run, turn: TurnState, entry: Entry) -> None:
     record, where = entry.record, place(entry)
     short = _check_link_and_seed(run, turn, entry, 2) or turn.short
     first = {slot: verdict for (_, slot), verdict in turn.verdicts.items()}
-    operators = {a["member"]: a["operator"] for a in run.ledger.auditors}
+    operators = {a["member"]: a["operator"] for a in turn.auditors}
     ppm = run.settings.second_look_ppm
     turn.looks = second_looks(record["seed"], turn.drawn, first, operators, ppm, short=short)
     expected = [{"auditors": names, "slot": slot} for slot, names in turn.looks.items()]
@@ -159,27 +164,32 @@ def check_second_draw(run: Run, turn: TurnState, entry: Entry) -> None:
 
 
 def settled(run: Run, turn: TurnState, slot: int) -> str | None:
-    """Section 6, settling: why a roster entry is rejected, or None when it is accepted."""
+    """Section 6, settling: why a close rejects a roster entry, or None when it accepts it."""
     if slot not in turn.commitments:
         return "late"
     if slot not in turn.valid:
         return turn.refused[slot]
     line = turn.roster[slot]
     # Whether anybody could check it counts before the lot does, so that a lone class earns nothing by luck.
-    able = eligible(line, run.ledger.auditors, run.settings.tolerances)
+    able = eligible(line, turn.auditors, run.settings.tolerances)
     if (line["audit_ppm"] or slot in turn.drawn) and not able:
         return "no-eligible-auditor"
-    if slot not in turn.drawn:
-        return None
     if slot in turn.unserved:
         return "unserved"
+    return None if run.settings.lag else settled_by_verdicts(turn, slot)
+
+
+def settled_by_verdicts(turn: TurnState, slot: int) -> str | None:
+    """The rest of that: the rules after `unserved`, which late settling applies."""
+    if slot not in turn.drawn:
+        return None
     first = turn.verdicts.get((1, slot))
     if first is None:
         return "unaudited"
     return judged(first, turn.verdicts.get((2, slot)), second_was_drawn=slot in turn.looks)
 
 
-def expected_missed(turn: TurnState) -> set[tuple[str, int, int]]:
-    """(auditor, look, slot) of everyone that was called and gave no verdict."""
-    called = {slot: turn.drawn[slot] for slot in turn.served}
+def expected_missed(turn: TurnState, slots: Iterable[int]) -> set[tuple[str, int, int]]:
+    """(auditor, look, slot) of everyone that was called for one of these served slots and gave no verdict."""
+    called = {slot: turn.drawn[slot] for slot in slots}
     return missed_calls(called, turn.verdicts, 1) | missed_calls(turn.looks, turn.verdicts, 2)

@@ -1,11 +1,13 @@
 """The round-close: who was accepted with what weight, and what is carried over.
 
-Owns the checks of that one record (protocol, sections 4, 9 and 10).
+Owns the checks of that one record (protocol, sections 4, 9 and 10), and of what a settlement has in
+common with it: who missed, queue, credit, quarantine.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from verification.fsck_audit import expected_missed, settled
 from verification.fsck_findings import Record
@@ -25,10 +27,13 @@ def check_round_close(run: Run, turn: TurnState, entry: Entry) -> None:
     accepted = [slot for slot, reason in reasons.items() if reason is None]
     _check_accepted(run, turn, record, accepted, where)
     _check_rejected(run, turn, record, where)
-    _check_missed(run, turn, record, where)
+    # Who missed is told when the audits are over.
+    check_missed(run, turn, record, set() if run.settings.lag else expected_missed(turn, turn.served), where)
     _check_result(run, turn, record, accepted, where)
     _carry_over(run, turn, record, reasons, where)
     turn.close = record
+    turn.standing = set(accepted)
+    turn.after = {key: record[key] for key in ("outer", "weights")}
 
 
 def _check_settling(run: Run, turn: TurnState, record: Record, where: str) -> dict[int, str | None]:
@@ -65,7 +70,7 @@ def _check_accepted(run: Run, turn: TurnState, record: Record, accepted: list[in
     check_ascending(run, f"the accepted slots of {turn.name}", where, [a["slot"] for a in record["accepted"]])
     counts = [(turn.roster[slot]["operator"], turn.valid[slot]["tokens"]) for slot in accepted]
     own = weights_of(counts, run.settings.cap_ppm)
-    auditors, tolerances = run.ledger.auditors, run.settings.tolerances
+    auditors, tolerances = turn.auditors, run.settings.tolerances
     resting = [rests_on_tolerance(turn.roster[slot], auditors, tolerances) for slot in accepted]
     weights = dict(zip(accepted, capped(own, resting, run.settings.tolerance_cap_ppm), strict=True))
     if accepted and not any(weights.values()):
@@ -104,9 +109,12 @@ def _check_rejected(run: Run, turn: TurnState, record: Record, where: str) -> No
             run.report.add(f"the evidence {of} is missing", where, "a digest of its case.json", "null")
 
 
-def _check_missed(run: Run, turn: TurnState, record: Record, where: str) -> None:
+def check_missed(
+    run: Run, turn: TurnState, record: Record, expected: Iterable[tuple[str, int, int]], where: str
+) -> None:
+    """The `missed` of a record: (auditor, look, slot) as `expected`, each once."""
     got = Counter((m["auditor"], m["look"], m["slot"]) for m in record["missed"])
-    want = Counter(expected_missed(turn))
+    want = Counter(expected)
     for name, look, slot in sorted((want - got).elements()):
         what = f"{name} gave no verdict for look {look} of slot {slot} in {turn.name}"
         run.report.add(what, where, "a verdict, or to be listed as missed", "neither")
@@ -136,7 +144,7 @@ def _check_result(run: Run, turn: TurnState, record: Record, accepted: list[int]
         report.add(f"the validation loss of {turn.name} is {how}", where, *words)
 
 
-def _outcome(turn: TurnState, slot: int, reason: str | None) -> Outcome:
+def _outcome(run: Run, turn: TurnState, slot: int, reason: str | None) -> Outcome:
     line = turn.roster[slot]
     opening: Record = turn.valid[slot] if reason is None else {"tokens": 0, "next_state": ""}
     return Outcome(
@@ -144,7 +152,7 @@ def _outcome(turn: TurnState, slot: int, reason: str | None) -> Outcome:
         member=line["member"],
         operator=line["operator"],
         reason=reason,
-        drawn=slot in turn.drawn,
+        audited=slot in turn.drawn and not run.settings.lag,
         steps=line["steps"],
         ms=turn.ms.get(slot, 0),
         pieces=tuple((start, stop) for start, stop in line["positions"]),
@@ -165,34 +173,52 @@ def _carry_over(
 ) -> None:
     """Queue, credit and quarantine after the turn; then take over what the close says, see `Ledger`."""
     ledger, report = run.ledger, run.report
-    verdicts = [
-        (verdict["auditor"], _audited_tokens(run, turn, slot))
-        for (_, slot), verdict in turn.verdicts.items()
-        if (verdict["outcome"], reasons[slot]) in _PAID
-    ]
-    outcomes = [_outcome(turn, slot, reason) for slot, reason in reasons.items()]
-    ledger.close(turn.open["turn"], outcomes, verdicts)
+    outcomes = [_outcome(run, turn, slot, reason) for slot, reason in reasons.items()]
+    ledger.close(turn.open["turn"], outcomes, paid_verdicts(run, turn, reasons))
     for slot, reason in reasons.items():
         if reason is None:
             run.index.add("accepted", bytes.fromhex(turn.valid[slot]["payload"][7:]))
     if turn.handed_out_right:
-        queue = [{"operator": o, "range": [start, stop]} for start, stop, o in ledger.queue]
-        report.equal(f"the queue after {turn.name} is wrong", where, queue, record["requeued"])
+        check_queue(run, record, turn.name, where)
         report.equal(f"the cursor after {turn.name} is wrong", where, ledger.cursor, record["cursor"])
-    ledger.queue = [(q["range"][0], q["range"][1], q["operator"]) for q in record["requeued"]]
     ledger.cursor = record["cursor"]
+    take_over(run, record, turn.name, where)
+
+
+def paid_verdicts(run: Run, turn: TurnState, reasons: Mapping[int, str | None]) -> list[tuple[str, int]]:
+    """(auditor, tokens that it looked into) of the verdicts that agree with how their slot was settled.
+
+    `reasons` are those of slots that are not accepted.
+    """
+    return [
+        (verdict["auditor"], _audited_tokens(run, turn, slot))
+        for (_, slot), verdict in turn.verdicts.items()
+        if (verdict["outcome"], reasons.get(slot)) in _PAID
+    ]
+
+
+def check_queue(run: Run, record: Record, after: str, where: str) -> None:
+    """The queue that a record tells; `after` is what it comes after."""
+    queue = [{"operator": o, "range": [start, stop]} for start, stop, o in run.ledger.queue]
+    run.report.equal(f"the queue after {after} is wrong", where, queue, record["requeued"])
+
+
+def take_over(run: Run, record: Record, after: str, where: str) -> None:
+    """Credit and quarantine as a record tells them; then the ledger goes on from what it says."""
+    ledger, report = run.ledger, run.report
+    ledger.queue = [(q["range"][0], q["range"][1], q["operator"]) for q in record["requeued"]]
     lines = {line["member"]: line for line in record["credits"]}
     names = [line["member"] for line in record["credits"]]
-    what = f"the credits of {turn.name} do not list every member by name, once"
+    what = f"the credits after {after} do not list every member by name, once"
     report.equal(what, where, sorted(ledger.accounts), names)
     for name, account in sorted(ledger.accounts.items()):
         line = lines.get(name)
         if line is None:
             continue
         for key in ("earned", "vested", "forfeited"):
-            what = f"the {key} credit of {name} after {turn.name} is wrong"
+            what = f"the {key} credit of {name} after {after} is wrong"
             report.equal(what, where, getattr(account, key), line[key])
         account.earned, account.vested, account.forfeited = line["earned"], line["vested"], line["forfeited"]
     quarantined = sorted(ledger.quarantined)
-    what = f"the members in quarantine after {turn.name} are wrong"
+    what = f"the members in quarantine after {after} are wrong"
     report.equal(what, where, quarantined, record["quarantined"])

@@ -64,7 +64,11 @@ class FileCheck:
             self._addressed("payloads", opening["payload"], what, self.payload_length)
             if turn.open["snapshot"] and opening["start_state"] != self.manifest["zero_state"]:
                 self._addressed("state", opening["start_state"], f"the start state of {_label(turn, slot)}")
-        for line in turn.close["rejected"] if turn.close is not None else ():
+        place = (turn.open["round"], turn.open["attempt"])
+        lines = [] if turn.close is None else list(turn.close["rejected"])
+        removed = [] if turn.settlement is None else turn.settlement["removed"]
+        lines += [line for line in removed if (line["round"], line["attempt"]) == place]
+        for line in lines:
             if line["evidence"] is not None:
                 for name in check_case(self, turn, line):
                     self.index.add("evidence", name.encode("utf-8", "surrogatepass"))
@@ -167,7 +171,8 @@ class FileCheck:
     def _checkpoints(self, story: Story) -> None:
         """Which checkpoints are there. An empty one cannot be right; more of their content is level 2's."""
         every, last = self.manifest["config"]["checkpoint"]["every"], story.rounds
-        for number in [*range(0, last, every), last]:
+        bases = {number - 1 for number, _ in story.waiting}
+        for number in sorted({*range(0, last, every), last, *bases}):
             for kind in _KINDS:
                 name = f"checkpoints/round-{number:05d}.{kind}"
                 path = self.run / name
@@ -178,13 +183,16 @@ class FileCheck:
                 if not fine:
                     self.report.add("a checkpoint is missing or empty", name, "a file", "none")
 
+        # That of a turn that was just settled may still lie there, and that of the next round already.
+        lowest = min(bases, default=last) - 1
+
         def belongs(name: str) -> bool:
             found = _CHECKPOINT.fullmatch(name)
             if found is None or name != f"round-{int(found[1]):05d}.{found[2]}":
                 return False
             number = int(found[1])
             kept = number == last or (number < last and number % every == 0)
-            return kept or (_open_ended(story) and number in (last - 1, last + 1))
+            return kept or (_open_ended(story) and lowest <= number <= last + 1)
 
         self._unexpected("checkpoints", story, belongs)
 
@@ -195,11 +203,12 @@ class FileCheck:
                 number, attempt = last.open["round"], last.open["attempt"]
             elif not last.close["accepted"]:
                 attempt = last.open["attempt"] + 1
-        prefix = f"r{number:05d}-a{attempt}-s"
+        open_ended = {(number, attempt), *story.waiting} if _open_ended(story) else ()
+        prefixes = tuple(f"r{number:05d}-a{attempt}-s" for number, attempt in open_ended)
 
         def belongs(name: str) -> bool:
             known = self.index.has("evidence", name.encode("utf-8", "surrogatepass"))
-            return known or (_open_ended(story) and name.startswith(prefix))
+            return known or name.startswith(prefixes)
 
         self._unexpected("evidence", story, belongs)
 

@@ -5,7 +5,7 @@ Owns the shapes of the answer. Knows no rule of the protocol.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,9 @@ class Turn:
     """The records of one attempt at one round, as far as the log goes.
 
     `commitments` and `reveals` are by slot, in log order; `verdicts` in log order. `first_entry` is the
-    log index of the round-open. Keys and types of every record here are as in the protocol.
+    log index of the round-open. Keys and types of every record here are as in the protocol. Where audits lag,
+    `settlement` is the turn's own, with the verdicts before it, and `removed` holds the slots that any
+    settlement took out of this turn, and whether for a fault.
     """
 
     first_entry: int
@@ -67,6 +69,8 @@ class Turn:
     verdicts: tuple[Record, ...]
     second_draw: Record | None
     close: Record | None
+    settlement: Record | None = None
+    removed: Mapping[int, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

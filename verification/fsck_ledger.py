@@ -34,19 +34,31 @@ class Account:
 class Outcome:
     """How one roster entry fared in a turn; `reason` is None when it was accepted.
 
-    `ms` is the measured time in milliseconds, 0 when it was not measured.
+    `ms` is the measured time in milliseconds, 0 when it was not measured; `audited`: it was drawn,
+    and the audit is over.
     """
 
     slot: int
     member: str
     operator: str
     reason: str | None
-    drawn: bool
+    audited: bool
     steps: int
     ms: int
     pieces: tuple[Piece, ...]
     tokens: int
     next_state: str
+
+
+@dataclass(frozen=True)
+class Removal:
+    """An accepted contribution of `turn` that a settlement takes out again."""
+
+    turn: int
+    member: str
+    operator: str
+    pieces: tuple[Piece, ...]
+    tokens: int
 
 
 class Ledger:
@@ -68,10 +80,11 @@ class Ledger:
         self.quarantined: set[str] = set()
         self.accounts = {e["member"]: Account() for e in enrolments}
         self._zero_state = zero_state
-        self._last_state: dict[str, str] = {}
+        self._states: dict[str, list[tuple[int, str]]] = {}
+        """By member: (turn, next state) of what no settlement removed, as far back as one may yet do so."""
         self._accepted: Counter[str] = Counter()
         self._strikes: Counter[str] = Counter()
-        self._suspect: set[str] = set()
+        self._suspect: dict[str, int] = {}  # by member, the turn of its last strike
         self._taken: list[Piece] = []
 
     # --- what the next round-open must say ---
@@ -83,7 +96,8 @@ class Ledger:
     def start_state(self, round_number: int, member: str) -> str:
         """Section 10, lineage."""
         reset = not self.settings.snapshot and (round_number - 1) % self.settings.state_every == 0
-        return self._zero_state if reset else self._last_state.get(member, self._zero_state)
+        states = self._states.get(member)
+        return self._zero_state if reset or not states else states[-1][1]
 
     def audit_ppm(self, member: str) -> int:
         """Section 6, whom."""
@@ -119,7 +133,7 @@ class Ledger:
 
     def rotate(self, member: str, new_key: str) -> None:
         """A key-rotation: lineage and probation begin again."""
-        self._last_state.pop(member, None)
+        self._states.pop(member, None)
         self._accepted[member] = 0
         self.identities[member]["key"] = new_key
 
@@ -138,14 +152,14 @@ class Ledger:
         for outcome in outcomes:
             if outcome.reason is None:
                 earned.append((outcome.member, outcome.tokens))
-                self._accept(outcome)
+                self._accept(turn, outcome)
                 continue
             self.queue += [(start, stop, outcome.operator) for start, stop in outcome.pieces]
             if outcome.reason == "late":
                 self._pace(outcome.slot, outcome.steps // 2)
             if outcome.reason in REFUSALS:
                 self._strikes[outcome.member] += 1
-                self._suspect.add(outcome.member)
+                self._suspect[outcome.member] = turn
             struck_out = self._strikes[outcome.member] >= self.settings.strikes
             if outcome.reason == "failed-audit" or (outcome.reason in REFUSALS and struck_out):
                 new.add(outcome.member)
@@ -153,11 +167,12 @@ class Ledger:
         self.quarantined |= new
         self._credit(turn, earned, new)
 
-    def _accept(self, outcome: Outcome) -> None:
+    def _accept(self, turn: int, outcome: Outcome) -> None:
         self._accepted[outcome.member] += 1
-        self._last_state[outcome.member] = outcome.next_state
-        if outcome.drawn:
-            self._suspect.discard(outcome.member)
+        before = self._states.get(outcome.member, []) if self.settings.lag else []
+        self._states[outcome.member] = [*before, (turn, outcome.next_state)]
+        if outcome.audited:
+            self._suspect.pop(outcome.member, None)
         if outcome.ms:
             q = outcome.steps * self.settings.round_ms // outcome.ms
             self._pace(outcome.slot, min(q, 2 * outcome.steps, self.settings.max_steps))
@@ -168,19 +183,62 @@ class Ledger:
             every = self.settings.trace_every
             self.steps[slot] = max(steps // every * every, every)
 
+    def settle(
+        self,
+        turn: int,
+        removals: Iterable[Removal],
+        verdicts: Iterable[tuple[str, int]],
+        *,
+        at_fault: set[str],
+        cleared: set[str],
+    ) -> None:
+        """Apply the settlement of a turn (section 10). `verdicts` as in `close`; `at_fault` and `cleared`
+        are members whose contribution of this turn failed its audit, and was drawn and is accepted.
+        """
+        for removal in removals:
+            self._take_back(removal)
+        self.queue.sort()
+        self._earn(turn, verdicts)
+        self.quarantined |= at_fault
+        # An auditor may be in quarantine since its verdict was asked for.
+        for member in self.quarantined:
+            self._forfeit(member)
+        # Work from before a strike clears nobody of it.
+        self._suspect = {m: at for m, at in self._suspect.items() if m not in cleared or at > turn}
+        for member, states in self._states.items():
+            later = sum(when > turn for when, _ in states)
+            self._states[member] = states[-later - 1 :]
+
+    def _take_back(self, removal: Removal) -> None:
+        member, account = removal.member, self.accounts[removal.member]
+        account.earned -= removal.tokens
+        entry = (removal.turn, removal.tokens)
+        if entry in account.unvested:
+            account.unvested.remove(entry)
+        else:
+            account.forfeited -= removal.tokens  # in quarantine since
+        self._accepted[member] = max(0, self._accepted[member] - 1)
+        states = self._states.get(member, [])
+        self._states[member] = [state for state in states if state[0] != removal.turn]
+        self.queue += [(start, stop, removal.operator) for start, stop in removal.pieces]
+        self.release_positions(removal.pieces)
+
     def _credit(self, turn: int, earned: list[tuple[str, int]], forfeiting: set[str]) -> None:
-        for member, tokens in earned:
-            account = self.accounts[member]
-            account.earned += tokens
-            same_turn = bool(account.unvested) and account.unvested[-1][0] == turn
-            before = account.unvested.pop()[1] if same_turn else 0
-            account.unvested.append((turn, before + tokens))
+        self._earn(turn, earned)
         for member in forfeiting:
             self._forfeit(member)
         ripe = turn - self.settings.vest_rounds
         for account in self.accounts.values():
             account.vested += sum(tokens for when, tokens in account.unvested if when <= ripe)
             account.unvested = [entry for entry in account.unvested if entry[0] > ripe]
+
+    def _earn(self, turn: int, earned: Iterable[tuple[str, int]]) -> None:
+        for member, tokens in earned:
+            account = self.accounts[member]
+            account.earned += tokens
+            same_turn = bool(account.unvested) and account.unvested[-1][0] == turn
+            before = account.unvested.pop()[1] if same_turn else 0
+            account.unvested.append((turn, before + tokens))
 
     def _forfeit(self, member: str) -> None:
         account = self.accounts[member]
@@ -205,6 +263,17 @@ class Ledger:
                 upto += 1
             self._taken[at:upto] = [(low, high)]
         return twice
+
+    def release_positions(self, pieces: Iterable[Piece]) -> None:
+        """Positions of what was removed may be accepted again."""
+        for start, stop in pieces:
+            at = bisect.bisect_right(self._taken, start, key=lambda piece: piece[1])
+            upto, rest = at, list[Piece]()
+            while upto < len(self._taken) and self._taken[upto][0] < stop:
+                low, high = self._taken[upto]
+                rest += [(a, b) for a, b in ((low, start), (stop, high)) if a < b]
+                upto += 1
+            self._taken[at:upto] = rest
 
 
 def weights_of(tokens: Sequence[tuple[str, int]], cap_ppm: int) -> list[int]:

@@ -23,6 +23,7 @@ from verification.fsck_json import hash_object
 from verification.fsck_ledger import Ledger
 from verification.fsck_log import Tree
 from verification.fsck_members import Members
+from verification.fsck_settling import check_settlement
 from verification.fsck_shapes import RECORDS, Settings
 from verification.fsck_tolerance import check_tolerance
 from verification.fsck_turn import (
@@ -49,6 +50,16 @@ _FOLLOWS = {
     "round-close": (),
 }
 """After the record that began a phase: what may come, the last of them beginning the next phase."""
+_DUE = "settlement due"
+_FOLLOWS_LATE = {
+    **{phase: _FOLLOWS[phase] for phase in ("round-open", "commit-close", "reveal-close", "draw")},
+    "served": ("round-close",),
+    "round-close": (),
+    _DUE: ("verdict", "second-draw"),
+    "second-draw": ("verdict", "settlement"),
+    "settlement": (),
+}
+"""The same where audits lag; no record begins the phase in which a settlement is due."""
 
 _CHECKS: dict[str, Callable[[Run, TurnState, Entry], None]] = {
     "commitment": check_commitment,
@@ -60,6 +71,7 @@ _CHECKS: dict[str, Callable[[Run, TurnState, Entry], None]] = {
     "verdict": check_verdict,
     "second-draw": check_second_draw,
     "round-close": check_round_close,
+    "settlement": check_settlement,
 }
 _SIGNED_BY_MEMBERS = ("enrol", "commitment", "reveal", "verdict", "key-rotation", "key-revocation")
 _BETWEEN_TURNS = ("round-open", "run-close", "key-rotation", "key-revocation")
@@ -67,10 +79,13 @@ _BETWEEN_TURNS = ("round-open", "run-close", "key-rotation", "key-revocation")
 
 @dataclass(frozen=True)
 class Story:
-    """What the log tells, in short. `whole` is false when the replay had to stop before the log's end."""
+    """What the log tells, in short. `waiting`: (round, attempt) of closed turns that are not settled. `whole`
+    is false when the replay had to stop before the log's end.
+    """
 
     enrolments: tuple[Record, ...] = ()
     last_turn: Turn | None = None
+    waiting: tuple[tuple[int, int], ...] = ()
     run_close: Record | None = None
     rounds: int = 0
     weights_digest: str = ""
@@ -127,6 +142,10 @@ def check_manifest(manifest: Record, report: Report) -> Ground | None:
             f"{k} of {chunk}",
         )
     check_tolerance(manifest, where, report)
+    lag, vesting = manifest["config"]["audit"]["lag"], manifest["config"]["credit"]["vest_rounds"]
+    if lag and vesting <= lag:
+        what = "credit vests before the audits that lag are over"
+        report.add(what, where, f"credit.vest_rounds above {lag}", vesting)
     if not manifest["config"]["train"]["steps"]:
         report.add("the configuration has no contributor's steps", where, "one number per contributor", "[]")
         return None
@@ -170,7 +189,7 @@ class Replay:
         ledger = Ledger(settings, manifest["zero_state"], [])
         self.run = Run(
             run_id, manifest, settings, tree, ground.log_key, ledger, chain, ground.witnesses, index,
-            on_head, report,
+            on_head, report, manifest["initial"], manifest["initial"],
         )  # fmt: skip
         self.members = Members(self.run)
         self.run_close: Record | None = None
@@ -178,8 +197,11 @@ class Replay:
         self.attempt = 0
         self.turns = 0
         self.tokens = 0
-        self.base: dict[str, str] = manifest["initial"]
         self.turn: TurnState | None = None
+        """The turn that records are of: the one in progress, or the one whose settlement is due."""
+        self.last: TurnState | None = None
+        """The last turn that was opened."""
+        self.follows = _FOLLOWS_LATE if settings.lag else _FOLLOWS
         self.phase = "enrol"
         self.broken = False
         self._finished = finished
@@ -243,12 +265,19 @@ class Replay:
     def _allowed(self) -> tuple[str, ...]:
         if self.phase == "enrol":
             return ("enrol", "round-open", "run-close")
-        return _FOLLOWS[self.phase] or _BETWEEN_TURNS
+        return self.follows[self.phase] or _BETWEEN_TURNS
 
     def _has_signed(self, kind: str) -> bool:
         """Whether a record of the coordinator's of this kind stands in this turn already."""
-        kinds = [*_FOLLOWS]
-        return kind in kinds and self.phase in kinds and kinds.index(kind) <= kinds.index(self.phase)
+        kinds = [*self.follows]
+        if kind not in kinds or self.phase not in kinds:
+            return False
+        at, now = kinds.index(kind), kinds.index(self.phase)
+        late = now > kinds.index("round-close")
+        # Here it may be another turn's: the open of the next, or a settlement that is not due.
+        if late and (kind == "round-open" or (self.phase == "settlement" and at > kinds.index(_DUE))):
+            return False
+        return at <= now
 
     def _check_frame(self, entry: Entry) -> None:
         """Run id and subject, and the coordinator's signature where it is due."""
@@ -287,10 +316,10 @@ class Replay:
                 self.attempt,
             )
         # What follows is judged by the numbers that are due, so that one wrong number is named once.
-        self.turn = TurnState(entry.index, {**record, **numbers})
+        self.turn = self.last = TurnState(entry.index, {**record, **numbers})
         self.turns += 1
         self.phase = entry.kind
-        check_open(self.run, self.turn, entry, self.base)
+        check_open(self.run, self.turn, entry)
 
     def _turn_record(self, turn: TurnState, entry: Entry) -> None:
         for key in ("round", "attempt"):
@@ -298,21 +327,38 @@ class Replay:
                 what = f"the {key} in the {entry.kind} is not that of its round-open"
                 self.run.report.add(what, place(entry), turn.open[key], entry.record[key])
         _CHECKS[entry.kind](self.run, turn, entry)
-        if entry.kind == _FOLLOWS[self.phase][-1]:
+        if entry.kind == self.follows[self.phase][-1]:
             self.phase = entry.kind
-        if turn.close is None:
-            return
-        void = not turn.close["accepted"]
+        if entry.kind == "round-close":
+            self._closed(turn, entry.record)
+        elif entry.kind == "settlement":
+            self.run.waiting.pop(0)
+            self._over(turn)
+        waiting, settings = self.run.waiting, self.run.settings
+        due = len(waiting) > settings.lag or (waiting and self.rounds >= settings.rounds)
+        if due and self.phase in ("round-close", "settlement"):
+            self.phase, self.turn = _DUE, waiting[0]
+
+    def _closed(self, turn: TurnState, close: Record) -> None:
+        void = not close["accepted"]
         self.attempt = self.attempt + 1 if void else 0
         if not void:
             self.rounds += 1
-            self.base = {key: turn.close[key] for key in ("outer", "weights")}
-            self.tokens += sum(line["tokens"] for line in turn.close["accepted"])
+            self.run.base = {key: close[key] for key in ("outer", "weights")}
+        if self.run.settings.lag:
+            self.run.waiting.append(turn)
+        else:
+            self._over(turn)
+
+    def _over(self, turn: TurnState) -> None:
+        """All of a turn is told."""
+        accepted: list[Record] = turn.close["accepted"] if turn.close is not None else []
+        self.tokens += sum(line["tokens"] for line in accepted if line["slot"] not in turn.removed)
         self._finished(turn.as_turn())
 
     def _close_run(self, entry: Entry) -> None:
         record = entry.record
-        expected = {"rounds": self.rounds, **self.base, "tokens": self.tokens}
+        expected = {"rounds": self.rounds, **self.run.base, "tokens": self.tokens}
         for key, want in expected.items():
             self.run.report.equal(f"the {key} of the run-close are wrong", place(entry), want, record[key])
         what = "the run is closed before its last round"
@@ -320,16 +366,20 @@ class Replay:
         self.run_close = record
 
     def end(self) -> Story:
-        """What was read. A turn that the log breaks off in is handed over as far as it goes."""
-        last = self.turn.as_turn() if self.turn is not None else None
+        """What was read. Turns that wait, and one that the log breaks off in, are handed over as they are."""
+        waiting = self.run.waiting
+        for turn in waiting:
+            self._finished(turn.as_turn())
+        last = self.last.as_turn() if self.last is not None else None
         if last is not None and last.close is None:
             self._finished(last)
         return Story(
             tuple(self.members.enrolments),
             last,
+            tuple((turn.open["round"], turn.open["attempt"]) for turn in waiting),
             self.run_close,
             self.rounds,
-            self.base["weights"],
+            self.run.base["weights"],
             whole=not self.broken,
         )
 

@@ -32,6 +32,8 @@ from verification.fsck_schema import (
 )
 
 REFUSALS = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
+FOLLOWS = "follows"
+"""Why a settlement removes what came after something that it removes."""
 REASONS = (*REFUSALS, "late", "no-eligible-auditor", "unaudited", "unconfirmed", "disputed", "failed-audit")
 CASE_FILES = {"failed-audit": ("payload", "start_state"), "malformed-payload": ("payload",)}
 """The reasons that always have a case, and its files; their digests are the opening's (section 11).
@@ -111,6 +113,7 @@ _CONFIG: dict[str, dict[str, Shape]] = {
         "second_look_ppm": _PPM,
         "probation_rounds": _NUMBER,
         "segments": _NUMBER,
+        "lag": _NUMBER,
         "tolerance": list_of(_TOLERANCE),
         "tolerance_cap_ppm": integer(1, 1_000_000),
     },
@@ -203,6 +206,19 @@ _REJECTED = members(
         "slot": _NUMBER,
     }
 )
+_REMOVED = members(
+    {
+        "attempt": _NUMBER,
+        "evidence": nullable(SHA256),
+        "fault": boolean,
+        "member": NAME,
+        "reason": choice(*REASONS, FOLLOWS),
+        "round": integer(1),
+        "slot": _NUMBER,
+    }
+)
+_MISSED = list_of(members({"auditor": NAME, "look": choice(1, 2), "slot": _NUMBER}))
+_REQUEUED = list_of(members({"operator": NAME, "range": span}))
 _CREDIT = members({"earned": _NUMBER, "forfeited": _NUMBER, "member": NAME, "vested": _NUMBER})
 
 _LINKS = list_of(members({"link": nullable(HEX64), "proof": nullable(text), "witness": text}))
@@ -280,15 +296,28 @@ RECORDS: dict[str, Shape] = {
             "void": boolean,
             "accepted": list_of(_ACCEPTED),
             "rejected": list_of(_REJECTED),
-            "missed": list_of(members({"auditor": NAME, "look": choice(1, 2), "slot": _NUMBER})),
+            "missed": _MISSED,
             "weights": BLAKE3,
             "outer": BLAKE3,
-            "requeued": list_of(members({"operator": NAME, "range": span})),
+            "requeued": _REQUEUED,
             "cursor": _NUMBER,
             "credits": list_of(_CREDIT),
             "quarantined": list_of(NAME),
             "train_loss": nullable(_NUMBER),
             "val_loss": nullable(_NUMBER),
+        }
+    ),
+    "settlement": members(
+        {
+            **_OF_TURN,
+            "removed": list_of(_REMOVED),
+            "missed": _MISSED,
+            "settled": _PAIR_OF_ARRAYS,
+            "weights": BLAKE3,
+            "outer": BLAKE3,
+            "requeued": _REQUEUED,
+            "credits": list_of(_CREDIT),
+            "quarantined": list_of(NAME),
         }
     ),
     "run-close": members(
@@ -338,6 +367,7 @@ class Settings:
     second_look_ppm: int
     probation: int
     audit_segments: int
+    lag: int
     tolerances: Tolerances
     tolerance_cap_ppm: int
     vest_rounds: int
@@ -375,6 +405,7 @@ class Settings:
             second_look_ppm=audit["second_look_ppm"],
             probation=audit["probation_rounds"],
             audit_segments=audit["segments"],
+            lag=audit["lag"],
             tolerances=tolerances_of(manifest),
             tolerance_cap_ppm=audit["tolerance_cap_ppm"],
             vest_rounds=credit["vest_rounds"],

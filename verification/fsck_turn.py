@@ -1,7 +1,8 @@
 """From a round-open to the reveal-close: what was handed out, committed and revealed (protocol, section 4).
 
 Owns the state of one turn while its records are read, and the checks of its first five kinds of record.
-The draws and the close are in `fsck_audit` and `fsck_close`; the order of records in `fsck_rules`.
+The draws, the close and the late settlement are in `fsck_audit`, `fsck_close` and `fsck_settling`; the
+order of records is in `fsck_rules`.
 """
 
 from __future__ import annotations
@@ -68,6 +69,14 @@ class Run:
     """Among others, under `accepted`: payload digests of what was accepted in the turns before this one."""
     on_head: Callable[[Head], None]
     report: Report
+    base: dict[str, str]
+    """Digests of the checkpoint that the next turn starts from."""
+    settled: dict[str, str]
+    """Digests of the checkpoint after the last settled turn, as it is for good."""
+    waiting: list[TurnState] = field(default_factory=list)
+    """Closed turns that are not settled, the oldest first; none where audits do not lag."""
+    draws: int = 0
+    """Draws and second-draws so far."""
 
     def payload_was_accepted(self, digest: str) -> bool:
         """Whether a contribution with this payload was accepted in an earlier turn."""
@@ -81,6 +90,8 @@ class TurnState:
     first_entry: int
     open: Record
     roster: dict[int, Record] = field(default_factory=dict)
+    auditors: list[Record] = field(default_factory=list)
+    """Those of the open, with the keys that they had then."""
     handed_out_right: bool = True
     commitments: dict[int, Record] = field(default_factory=dict)
     commit_close: Record | None = None
@@ -109,6 +120,13 @@ class TurnState:
     second_draw: Record | None = None
     looks: dict[int, list[str]] = field(default_factory=dict)
     close: Record | None = None
+    standing: set[int] = field(default_factory=set)
+    """Slots that the close accepted and no settlement removed."""
+    after: dict[str, str] | None = None
+    """Digests of the checkpoint after this turn, where what was removed since leaves them known."""
+    settlement: Record | None = None
+    removed: dict[int, bool] = field(default_factory=dict)
+    """Slots that a settlement removed, and whether for a fault."""
 
     @property
     def name(self) -> str:
@@ -130,6 +148,8 @@ class TurnState:
             tuple(self.verdicts.values()),
             self.second_draw,
             self.close,
+            self.settlement,
+            self.removed,
         )
 
 
@@ -193,12 +213,14 @@ def _expected_rates(run: Run, round_number: int, count: int) -> tuple[list[str],
     return [_rate(s.inner_rate, w, left) for w in warm], s.outer_rate.hex()
 
 
-def check_open(run: Run, turn: TurnState, entry: Entry, base: dict[str, str]) -> None:
+def check_open(run: Run, turn: TurnState, entry: Entry) -> None:
     """Everything in a round-open but its numbers. Raises ProtocolError when no turn can follow from it."""
     record, report, where, s = entry.record, run.report, place(entry), run.settings
     number = record["round"]
-    report.equal(f"{turn.name} does not start from the last checkpoint", where, base, record["base"])
+    report.equal(f"{turn.name} does not start from the last checkpoint", where, run.base, record["base"])
     report.equal(f"the auditors of {turn.name} are wrong", where, run.ledger.auditors, record["auditors"])
+    # A key may be rotated before the verdicts come.
+    turn.auditors = [dict(auditor) for auditor in run.ledger.auditors]
     slots = [line["slot"] for line in record["roster"]]
     if slots != sorted(set(slots)) or any(slot >= len(run.ledger.contributors) for slot in slots):
         what = f"the roster of {turn.name} names slots that do not exist, twice or out of order"

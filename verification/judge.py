@@ -162,7 +162,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class TurnEvidence:
-    """Everything a turn's settling depends on."""
+    """Everything a turn's settling depends on; without a second draw it is only provisional."""
 
     open: RoundOpen
     committed: Sequence[int]
@@ -170,7 +170,7 @@ class TurnEvidence:
     draw: Draw
     unserved: Sequence[int]
     verdicts: Mapping[Look, Verdict]
-    second: SecondDraw
+    second: SecondDraw | None
     tolerances: Tolerances = ()
 
 
@@ -198,6 +198,8 @@ def _reason(turn: TurnEvidence, entry: RosterEntry, auditors: tuple[str, ...] | 
         return None
     if slot in turn.unserved:
         return "unserved"
+    if turn.second is None:
+        return None
     first, second = turn.verdicts.get((slot, 1)), turn.verdicts.get((slot, 2))
     if first is None:
         return "unaudited"
@@ -227,6 +229,8 @@ def bears_out(reason: str | None, outcome: str) -> bool:
 
 def missed_auditors(turn: TurnEvidence) -> tuple[Missed, ...]:
     """Who was asked, in the drawn order, and gave no verdict; it follows from who did."""
+    if turn.second is None:
+        return ()
     asked = [item for item in turn.draw.drawn if _was_asked(turn, item.slot)]
     missed = [m for item in asked for m in _missed(item, 1, turn.verdicts)]
     missed += [m for item in turn.second.looks for m in _missed(item, 2, turn.verdicts)]

@@ -83,7 +83,7 @@ def signer(state: RunState, record: KeyRotation | KeyRevocation) -> str:
 
 
 def _between_turns(state: RunState, record: KeyRotation | KeyRevocation) -> None:
-    if state.turn or not state.turns:
+    if state.turn or state.due or not state.turns:
         raise ProtocolError(f"{record.kind} may not come at this point", expected="between two turns")
     member = state.member(record.member)
     if record.key != member.key:

@@ -115,13 +115,18 @@ def _segments_to_audit(state: RunState, steps: int, *, watched: bool) -> int:
     return count if watched or wanted == 0 else min(wanted, count)
 
 
+def place(turn: Turn) -> tuple[str, int, int]:
+    """Run, round and attempt of a turn, as its records have them."""
+    return turn.open.run, turn.open.round, turn.open.attempt
+
+
 Links = Mapping[str, tuple[str, str]]  # of witnesses, by name: link and proof
 Shown = tuple[WitnessLink, ...]
 
 
-def link_number(turn: Turn, kind: str) -> int:
-    """The number of the links that a draw or second-draw of the turn shows (section 6)."""
-    return 2 * turn.open.turn + (1 if kind == Draw.kind else 2)
+def link_number(state: RunState) -> int:
+    """The number of the links that the next draw or second-draw shows (section 6)."""
+    return state.draws + 1
 
 
 def due_pulse(state: RunState) -> int | None:
@@ -139,7 +144,7 @@ def plan_draw(state: RunState, head: str, link: str, links: Links, beacon: Pulse
     hold or are too few, or the pulse is another.
     """
     turn = state.open_turn
-    cosigned, shown = _attested(state, Draw.kind, head, links)
+    cosigned, shown = _attested(state, head, links)
     if beacon and beacon.round != due_pulse(state):
         raise ProtocolError(
             "a draw shows another pulse than its reveal-close names",
@@ -188,7 +193,7 @@ def _was_short(state: RunState, draw: Draw) -> bool:
 def plan_second_draw(state: RunState, head: str, link: str, links: Links) -> SecondDraw:
     """Who is looked at twice, seeded by head 3, which covers the first verdicts; raises as `plan_draw`."""
     turn = state.open_turn
-    cosigned, shown = _attested(state, SecondDraw.kind, head, links)
+    cosigned, shown = _attested(state, head, links)
     seed = _seed(state, 2, cosigned, link, shown)
     auditors = {auditor.member: auditor for auditor in _auditors(turn)}
     looks = []
@@ -203,15 +208,15 @@ def plan_second_draw(state: RunState, head: str, link: str, links: Links) -> Sec
     rate = EVERY_TIME if short else state.config["audit"]["second_look_ppm"]
     drawn = draw_second_looks(seed, looks, rate)
     slots = tuple(SlotAuditors(item.slot, item.auditors) for item in drawn)
-    return SecondDraw(PROTOCOL, state.run, state.round, state.attempt, head, link, shown, seed, slots)
+    return SecondDraw(PROTOCOL, *place(turn), head, link, shown, seed, slots)
 
 
-def _attested(state: RunState, kind: str, head: str, links: Links) -> tuple[Cosigned, Shown]:
+def _attested(state: RunState, head: str, links: Links) -> tuple[Cosigned, Shown]:
     """The head of a draw, and the links as its record has them, both checked."""
     manifest, turn = state.manifest, state.open_turn
     names = turn.open.witnesses
     cosigned = parse_head(manifest, head)
-    number = link_number(turn, kind)
+    number = link_number(state)
     return cosigned, checked_links(manifest, state.links, number, names, cosigned, links)
 
 
@@ -232,8 +237,8 @@ def _seed(
 ) -> str:
     return draw_seed(
         run=state.run,
-        round_number=state.round,
-        attempt=state.attempt,
+        round_number=state.open_turn.open.round,
+        attempt=state.open_turn.open.attempt,
         turn=state.open_turn.open.turn,
         look=look,
         head=head.checkpoint,
@@ -296,7 +301,11 @@ def plan_run_close(state: RunState) -> RunClose:
 def accepted_contributions(state: RunState) -> tuple[Accepted, ...]:
     """What enters the aggregate of the turn in progress, in slot order, with capped weights."""
     turn = state.open_turn
-    entries = [o.entry for o in settle(turn.evidence) if o.reason is None]
+    return weighed(state, turn, [o.entry for o in settle(turn.evidence) if o.reason is None])
+
+
+def weighed(state: RunState, turn: Turn, entries: Sequence[RosterEntry]) -> tuple[Accepted, ...]:
+    """Contributions of a turn with the weights that they have when these are all (section 9, step 1)."""
     openings = {e.slot: turn.reveals[e.slot].opening for e in entries}
     tokens = [openings[e.slot].tokens for e in entries]
     weights = capped_weights(
@@ -367,7 +376,8 @@ def standings_after(state: RunState, turn: Turn, outcomes: tuple[Outcome, ...]) 
     result = TurnResult(
         turn.open.turn,
         earned,
-        {o.entry.member: o.drawn for o in outcomes if o.reason is None},
+        # A provisional close clears nobody: whether the audit was passed is known at the settlement.
+        {o.entry.member: o.drawn and not turn.lag for o in outcomes if o.reason is None},
         {o.entry.member: o.reason for o in outcomes if o.reason is not None},
     )
     credit = state.config["credit"]

@@ -13,6 +13,17 @@ from typing import ClassVar, Literal
 
 from verification.beacon import Beacon as Beacon  # noqa: PLC0414 - named here too
 from verification.beacon import Pulse as Pulse  # noqa: PLC0414 - named here too
+from verification.closing import Accepted as Accepted  # noqa: PLC0414 - named here too
+from verification.closing import Base as Base  # noqa: PLC0414 - named here too
+from verification.closing import Credit as Credit  # noqa: PLC0414 - named here too
+from verification.closing import Missed as Missed  # noqa: PLC0414 - named here too
+from verification.closing import Range as Range  # noqa: PLC0414 - named here too
+from verification.closing import Rejected as Rejected  # noqa: PLC0414 - named here too
+from verification.closing import Removed as Removed  # noqa: PLC0414 - named here too
+from verification.closing import Requeued as Requeued  # noqa: PLC0414 - named here too
+from verification.closing import RoundClose as RoundClose  # noqa: PLC0414 - named here too
+from verification.closing import RunClose as RunClose  # noqa: PLC0414 - named here too
+from verification.closing import Settlement as Settlement  # noqa: PLC0414 - named here too
 from verification.encoding import (
     MAX_INTEGER,
     canonical_json,
@@ -30,20 +41,7 @@ from verification.identity import KeyRevocation as KeyRevocation  # noqa: PLC041
 from verification.identity import KeyRotation as KeyRotation  # noqa: PLC0414 - named here too
 from verification.tolerance import Deviation as Deviation  # noqa: PLC0414 - named here too
 
-Range = tuple[int, int]
 Claim = Literal["trace", "payload", "next_state", "loss", "deviation"]
-
-
-@dataclass(frozen=True)
-class Base:
-    """Array digests of a checkpoint: the weights and the outer optimizer's state."""
-
-    weights: str
-    outer: str
-
-    def __post_init__(self) -> None:
-        digest_hex(self.weights)
-        digest_hex(self.outer)
 
 
 @dataclass(frozen=True)
@@ -392,91 +390,6 @@ class SecondDraw:
     looks: tuple[SlotAuditors, ...]
 
 
-@dataclass(frozen=True)
-class Accepted:
-    """A contribution that entered the aggregate with `weight`."""
-
-    slot: int
-    member: str
-    tokens: int
-    weight: int
-    payload: str
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A contribution that did not. `fault` is true only after two auditors agreed."""
-
-    slot: int
-    member: str
-    reason: str
-    fault: bool
-    evidence: str | None
-
-
-@dataclass(frozen=True)
-class Missed:
-    """An auditor that was asked in its order and gave no verdict."""
-
-    slot: int
-    look: Literal[1, 2]
-    auditor: str
-
-
-@dataclass(frozen=True)
-class Requeued:
-    """A range of positions that waits for another operator than `operator`."""
-
-    range: Range
-    operator: str
-
-
-@dataclass(frozen=True)
-class Credit:
-    """A member's balance, in tokens."""
-
-    member: str
-    earned: int
-    vested: int
-    forfeited: int
-
-
-@dataclass(frozen=True)
-class RoundClose:
-    """The outcome of a turn and the state the run is left in."""
-
-    kind: ClassVar[str] = "round-close"
-    protocol: int
-    run: str
-    round: int
-    attempt: int
-    void: bool
-    accepted: tuple[Accepted, ...]
-    rejected: tuple[Rejected, ...]
-    missed: tuple[Missed, ...]
-    weights: str
-    outer: str
-    requeued: tuple[Requeued, ...]
-    cursor: int
-    credits: tuple[Credit, ...]
-    quarantined: tuple[str, ...]
-    train_loss: int | None
-    val_loss: int | None
-
-
-@dataclass(frozen=True)
-class RunClose:
-    """The last entry of a run that came to its end."""
-
-    kind: ClassVar[str] = "run-close"
-    protocol: int
-    run: str
-    rounds: int
-    weights: str
-    outer: str
-    tokens: int
-
-
 Record = (
     Manifest
     | Enrol
@@ -492,5 +405,6 @@ Record = (
     | Verdict
     | SecondDraw
     | RoundClose
+    | Settlement
     | RunClose
 )

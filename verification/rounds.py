@@ -26,6 +26,7 @@ from verification.notes import parse_checkpoint
 from verification.plans import (
     link_number,
     pace_after,
+    place,
     plan_close,
     plan_draw,
     plan_open,
@@ -51,11 +52,21 @@ from verification.records import (
     RunClose,
     SecondDraw,
     Served,
+    Settlement,
     Verdict,
 )
-from verification.state import RunState, Turn
+from verification.settling import (
+    FOLLOWS,
+    lineage_settled,
+    plan_settlement,
+    standings_settled,
+    still_accepted,
+    tokens_of,
+)
+from verification.state import RunState, Turn, Waiting
 from verification.witnessing import check_witnessing, first_links, given_links, links_after
 
+Late = Verdict | SecondDraw | Settlement
 OfTurn = Commitment | CommitClose | Reveal | RevealClose | Draw | Served | Verdict | SecondDraw
 
 
@@ -99,16 +110,18 @@ def apply(state: RunState, record: Record) -> RunState:
         return _open(state, record)
     if isinstance(record, RunClose):
         return _finish(state, record)
-    if state.turn is None:
+    if state.turn is None and not (state.due and isinstance(record, Late)):
         raise ProtocolError("no turn is open", expected="round-open or run-close", got=record.kind)
-    place = (record.round, record.attempt)
-    if place != (state.round, state.attempt):
+    turn = state.open_turn
+    if place(turn)[1:] != (record.round, record.attempt):
         raise ProtocolError(
-            "a record belongs to another turn", expected=(state.round, state.attempt), got=place
+            "a record belongs to another turn", expected=place(turn)[1:], got=(record.round, record.attempt)
         )
     if isinstance(record, RoundClose):
-        return _close(state, state.turn, record)
-    return _advance(state, state.turn, record)
+        return _close(state, turn, record)
+    if isinstance(record, Settlement):
+        return _settle(state, record)
+    return _advance(state, turn, record)
 
 
 def _expect(condition: bool, record: Record) -> None:
@@ -117,7 +130,7 @@ def _expect(condition: bool, record: Record) -> None:
 
 
 def _open(state: RunState, record: RoundOpen) -> RunState:
-    _expect(state.turn is None, record)
+    _expect(state.turn is None and state.due is None, record)
     check_complete(state)
     settings = state.config["run"]
     if state.rounds_done >= settings["rounds"]:
@@ -129,9 +142,9 @@ def _open(state: RunState, record: RoundOpen) -> RunState:
         )
     if record != plan_open(state, record.witnesses):
         raise ProtocolError("a round-open does not follow from the log", got=f"turn {record.turn}")
-    return replace(
-        state, turn=Turn(record, tolerances=state.config["audit"]["tolerance"]), turns=state.turns + 1
-    )
+    audit = state.config["audit"]
+    turn = Turn(record, lag=audit["lag"], tolerances=audit["tolerance"])
+    return replace(state, turn=turn, turns=state.turns + 1)
 
 
 def _by_its_owner(turn: Turn, record: Commitment | Reveal) -> bool:
@@ -179,9 +192,11 @@ def _settles_who_served(turn: Turn, record: Served) -> bool:
     return ascending and sorted((*record.served, *record.unserved)) == owed
 
 
-def _was_called(turn: Turn, record: Verdict) -> bool:
+def _was_called(state: RunState, turn: Turn, record: Verdict) -> bool:
     if turn.served is None or record.slot not in turn.served.served:
         return False
+    if turn.lag and not (state.due and record.slot in state.due.slots):
+        return False  # it is too early, or a settlement took the contribution out
     drawn = turn.draw.drawn if turn.draw else ()
     called = drawn if record.look == 1 else (turn.second.looks if turn.second else ())
     names = {name for item in called if item.slot == record.slot for name in item.auditors}
@@ -215,30 +230,33 @@ def _advance(state: RunState, turn: Turn, record: OfTurn) -> RunState:
             found = given_links(record.links)
             planned = plan_draw(state, record.head, record.link, found, record.beacon)
             _expect(record == planned, record)
-            turn, state = replace(turn, draw=record), _link(state, turn, record)
+            turn, state = replace(turn, draw=record), _link(state, record)
         case Served():
             _expect(turn.served is None and _settles_who_served(turn, record), record)
             turn = replace(turn, served=record)
         case Verdict():
             look = (record.slot, record.look)
-            _expect(_was_called(turn, record) and look not in turn.verdicts, record)
+            _expect(_was_called(state, turn, record) and look not in turn.verdicts, record)
             _expect(record.slot > max((s for s, n in turn.verdicts if n == record.look), default=-1), record)
             turn = replace(turn, verdicts={**turn.verdicts, look: record})
         case SecondDraw():
             _expect(turn.served is not None and turn.second is None, record)
+            _expect(not turn.lag or state.due is not None, record)
             planned_second = plan_second_draw(state, record.head, record.link, given_links(record.links))
             _expect(record == planned_second, record)
-            turn, state = replace(turn, second=record), _link(state, turn, record)
+            turn, state = replace(turn, second=record), _link(state, record)
         case _:
             assert_never(record)
-    return replace(state, turn=turn)
+    if state.turn:
+        return replace(state, turn=turn)
+    return replace(state, waiting=(replace(state.waiting[0], turn=turn), *state.waiting[1:]))
 
 
-def _link(state: RunState, turn: Turn, record: Draw | SecondDraw) -> RunState:
+def _link(state: RunState, record: Draw | SecondDraw) -> RunState:
     if not verify_link(record.link, state.link):
         raise ProtocolError("a link is not the next of the hash chain", got=record.link)
-    shown = links_after(state.links, link_number(turn, record.kind), record.links)
-    return replace(state, link="sha256:" + record.link, links=shown)
+    shown = links_after(state.links, link_number(state), record.links)
+    return replace(state, link="sha256:" + record.link, links=shown, draws=state.draws + 1)
 
 
 def _close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
@@ -250,9 +268,11 @@ def _close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
         raise ProtocolError("a round-close does not follow from the log", expected=planned, got=record)
     outcomes = settle(turn.evidence)
     accepted = {o.entry.slot for o in outcomes if o.reason is None}
+    waiting = (*state.waiting, Waiting(turn, record.accepted, state.lineage)) if turn.lag else ()
     return replace(
         state,
         turn=None,
+        waiting=waiting,
         round=state.round + (not record.void),
         attempt=state.attempt + 1 if record.void else 0,
         base=Base(record.weights, record.outer),
@@ -270,7 +290,26 @@ def _close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
     )
 
 
+def _settle(state: RunState, record: Settlement) -> RunState:
+    evidence = {item.slot: item.evidence for item in record.removed if item.reason != FOLLOWS}
+    base = Base(record.weights, record.outer)
+    if record != plan_settlement(state, record.settled, base, evidence):
+        raise ProtocolError("a settlement does not follow from the log", got=f"round {record.round}")
+    if not record.removed and base != state.base:
+        raise ProtocolError("a settlement that removes nothing changes the weights", got=record.weights)
+    return replace(
+        state,
+        waiting=still_accepted(state, record.removed)[1:],
+        base=base,
+        lineage=lineage_settled(state, record.removed),
+        standings=standings_settled(state, record.removed),
+        queue=record.requeued,
+        tokens=state.tokens - sum(tokens_of(state, item) for item in record.removed),
+    )
+
+
 def _finish(state: RunState, record: RunClose) -> RunState:
+    _expect(not state.waiting, record)
     _expect(state.turn is None and state.rounds_done == state.config["run"]["rounds"], record)
     if record != plan_run_close(state):
         raise ProtocolError(

@@ -29,6 +29,7 @@ from verification.records import (
     RunClose,
     SecondDraw,
     Served,
+    Settlement,
     Verdict,
 )
 
@@ -49,6 +50,7 @@ KINDS: dict[str, type[Record]] = {
         Verdict,
         SecondDraw,
         RoundClose,
+        Settlement,
         RunClose,
     )
 }

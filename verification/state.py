@@ -14,6 +14,7 @@ from verification.credits import Standing
 from verification.errors import ProtocolError
 from verification.judge import Audit, Look, TurnEvidence
 from verification.records import (
+    Accepted,
     Base,
     CommitClose,
     Commitment,
@@ -46,6 +47,7 @@ class Turn:
     served: Served | None = None
     verdicts: Mapping[Look, Verdict] = field(default_factory=dict)
     second: SecondDraw | None = None
+    lag: int = 0
     tolerances: Tolerances = ()
 
     def rests_on_tolerance(self, slot: int) -> bool:
@@ -68,8 +70,12 @@ class Turn:
 
     @property
     def evidence(self) -> TurnEvidence:
-        """What settling needs; ProtocolError before the second draw is in the log."""
-        if not (self.commit_close and self.reveal_close and self.draw and self.served and self.second):
+        """What settling needs; where audits lag, only provisionally before the second draw is in the log.
+
+        ProtocolError when the turn is not as far as that.
+        """
+        settled = self.second or self.lag
+        if not (self.commit_close and self.reveal_close and self.draw and self.served and settled):
             raise ProtocolError("a turn cannot be settled yet", expected="all records up to second-draw")
         return TurnEvidence(
             self.open,
@@ -84,12 +90,27 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A closed turn that is not settled: what of it is accepted so far, and the lineage before it."""
+
+    turn: Turn
+    accepted: tuple[Accepted, ...]
+    lineage: Mapping[str, str]
+
+    @property
+    def slots(self) -> frozenset[int]:
+        """The slots that are still accepted."""
+        return frozenset(item.slot for item in self.accepted)
+
+
+@dataclass(frozen=True)
 class RunState:
     """Everything that follows from the log.
 
     `members`: enrolments, each with the member's present key; `keys`: all keys that any member ever had.
     `lineage`: member to the digest it must start from; `links`: the last link of each witness;
-    `payloads`: digests of all valid reveals, `used`: those of accepted ones.
+    `payloads`: digests of all valid reveals, `used`: those of accepted ones. `waiting`: closed turns that are
+    not settled, the oldest first; `draws`: how many draws and second-draws there were.
     """
 
     manifest: Manifest
@@ -97,7 +118,9 @@ class RunState:
     members: tuple[Enrol, ...] = ()
     keys: frozenset[str] = frozenset()
     turn: Turn | None = None
+    waiting: tuple[Waiting, ...] = ()
     turns: int = 0
+    draws: int = 0
     round: int = 1
     attempt: int = 0
     base: Base = field(default_factory=lambda: Base("sha256:" + "0" * 64, "sha256:" + "0" * 64))
@@ -136,8 +159,22 @@ class RunState:
         return self.round - 1
 
     @property
+    def due(self) -> Waiting | None:
+        """The turn that must be settled before anything else may come."""
+        if self.turn or not self.waiting:
+            return None
+        over = self.rounds_done == self.config["run"]["rounds"]
+        return self.waiting[0] if over or len(self.waiting) > self.config["audit"]["lag"] else None
+
+    @property
+    def bases_in_use(self) -> frozenset[int]:
+        """Rounds whose checkpoints the turns that wait for their settlement started from."""
+        return frozenset(waiting.turn.open.round - 1 for waiting in self.waiting)
+
+    @property
     def open_turn(self) -> Turn:
-        """The turn in progress; ProtocolError when there is none."""
-        if self.turn is None:
+        """The turn in progress, or the one whose settlement is due; ProtocolError when there is neither."""
+        turn = self.turn or (self.due.turn if self.due else None)
+        if turn is None:
             raise ProtocolError("no turn is open", expected="a turn in progress")
-        return self.turn
+        return turn

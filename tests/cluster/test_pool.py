@@ -108,3 +108,27 @@ def test_closing_forgets_the_objects(pool: LocalPool) -> None:
     pool.close()
     assert pool.call("count", {"a": ()})["a"].value == 1
     assert Answer(value=None).ok
+
+
+def test_begun_calls_are_each_waited_for_on_their_own(pool: LocalPool) -> None:
+    """In any order, two of one object too; what is late or wrong is one call's own."""
+    waits = pool.begin("echo", [("a", (1,)), ("b", (2,)), ("a", (3,))])
+    assert [waits[n](0).value for n in (2, 0, 1)] == [(3,), (1,), (2,)]
+    (refused,) = pool.begin("refuse", [("a", ())])
+    assert refused(0).error == "this is refused; expected 1, got 2."
+    slow, quick = pool.begin("slow", [("a", (0.05,)), ("a", (0.0,))])
+    late = slow(10)
+    assert (late.ok, late.late, late.value) == (False, True, None)
+    assert quick(5000).ok
+    assert pool.begin("echo", []) == []
+
+
+def test_a_begun_call_that_nobody_waits_for_is_not_made(pool: LocalPool) -> None:
+    """One thread does all: what a settlement makes needless costs nothing."""
+    pool.begin("echo", [("a", (1,))])
+    assert Thing.lives == 0
+
+
+def test_one_that_died_before_its_begun_call_is_made_anew(pool: LocalPool) -> None:
+    (wait,) = pool.begin("die_once", [("a", ())])
+    assert wait(0).value == 2

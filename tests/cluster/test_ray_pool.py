@@ -76,6 +76,42 @@ def test_a_member_that_dies_comes_back_and_one_that_always_dies_is_given_up(pool
     assert after.value != before
 
 
+def test_begun_calls_run_while_others_are_made_and_are_waited_for_on_their_own(pool: RayPool) -> None:
+    started = time.monotonic()
+    waits = pool.begin("sleep", [("x", (1.0,)), ("y", (1.0,))])
+    assert len(waits) == 2
+    assert time.monotonic() - started < 0.9  # nothing is waited for
+    assert pool.call("divide", {"z": (6, 3)})["z"].value == 2.0
+    assert all(wait(60_000).ok for wait in waits)
+    several = pool.begin("divide", [("x", (6, 3)), ("x", (1, 0)), ("x", (6, 2))])
+    last, wrong, first = several[2](60_000), several[1](60_000), several[0](60_000)
+    assert (first.value, last.value) == (2.0, 3.0)
+    assert wrong.error == "ZeroDivisionError: division by zero"
+
+
+def test_the_deadline_of_a_begun_call_counts_from_when_it_is_waited_for(pool: RayPool) -> None:
+    (slow,) = pool.begin("sleep", [("x", (3.0,))])
+    late = slow(300)
+    assert late.late
+    assert not late.ok
+    assert slow(0).ok  # asked again with patience, it is there after all
+    (done,) = pool.begin("sleep", [("x", (0.2,))])
+    time.sleep(0.6)
+    assert done(100).ok
+
+
+def test_a_member_that_dies_in_a_begun_call_fails_it_and_answers_the_next(pool: RayPool) -> None:
+    before = pool.call("pid", {"y": ()})["y"].value
+    gone, other = pool.begin("leave", [("y", (1,))])[0], pool.begin("divide", [("z", (4, 2))])[0]
+    answer = gone(60_000)
+    assert not answer.ok
+    assert "y died" in (answer.error or "")
+    assert other(60_000).value == 2.0
+    after = pool.call("pid", {"y": ()})["y"]
+    assert after.ok
+    assert after.value != before
+
+
 def test_members_have_the_environment_and_an_empty_folder_first_on_their_path(pool: RayPool) -> None:
     assert pool.call("variable", {"x": ("BARNRAISE_TEST",)})["x"].value == "set"
     folder = pool.call("folder", {"x": ()})["x"].value

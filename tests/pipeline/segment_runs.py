@@ -11,7 +11,7 @@ from pipeline.verify import Answer, VerifyOptions, verify
 from tests.pipeline.adversary_runs import Story
 from tests.tiny import tiny_config
 from verification.errors import ProtocolError
-from verification.records import Draw, Record, Reveal, RoundClose, RoundOpen, Served, Verdict
+from verification.records import Draw, Record, Reveal, RosterEntry, RoundClose, RoundOpen, Served, Verdict
 from verification.segments import segment_count
 
 LIAR, SLOT = "c03", 3
@@ -32,30 +32,33 @@ def config(**sections: Any) -> Config:
 class Closed(Adversary):
     """Works honestly and opens nothing of it."""
 
-    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> bytes:
+    def serve_trace(self, turn: int, draw_envelope: bytes, checkpoint: bytes) -> bytes:
         raise ProtocolError("not mine to open")
 
 
 class Skimpy(Adversary):
     """Opens a leaf less than is due."""
 
-    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> bytes:
-        return super().serve_trace(turn, due[1:], checkpoint)
+    def serve_trace(self, turn: int, draw_envelope: bytes, checkpoint: bytes) -> bytes:
+        return super().serve_trace(turn, draw_envelope, checkpoint)
+
+    def _due_leaves(self, open_: RoundOpen, entry: RosterEntry, envelope: bytes) -> tuple[int, ...]:
+        return super()._due_leaves(open_, entry, envelope)[1:]
 
 
 class Fickle(Adversary):
     """Opens other states than it committed to."""
 
-    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> bytes:
-        data = super().serve_trace(turn, due, checkpoint)
+    def serve_trace(self, turn: int, draw_envelope: bytes, checkpoint: bytes) -> bytes:
+        data = super().serve_trace(turn, draw_envelope, checkpoint)
         return data[:-1] + bytes([data[-1] ^ 1])
 
 
 class Garbled(Adversary):
     """Answers with something that is no bytes at all."""
 
-    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> Any:
-        return {"trace": due}
+    def serve_trace(self, turn: int, draw_envelope: bytes, checkpoint: bytes) -> Any:
+        return {"trace": draw_envelope}
 
 
 UNSERVED: dict[str, type[Adversary]] = {

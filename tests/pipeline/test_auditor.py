@@ -25,8 +25,7 @@ class Case:
         self.here = here
         self.open = here.open()
         mine = here.c0.commit(here.sealed(self.open), here.checkpoint)
-        head, _ = here.head(mine)
-        self.reveal, self.payload = here.c0.reveal(0, head, 0, [])
+        self.reveal, self.payload = here.revealed(self.open, mine)
         self.record = open_record(Reveal, self.reveal, here.c0.key.public)
         self.state = here.c0.serve_state(0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.contributor import Contributor
+from pipeline.contributor import Contributor, Inclusion
 from pipeline.member import Place
 from tests.pipeline.tiny_world import World, made, world
 from verification.encoding import blake3_digest, canonical_json, sha256_digest
@@ -32,8 +32,8 @@ def here(tmp_path: Path) -> World:
     return world(tmp_path)
 
 
-def opening_of(here: World, turn: int, head: str, proof: list[bytes]) -> Reveal:
-    envelope, _ = here.c0.reveal(turn, head, 0, proof)
+def opening_of(here: World, turn: int, head: str, opened: Inclusion, committed: Inclusion) -> Reveal:
+    envelope, _ = here.c0.reveal(turn, head, opened, committed)
     return open_record(Reveal, envelope, here.c0.key.public)
 
 
@@ -58,9 +58,10 @@ def test_what_it_says_passes_intake(here: World) -> None:
     for slot, envelope in commitments.items():
         state = apply(state, check_commitment(record, slot, envelope))
     state = apply(state, CommitClose(1, state.run, 1, 0, (0, 1), (2, 3), (5, 5)))
-    head, tree = here.head(*commitments.values())
+    head, tree = here.head(here.sealed(record), *commitments.values())
+    proofs = [(index, tree.inclusion_proof(index)) for index in range(3)]
     for slot, member in given.items():
-        envelope, payload = member.reveal(0, head, slot, tree.inclusion_proof(slot))
+        envelope, payload = member.reveal(0, head, proofs[0], proofs[slot + 1])
         claim = check_reveal(state.open_turn, slot, envelope).opening
         assert blake3_digest(payload) == claim.payload
         assert len(payload) == member.job.codec.payload_bytes
@@ -109,27 +110,47 @@ def test_another_checkpoint_than_the_opens_is_refused(here: World) -> None:
     assert here.c0.vault.last_turn() == -1
 
 
-def test_nothing_is_revealed_without_a_head_that_holds_the_commitment(here: World) -> None:
-    mine = here.c0.commit(here.sealed(here.open()), here.checkpoint)
-    right, tree = here.head(mine, b"other")
-    proof = tree.inclusion_proof(0)
-    foreign, _ = here.head(b"x", b"other")
-    forged, _ = here.head(mine, b"other", key=OTHER)
-    for head, index, shown in (
-        (foreign, 0, proof),
-        (forged, 0, proof),
-        (right, 1, proof),
-        (right, 0, []),
-        (right, 0, [b"\0" * 32]),
-        ("no head", 0, proof),
+def test_nothing_is_revealed_without_a_head_that_holds_the_open_and_the_commitment(here: World) -> None:
+    open_ = here.sealed(here.open())
+    mine = here.c0.commit(open_, here.checkpoint)
+    right, tree = here.head(open_, mine, b"other")
+    opened, committed = ((index, tree.inclusion_proof(index)) for index in (0, 1))
+    foreign, _ = here.head(b"x", mine, b"other")
+    forged, _ = here.head(open_, mine, b"other", key=OTHER)
+    for head, first, second in (
+        (foreign, opened, committed),
+        (forged, opened, committed),
+        ("no head", opened, committed),
+        (right, committed, opened),
+        (right, opened, opened),
+        (right, committed, committed),
+        (right, (2, opened[1]), committed),
+        (right, opened, (2, committed[1])),
+        (right, (0, []), committed),
+        (right, opened, (1, [])),
+        (right, opened, (1, [b"\0" * 32])),
     ):
         with pytest.raises(BarnraiseError):
-            here.c0.reveal(0, head, index, shown)
-    assert opening_of(here, 0, right, proof).opening.tokens == 3 * 2 * 16
+            here.c0.reveal(0, head, first, second)
+    assert opening_of(here, 0, right, opened, committed).opening.tokens == 3 * 2 * 16
     with pytest.raises(ProtocolError, match="committed to nothing in turn 1"):
-        here.c0.reveal(1, right, 0, proof)
+        here.c0.reveal(1, right, opened, committed)
     with pytest.raises(ProtocolError, match="committed to nothing in turn 1"):
         here.c0.serve_state(1)
+
+
+@pytest.mark.parametrize("sign", ["again", "by another"])
+def test_a_head_that_proves_another_open_than_the_one_it_worked_for_gets_no_reveal(
+    here: World, sign: str
+) -> None:
+    """What was computed for one open could only be found false by who looks at the one in the log."""
+    mine = here.c0.commit(here.sealed(here.open()), here.checkpoint)
+    logged = here.sealed(here.open(deadline_ms=1) if sign == "again" else here.open(), None)
+    if sign == "by another":
+        logged = here.sealed(here.open(), OTHER)
+    head, tree = here.head(logged, mine)
+    with pytest.raises(BarnraiseError, match=r"inclusion|proof"):
+        here.c0.reveal(0, head, (0, tree.inclusion_proof(0)), (1, tree.inclusion_proof(1)))
 
 
 def entry_from(open_: RoundOpen, state: str) -> tuple[RosterEntry, ...]:
@@ -139,9 +160,9 @@ def entry_from(open_: RoundOpen, state: str) -> tuple[RosterEntry, ...]:
 def commit_from(here: World, turn: int, start: str, round_: int = 1) -> str:
     """Commit in `turn` from a start state; the state after it."""
     open_ = here.open(turn=turn, round=round_)
-    mine = here.c0.commit(here.sealed(replace(open_, roster=entry_from(open_, start))), here.checkpoint)
-    head, _ = here.head(mine)
-    return opening_of(here, turn, head, []).opening.next_state
+    open_ = replace(open_, roster=entry_from(open_, start))
+    envelope, _ = here.revealed(open_, here.c0.commit(here.sealed(open_), here.checkpoint))
+    return open_record(Reveal, envelope, here.c0.key.public).opening.next_state
 
 
 def files(here: World, kind: str) -> list[str]:
@@ -184,11 +205,12 @@ def test_a_lost_or_damaged_store_is_said_clearly(here: World) -> None:
     path.unlink()
     with pytest.raises(StorageError, match="hidden state of this contributor is lost"):
         commit_from(here, 1, first)
-    head, _ = here.head(here.c0.vault.committed(0).commitment)  # type: ignore[union-attr]
     for payload in (here.root / "c0" / "payloads").iterdir():
         payload.unlink()
+    stored = here.c0.vault.committed(0)
+    assert stored
     with pytest.raises(StorageError, match="committed payload is gone"):
-        here.c0.reveal(0, head, 0, [])
+        here.revealed(here.c0.opened(stored.open), stored.commitment)
 
 
 def test_other_source_than_the_manifests_is_refused(tmp_path: Path) -> None:

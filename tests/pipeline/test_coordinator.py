@@ -10,6 +10,7 @@ import pytest
 
 from cluster.pool import Answer, LocalPool
 from pipeline.adversaries import ADVERSARIES, Adversary
+from pipeline.contributor import Inclusion
 from pipeline.coordinator import Coordinator
 from pipeline.member import Member
 from pipeline.work import Work, do_work
@@ -32,8 +33,8 @@ class FrontRunner(Adversary):
 class Swapper(Adversary):
     """Reveals what it committed to, with other bytes of the right length for a payload."""
 
-    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:
-        envelope, payload = super().reveal(turn, head, index, proof)
+    def reveal(self, turn: int, head: str, opened: Inclusion, committed: Inclusion) -> tuple[bytes, bytes]:
+        envelope, payload = super().reveal(turn, head, opened, committed)
         return envelope, bytes(len(payload))
 
 

@@ -385,13 +385,13 @@ def test_what_was_found_before_a_kill_and_not_after_it_leaves_nothing(lazy: Undi
 
         from pipeline import auditor
 
-        real = auditor.audit_segments
+        real = auditor.recompute
 
         def other(*args: Any) -> Any:
             found = real(*args)
             return replace(found, loss_last=found.loss_last + 1)
 
-        auditor.audit_segments = other
+        auditor.recompute = other
 
     with scratch() as root:
         site = lazy.fresh.copy(root / "evidence")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,6 +58,14 @@ class Fakes:
             except ZeroDivisionError:
                 answers[name] = Answer(error="it broke [/] [bold]")
         return answers
+
+    def begin(
+        self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[Callable[[int], Answer]]:
+        return [partial(self._waited_for, method, name, args) for name, args in calls]
+
+    def _waited_for(self, method: str, name: str, args: tuple[Any, ...], deadline_ms: int) -> Answer:
+        return self.call(method, {name: args}, deadline_ms=deadline_ms)[name]
 
 
 @dataclass(frozen=True)
@@ -144,9 +153,9 @@ def test_garbage_for_commitments_reveals_states_and_verdicts_is_nothing(value: A
     turn = OPENED.open_turn
     assert team.commitments(turn, b"open", b"checkpoint").entries == {}
     assert team.states(turn, [0, 1]) == {}
-    for answer in team.reveals(OPENED, "head", {0: (1, []), 2: (2, [])}).values():
+    for answer in team.reveals(OPENED, "head", (0, []), {0: (1, []), 2: (2, [])}).values():
         assert answer is None or (type(answer.envelope), type(answer.payload)) == (bytes, bytes)
-    assert team.verdicts(turn, 1, {0: ("a0", "a1")}, {0: NO_CASE}) == {}
+    assert team.verdicts(turn, 1, {0: ("a0", "a1")}, {0: NO_CASE}, {}) == {}
 
 
 @given(garbage)
@@ -267,9 +276,9 @@ def test_nobody_is_waited_for_without_an_end(mode: str, patience: int) -> None:
 
     team, _, fakes = crew(commit=late, reveal=late, serve_state=late, audit=late)
     team.commitments(turn, b"", b"")
-    team.reveals(play.state, "head", {0: (1, [])})
+    team.reveals(play.state, "head", (0, []), {0: (1, [])})
     team.states(turn, [0])
-    team.verdicts(turn, 1, {0: ("a0",)}, {0: NO_CASE})
+    team.verdicts(turn, 1, {0: ("a0",)}, {0: NO_CASE}, {})
     assert fakes.deadlines == dict.fromkeys(("commit", "reveal", "serve_state", "audit"), patience)
 
 
@@ -321,10 +330,63 @@ def test_auditors_are_asked_in_order_until_one_gives_a_sound_verdict() -> None:
         return seal_record(record, key("c0" if name == order[1] else name))
 
     team, said, fakes = crew(audit=reply)
-    found = team.verdicts(turn, 1, {0: order}, {0: case})
+    found = team.verdicts(turn, 1, {0: order}, {0: case}, {})
     assert [name for _, name in fakes.asked] == list(order)
     assert found[0, 1][0] == verdict(state, 0, 1, order[2], "pass")
     assert [line.split(":")[0] for line in said] == [order[0], order[1]]
+
+
+def test_a_call_that_was_begun_is_waited_for_and_nobody_is_asked_beside_it() -> None:
+    state = served()
+    turn = state.open_turn
+    assert turn.draw
+    order = next(item.auditors for item in turn.draw.drawn if item.slot == 0)
+    patient, said, fakes = crew(
+        audit=lambda name, *_: seal_record(verdict(state, 0, 1, name, "pass"), key(name))
+    )
+    begun = patient.begin_verdicts({0: order, 1: (), 2: order}, {0: NO_CASE})
+    assert list(begun) == [0]  # who has no auditor, or no case, is not begun
+    assert fakes.asked == []
+    found = patient.verdicts(turn, 1, {0: order}, {0: NO_CASE}, begun)
+    assert found[0, 1][0].auditor == order[0]  # type: ignore[union-attr]
+    assert fakes.asked == [("audit", order[0])]
+    assert fakes.deadlines["audit"] == PATIENCE_MS
+    assert said == []
+
+
+@pytest.mark.parametrize("why", [TimeoutError, ZeroDivisionError])
+def test_a_call_that_was_begun_and_came_to_nothing_is_made_again(why: type[Exception]) -> None:
+    """Its auditor may have died meanwhile; it is asked once more before the next one is."""
+    state = served()
+    turn = state.open_turn
+    assert turn.draw
+    order = next(item.auditors for item in turn.draw.drawn if item.slot == 0)
+    calls: list[str] = []
+
+    def reply(name: str, *_: Any) -> bytes:
+        calls.append(name)
+        if len(calls) == 1:
+            raise why
+        return seal_record(verdict(state, 0, 1, name, "pass"), key(name))
+
+    team, said, _ = crew(audit=reply)
+    begun = team.begin_verdicts({0: order}, {0: NO_CASE})
+    found = team.verdicts(turn, 1, {0: order}, {0: NO_CASE}, begun)
+    assert calls == [order[0], order[0]]
+    assert found[0, 1][0].auditor == order[0]  # type: ignore[union-attr]
+    assert len(said) == 1
+
+
+def test_a_call_that_was_begun_for_what_was_taken_out_since_is_not_waited_for() -> None:
+    state = served()
+
+    def never(*_: Any) -> None:
+        raise AssertionError
+
+    team, _, fakes = crew(audit=never)
+    begun = team.begin_verdicts({0: ("a0",)}, {0: NO_CASE})
+    assert team.verdicts(state.open_turn, 1, {}, {}, begun) == {}
+    assert fakes.asked == []
 
 
 class Mortal:

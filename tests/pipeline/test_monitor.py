@@ -26,6 +26,7 @@ FIELDS = (
     "payload_bytes",
     "accepted",
     "rejected",
+    "removed",
     "audits",
 )
 

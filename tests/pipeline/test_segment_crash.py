@@ -128,8 +128,8 @@ def test_a_member_that_dies_as_it_opens_its_trace_opens_the_same_one(
         worked = 0
         serve, compute = Contributor.serve_trace, Contributor.compute
 
-        def mortal(self: Contributor, turn: int, due: list[int], checkpoint: bytes) -> bytes:
-            data = serve(self, turn, due, checkpoint)
+        def mortal(self: Contributor, turn: int, draw: bytes, checkpoint: bytes) -> bytes:
+            data = serve(self, turn, draw, checkpoint)
             if self.name not in died:
                 died.append(self.name)
                 raise MemberDiedError
@@ -161,8 +161,8 @@ def test_a_member_that_opens_nothing_after_a_kill_leaves_its_slot_unaudited(
     def child() -> None:
         real = Contributor.serve_trace
 
-        def other(self: Contributor, turn: int, due: list[int], checkpoint: bytes) -> bytes:
-            data = real(self, turn, due, checkpoint)
+        def other(self: Contributor, turn: int, draw: bytes, checkpoint: bytes) -> bytes:
+            data = real(self, turn, draw, checkpoint)
             return data if self.name != "c00" or turn else data[:-1] + bytes([data[-1] ^ 1])
 
         Contributor.serve_trace = other  # type: ignore[method-assign]

@@ -17,13 +17,23 @@ from tests.pipeline.adversary_runs import Story, tell
 from tests.pipeline.segment_runs import LIAR, SLOT, UNSERVED, check, config, turns
 from verification.fsck_shapes import RERUN_FILES
 from verification.judge import Audit, Recomputed, trace_leaf_hash
-from verification.segments import looked_into, opened_leaves
+from verification.records import Draw
+from verification.sealing import open_record
+from verification.segments import looked_into
 
 
 def asked(story: Story) -> list[tuple[str, int, list[int]]]:
-    """Who was asked to open what, in order."""
+    """Who was shown a draw that looks into which segments, in order."""
     calls = [who for method, who in story.calls if method == "serve_trace"]
-    return [(name, turn, due) for who in calls for name, (turn, due, _) in who.items()]
+    return [
+        (name, turn, drawn_of(story, name, draw)) for who in calls for name, (turn, draw, _) in who.items()
+    ]
+
+
+def drawn_of(story: Story, name: str, envelope: bytes) -> list[int]:
+    draw = open_record(Draw, envelope, story.manifest.coordinator)
+    slots = story.turns[0].names
+    return next(list(item.segments) for item in draw.drawn if slots[item.slot] == name)
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +55,13 @@ def test_an_honest_run_is_accepted_and_holds_at_every_level(honest: Story) -> No
     assert (answer.ok, answer.complete, answer.recomputed) == (True, True, 8)
 
 
-def test_verdicts_state_what_was_looked_into_and_the_opened_leaves_are_what_was_asked_for(
+def test_verdicts_state_what_was_looked_into_and_the_draws_that_were_shown_are_the_logs(
     honest: Story,
 ) -> None:
     due = []
     for number, turn in enumerate(turns(honest)):
         for slot, segments in turn.drawn.items():
-            due.append(
-                (turn.open.entry(slot).member, number, list(opened_leaves(segments, turn.count(slot, 1))))
-            )
+            due.append((turn.open.entry(slot).member, number, list(segments)))
         for verdict in turn.verdicts:
             segments, count = turn.drawn[verdict.slot], turn.count(verdict.slot, 1)
             stated = {place for place, leaf in enumerate(verdict.trace) if leaf.startswith("sha256:")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from pipeline import contributor
 from pipeline.contributor import Contributor
 from pipeline.member import Place
+from pipeline.trace import read_trace
 from tests.pipeline.segment_world import STEPS, segment_world
 from tests.pipeline.tiny_world import World, world
 from verification.encoding import canonical_json
 from verification.errors import BarnraiseError, FormatError, ProtocolError
-from verification.records import Reveal, Verdict
+from verification.judge import Audit
+from verification.records import Draw, Reveal, Verdict
 from verification.sealing import open_record, predicate, seal_record
 from verification.segments import looked_into, opened_leaves
 
@@ -38,8 +40,7 @@ class Played:
     def of(cls, here: World) -> Played:
         open_ = here.open()
         mine = here.c0.commit(here.sealed(open_), here.checkpoint)
-        head, _ = here.head(mine)
-        reveal, _ = here.c0.reveal(0, head, 0, [])
+        reveal, _ = here.revealed(open_, mine)
         return cls(here, reveal, open_record(Reveal, reveal, here.c0.key.public))
 
     def again(self) -> Contributor:
@@ -48,8 +49,10 @@ class Played:
         return Contributor("c0", "op-c0", data, Place(self.here.root / "c0", self.here.folder.data))
 
     def served(self, segments: list[int], by: Contributor | None = None) -> bytes:
-        due = list(opened_leaves(segments, COUNT))
-        return (by or self.here.c0).serve_trace(0, due, self.here.checkpoint)
+        return (by or self.here.c0).serve_trace(0, self.draw(segments), self.here.checkpoint)
+
+    def draw(self, segments: Sequence[int], **changes: Any) -> bytes:
+        return self.here.drawn(self.here.open(), segments, **changes)
 
     def audit(self, segments: Any, trace: Any, **told: Any) -> Verdict:
         here = self.here
@@ -126,29 +129,60 @@ def test_only_the_last_turns_points_are_kept(tmp_path: Path) -> None:
         open_ = here.open(turn=turn, round=turn + 1)
         here.c0.commit(here.sealed(open_), here.checkpoint)
         assert len(here.c0._points) == COUNT
-        assert here.c0.serve_trace(turn, [0], here.checkpoint)
+        assert here.c0.serve_trace(turn, here.drawn(open_, [0]), here.checkpoint)
     with pytest.raises(ProtocolError, match="committed to nothing in turn 1"):
-        here.c0.serve_trace(1, [0], here.checkpoint)
+        here.c0.serve_trace(1, here.drawn(open_, [0]), here.checkpoint)
 
 
-@pytest.mark.parametrize("due", [[COUNT], [-1], [0, 99], [2**70], [True], ["0"], [[0]], None, 0, "0", {0: 0}])
-def test_leaves_that_the_work_does_not_have_are_refused_without_doing_it(played: Played, due: Any) -> None:
+REFUSED: dict[str, Callable[[Played], bytes]] = {
+    "a segment too many": lambda p: p.draw([1, COUNT]),
+    "a segment that no work has": lambda p: p.draw([99]),
+    "no segments": lambda p: p.draw([]),
+    "another slot's": lambda p: p.here.drawn(p.here.open(), [1], slot=1),
+    "nobody's": lambda p: p.draw([1], drawn=()),
+    "another round's": lambda p: p.draw([1], round=2),
+    "another attempt's": lambda p: p.draw([1], attempt=1),
+    "another run's": lambda p: p.draw([1], run="sha256:" + "1" * 64),
+    "signed by a member": lambda p: seal_record(
+        open_record(Draw, p.draw([1]), p.here.key.public), p.here.c0.key
+    ),
+    "a bit of it changed": lambda p: p.draw([1]).replace(b'"payload":"ey', b'"payload":"ez'),
+    "an open": lambda p: p.here.sealed(p.here.open()),
+    "nothing": lambda _: b"",
+    "a list of leaves": lambda _: b"[0,1]",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_no_draw_of_the_coordinators_looks_into_is_refused_without_doing_it(
+    played: Played, what: str
+) -> None:
     again = played.again()
     for member in (played.here.c0, again):
-        with pytest.raises(ProtocolError, match="no such leaves"):
-            member.serve_trace(0, due, played.here.checkpoint)
+        with pytest.raises(BarnraiseError):
+            member.serve_trace(0, REFUSED[what](played), played.here.checkpoint)
     assert again._points == {}
     assert played.served([0, 2]) == played.served([0, 2], played.again())
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sets(st.integers(0, COUNT - 1), min_size=1))
+def test_exactly_the_leaves_that_the_draw_looks_into_are_opened(played: Played, chosen: set[int]) -> None:
+    """Each leaf's length is in the trace: one more or less does not read as the trace of this audit."""
+    here, segments = played.here, sorted(chosen)
+    audit = Audit(tuple(segments), here.open().entry(0).numerics_class)
+    trace = read_trace(here.c0.job, played.record.opening, STEPS, audit, played.served(segments))
+    assert tuple(trace.leaves) == opened_leaves(segments, COUNT)
 
 
 def test_a_turn_or_a_checkpoint_of_another_is_refused(played: Played) -> None:
     again = played.again()
     with pytest.raises(ProtocolError, match="committed to nothing in turn 1"):
-        again.serve_trace(1, [0], played.here.checkpoint)
+        again.serve_trace(1, played.draw([0]), played.here.checkpoint)
     damaged = played.here.checkpoint[:-1] + bytes([played.here.checkpoint[-1] ^ 1])
     for checkpoint in (damaged, b"", played.here.checkpoint[:100]):
         with pytest.raises(BarnraiseError):
-            again.serve_trace(0, [0], checkpoint)
+            again.serve_trace(0, played.draw([0]), checkpoint)
     assert played.served([1], again) == played.served([1])
 
 
@@ -157,7 +191,7 @@ def test_where_no_segments_are_drawn_nothing_is_kept(tmp_path: Path) -> None:
     here.c0.commit(here.sealed(here.open()), here.checkpoint)
     assert here.c0._points == {}
     with pytest.raises(ProtocolError, match="opens no traces"):
-        here.c0.serve_trace(0, [0], here.checkpoint)
+        here.c0.serve_trace(0, here.drawn(here.open(), [1]), here.checkpoint)
 
 
 # --- the auditor ---

@@ -16,12 +16,17 @@ from pipeline import rerun as rerun_module
 from pipeline.auditor import Auditor
 from pipeline.replay_work import plan_sample
 from pipeline.rerun import Rerun, RerunOptions, command, rerun
+from pipeline.trace import read_trace
 from pipeline.verify import VerifyOptions, show
+from pipeline.work import Job
 from tests.pipeline.adversary_runs import Story
 from tests.pipeline.segment_runs import LIAR, SLOT, TurnRecords, check, turns
 from tests.pipeline.tolerance_runs import FAR, HERE, THIRD, arithmetic_of, item, tolerant_run
+from verification.errors import BarnraiseError
 from verification.fsck import check_run
-from verification.segments import opened_leaves
+from verification.judge import Audit
+from verification.records import Draw, Opening
+from verification.sealing import open_record
 
 CAP = 100_000
 
@@ -67,16 +72,31 @@ def test_honest_work_of_another_class_is_accepted_by_two_auditors(story: Story) 
 
 def test_the_contributor_opens_what_a_tolerant_audit_looks_into(story: Story) -> None:
     asked = [
-        (turn, due)
+        (args[0], open_record(Draw, args[1], story.manifest.coordinator))
         for method, who in story.calls
         if method == "serve_trace"
-        for name, (turn, due, _) in who.items()
+        for name, args in who.items()
         if name == LIAR
     ]
-    wanted = [
-        (turn.open.turn, list(opened_leaves(turn.drawn[SLOT], 4, tolerant=True))) for turn in turns(story)
-    ]
-    assert asked == wanted
+    assert asked == [(turn.open.turn, turn.draw) for turn in turns(story)]
+    served = {args[7] for method, who in story.calls if method == "audit" for args in who.values()}
+    job = Job.of(story.manifest)
+    for turn in turns(story):
+        entry, opening = turn.open.entry(SLOT), turn.openings[SLOT]
+        tolerances = story.manifest.config["audit"]["tolerance"]
+        audit = Audit.of(tolerances, entry, turn.open.auditors, turn.drawn[SLOT])
+        assert audit.tolerant
+        # Read as a trace with other leaves, or of another contribution, it is an error.
+        found = [trace for trace in served if trace and opens(job, opening, entry.steps, audit, trace)]
+        assert len(found) == 1
+
+
+def opens(job: Job, opening: Opening, steps: int, audit: Audit, trace: bytes) -> bool:
+    try:
+        read_trace(job, opening, steps, audit, trace)
+    except BarnraiseError:
+        return False
+    return True
 
 
 def test_its_weight_is_capped_and_nobody_elses(story: Story) -> None:

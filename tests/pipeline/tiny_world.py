@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from verification.keys import PrivateKey
 from verification.merkle import Tree, leaf_hash
 from verification.notes import Checkpoint, sign_checkpoint
 from verification.plans import plan_open
-from verification.records import Manifest, RoundOpen
+from verification.records import Draw, DrawnSlot, Manifest, RoundOpen
 from verification.rounds import apply, begin
 from verification.sealing import predicate, seal_record
 from verification.state import RunState
@@ -56,6 +57,19 @@ class World:
 
     def sealed(self, open_: RoundOpen, key: PrivateKey | None = None) -> bytes:
         return seal_record(open_, key or self.key)
+
+    def drawn(self, open_: RoundOpen, segments: Sequence[int], slot: int = 0, **changes: Any) -> bytes:
+        """A signed draw of the open's turn that looks into segments of one slot."""
+        place = 1, open_.run, open_.round, open_.attempt
+        looks = (DrawnSlot(slot, ("a0",), tuple(segments)),)
+        draw = Draw(*place, self.head(b"")[0], "ab" * 32, (), "sha256:" + "0" * 64, looks, None)
+        return seal_record(replace(draw, **changes), self.key)
+
+    def revealed(self, open_: RoundOpen, mine: bytes) -> tuple[bytes, bytes]:
+        """What c0 reveals once a head holds the open and its commitment."""
+        head, tree = self.head(self.sealed(open_), mine)
+        opened, committed = ((index, tree.inclusion_proof(index)) for index in (0, 1))
+        return self.c0.reveal(open_.turn, head, opened, committed)
 
     def head(self, *entries: bytes, key: PrivateKey | None = None) -> tuple[str, Tree]:
         """A signed head over a small tree of entries."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tests.simulator.story import Scene, Story
+from verification.records import RoundClose, RoundOpen, Settlement
 
 STRIKES = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
 
@@ -28,25 +29,36 @@ class Account:
         self.earned += tokens
         self.unvested.append((turn, tokens))
 
+    def lose(self, turn: int, tokens: int) -> None:
+        """What a removed contribution of `turn` had earned: it was not vested, or is forfeited already."""
+        self.earned -= tokens
+        if (turn, tokens) in self.unvested:
+            self.unvested.remove((turn, tokens))
+        else:
+            self.forfeited -= tokens
+
 
 def credit_is_accepted_tokens(story: Story) -> list[str]:
-    """Every close's credits and quarantine are what its records and those before it give."""
+    """Credits and quarantine of every close and settlement are what its records and those before it give."""
     settings = story.manifest.config["credit"]
     accounts = {name: Account() for name in story.enrolled}
     found: list[str] = []
     total = 0
-    for scene in story.scenes:
-        for name in scene.revoked:
-            accounts[name].out = True
-            _vest(accounts[name], -1)
-        if scene.close is None:
+    for scene, record in story.course():
+        if isinstance(record, RoundOpen):
+            for name in scene.revoked:
+                accounts[name].out = True
+                _vest(accounts[name], -1)
             continue
-        total += sum(item.tokens for item in scene.close.accepted)
-        _pay(story, scene, accounts)
-        _punish(scene, accounts, settings["strikes"])
-        for account in accounts.values():
-            _vest(account, scene.open.turn - settings["vest_rounds"])
-        found += _compare(scene, accounts)
+        if isinstance(record, Settlement):
+            total -= _settle(story, scene, record, accounts)
+        else:
+            total += sum(item.tokens for item in record.accepted)
+            _pay(story, scene, record, accounts)
+            _punish(record, accounts, settings["strikes"])
+            for account in accounts.values():
+                _vest(account, scene.open.turn - settings["vest_rounds"])
+        found += _compare(scene, record, accounts)
     if story.end is not None and story.end.tokens != total:
         found.append(f"the run-close tells {story.end.tokens} tokens, the closes {total}")
     return found
@@ -65,20 +77,40 @@ def _audited(story: Story, scene: Scene, slot: int) -> int:
     return len(repeated) * int(train["batch"]) * int(story.manifest.dataset["context"])
 
 
-def _pay(story: Story, scene: Scene, accounts: dict[str, Account]) -> None:
-    assert scene.close is not None
-    accepted = {item.slot for item in scene.close.accepted}
-    failed = {line.slot for line in scene.close.rejected if line.reason == "failed-audit"}
-    for item in scene.close.accepted:
+def _pay(story: Story, scene: Scene, close: RoundClose, accounts: dict[str, Account]) -> None:
+    for item in close.accepted:
         accounts[item.member].earn(scene.open.turn, _tokens(story, scene, item.slot))
+    if not story.lag:
+        _pay_auditors(story, scene, accounts)
+
+
+def _pay_auditors(story: Story, scene: Scene, accounts: dict[str, Account]) -> None:
+    accepted = {item.slot for item in story.accepted(scene)}
+    failed = {line.slot for line in story.rejected(scene) if line.reason == "failed-audit"}
     for verdict in scene.verdicts:
         if verdict.slot in (accepted if verdict.outcome == "pass" else failed):
             accounts[verdict.auditor].earn(scene.open.turn, _audited(story, scene, verdict.slot))
 
 
-def _punish(scene: Scene, accounts: dict[str, Account], strikes: int) -> None:
-    assert scene.close is not None
-    for line in scene.close.rejected:
+def _settle(story: Story, scene: Scene, record: Settlement, accounts: dict[str, Account]) -> int:
+    """The tokens that were taken back from the run's."""
+    total = 0
+    for item in record.removed:
+        of = story.at(item.round, item.attempt)
+        tokens = _tokens(story, of, item.slot)
+        accounts[item.member].lose(of.open.turn, tokens)
+        total += tokens
+    # A later settlement cannot remove what this one leaves, so the verdicts are paid by what is accepted.
+    _pay_auditors(story, scene, accounts)
+    for item in record.removed:
+        accounts[item.member].out |= item.reason == "failed-audit"
+    for account in accounts.values():
+        _vest(account, -1)
+    return total
+
+
+def _punish(close: RoundClose, accounts: dict[str, Account], strikes: int) -> None:
+    for line in close.rejected:
         account = accounts[line.member]
         account.strikes += line.reason in STRIKES
         if line.reason == "failed-audit" or (line.reason in STRIKES and account.strikes >= strikes):
@@ -93,18 +125,19 @@ def _vest(account: Account, due: int) -> None:
     account.unvested = [(turn, tokens) for turn, tokens in account.unvested if turn > due]
 
 
-def _compare(scene: Scene, accounts: dict[str, Account]) -> list[str]:
-    assert scene.close is not None
+def _compare(scene: Scene, record: RoundClose | Settlement, accounts: dict[str, Account]) -> list[str]:
     found = []
-    told = {line.member: (line.earned, line.vested, line.forfeited) for line in scene.close.credits}
+    told = {line.member: (line.earned, line.vested, line.forfeited) for line in record.credits}
+    label = f"{scene.label}, {record.kind}"
     for name, account in accounts.items():
         true = (account.earned, account.vested, account.forfeited)
         if told.get(name) != true:
-            found.append(f"{scene.label}: {name} has {true}, the close tells {told.get(name)}")
+            found.append(f"{label}: {name} has {true}, the log tells {told.get(name)}")
         waiting = sum(tokens for _, tokens in account.unvested)
-        if account.earned != account.vested + account.forfeited + waiting:
-            found.append(f"{scene.label}: the account of {name} does not add up")
+        whole = account.earned == account.vested + account.forfeited + waiting
+        if not whole or min(*true, waiting) < 0:
+            found.append(f"{label}: the account of {name} does not add up")
     out = sorted(name for name, account in accounts.items() if account.out)
-    if list(scene.close.quarantined) != out:
-        found.append(f"{scene.label}: in quarantine are {out}, the close tells {scene.close.quarantined}")
+    if list(record.quarantined) != out:
+        found.append(f"{label}: in quarantine are {out}, the log tells {record.quarantined}")
     return found

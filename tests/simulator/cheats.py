@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pipeline.contributor import Inclusion
 from tests.simulator.garbage import garbage
 from tests.simulator.people import Cheat, Street
 from tests.simulator.setting import Person
@@ -32,6 +33,20 @@ class FalseState(Cheat):
         state = bytes(poisoned)
         claims = replace(work.claims, next_state=blake3_digest(state))
         return replace(work, next_state=state, claims=claims, false=Falsehood(boundary=True))
+
+
+class Relapse(FalsePayload):
+    """Honest in the turn after its false one, which starts from the state that it then claimed."""
+
+    def cheats(self, turn: int) -> bool:
+        return (turn + self.dice("first").randrange(2)) % 2 == 0
+
+
+class Launderer(FalseState):
+    """The same with its state alone: what follows is honest work from a false start."""
+
+    def cheats(self, turn: int) -> bool:
+        return (turn + self.dice("first").randrange(2)) % 2 == 0
 
 
 class Impersonator(Cheat):
@@ -107,22 +122,22 @@ class Equivocator(Cheat):
             self.vault._turn(open_.turn).unlink(missing_ok=True)
         return super().commit(open_envelope, checkpoint)
 
-    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:
+    def reveal(self, turn: int, head: str, opened: Inclusion, committed: Inclusion) -> tuple[bytes, bytes]:
         return self.reveals(turn)
 
 
 class Silent(Cheat):
-    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:
+    def reveal(self, turn: int, head: str, opened: Inclusion, committed: Inclusion) -> tuple[bytes, bytes]:
         if self.cheats(turn):
             raise ProtocolError("no")
-        return super().reveal(turn, head, index, proof)
+        return super().reveal(turn, head, opened, committed)
 
 
 class OtherBytes(Cheat):
     """Reveals, and sends bytes that are not the ones it committed to."""
 
-    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:
-        envelope, payload = super().reveal(turn, head, index, proof)
+    def reveal(self, turn: int, head: str, opened: Inclusion, committed: Inclusion) -> tuple[bytes, bytes]:
+        envelope, payload = super().reveal(turn, head, opened, committed)
         if not self.cheats(turn):
             return envelope, payload
         flipped = bytes([payload[0] ^ 1]) + payload[1:]
@@ -147,8 +162,8 @@ class Garbled(Cheat):
         turn = self.opened(open_envelope).turn
         return garbage(self.dice("commit", turn), true, self.key) if self._now("commit", turn) else true
 
-    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> Any:
-        envelope, payload = super().reveal(turn, head, index, proof)
+    def reveal(self, turn: int, head: str, opened: Inclusion, committed: Inclusion) -> Any:
+        envelope, payload = super().reveal(turn, head, opened, committed)
         if not self._now("reveal", turn):
             return envelope, payload
         dice = self.dice("reveal", turn)
@@ -159,8 +174,8 @@ class Garbled(Cheat):
         true = super().serve_state(turn)
         return garbage(self.dice("serve", turn), true, self.key) if self._now("serve", turn) else true
 
-    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> Any:
-        true = super().serve_trace(turn, due, checkpoint)
+    def serve_trace(self, turn: int, draw_envelope: bytes, checkpoint: bytes) -> Any:
+        true = super().serve_trace(turn, draw_envelope, checkpoint)
         return garbage(self.dice("trace", turn), true, self.key) if self._now("trace", turn) else true
 
     def _now(self, verb: str, turn: int) -> bool:
@@ -181,7 +196,7 @@ class Replayer(Cheat):
         turn = self.opened(open_envelope).turn
         return self._again(Commitment, true, turn)
 
-    def reveal(self, turn: int, head: str, index: int, proof: list[bytes]) -> tuple[bytes, bytes]:
+    def reveal(self, turn: int, head: str, opened: Inclusion, committed: Inclusion) -> tuple[bytes, bytes]:
         envelope, payload = self.reveals(turn)
         return self._again(Reveal, envelope, turn), payload
 
@@ -216,5 +231,5 @@ CHEATS: dict[str, type[Cheat]] = {
     "false-payload": FalsePayload, "false-state": FalseState, "wrong-field": WrongField,
     "equivocate": Equivocator, "silent": Silent, "other-bytes": OtherBytes, "no-state": NoState,
     "impersonate": Impersonator, "steal": Thief, "garbage": Garbled, "bad-payload": BadPayload,
-    "replay": Replayer, "slow": Slow, **TRACE_CHEATS,
+    "replay": Replayer, "slow": Slow, "relapse": Relapse, "launder": Launderer, **TRACE_CHEATS,
 }  # fmt: skip

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tests.simulator.accounts import STRIKES
 from tests.simulator.story import Scene, Story
 from tests.simulator.tolerance import eligible
 from tests.simulator.work import looked_into
+from verification.records import Accepted, RoundClose, RoundOpen, Settlement
 
 MILLION = 1_000_000
 
@@ -25,20 +27,30 @@ class Watched:
 
     probation: int
     accepted: Counter[str] = field(default_factory=Counter)
-    suspect: set[str] = field(default_factory=set)
+    suspect: dict[str, int] = field(default_factory=dict)  # to the turn of the last strike
 
     def __contains__(self, name: str) -> bool:
         return name in self.suspect or self.accepted[name] < self.probation
 
-    def learn(self, scene: Scene) -> None:
-        """What a close means for them."""
-        for item in scene.close.accepted if scene.close else ():
+    def learn(self, story: Story, scene: Scene, record: RoundClose | Settlement) -> None:
+        """What a close or settlement means for them."""
+        if isinstance(record, Settlement):
+            for gone in record.removed:  # what was accepted under an older key is not counted any more
+                self.accepted[gone.member] = max(0, self.accepted[gone.member] - 1)
+            self._clear(scene, story.accepted(scene))
+            return
+        for item in record.accepted:
             self.accepted[item.member] += 1
-            if item.slot in scene.drawn:
-                self.suspect.discard(item.member)
-        for line in scene.close.rejected if scene.close else ():
+        if not story.lag:
+            self._clear(scene, record.accepted)
+        for line in record.rejected:
             if line.reason in STRIKES:
-                self.suspect.add(line.member)
+                self.suspect[line.member] = scene.open.turn
+
+    def _clear(self, scene: Scene, accepted: Iterable[Accepted]) -> None:
+        for item in accepted:
+            if item.slot in scene.drawn and self.suspect.get(item.member, scene.open.turn) < scene.open.turn:
+                del self.suspect[item.member]
 
 
 def draws_follow_from_the_seed(story: Story) -> list[str]:
@@ -46,7 +58,10 @@ def draws_follow_from_the_seed(story: Story) -> list[str]:
     audit = story.manifest.config["audit"]
     watched = Watched(audit["probation_rounds"])
     found: list[str] = []
-    for scene in story.scenes:
+    for scene, record in story.course():
+        if not isinstance(record, RoundOpen):
+            watched.learn(story, scene, record)
+            continue
         for name in scene.rotated:
             watched.accepted[name] = 0  # a new key begins anew
         for entry in scene.open.roster:
@@ -60,7 +75,6 @@ def draws_follow_from_the_seed(story: Story) -> list[str]:
             if told != _drawn(story, scene):
                 found.append(f"{scene.label}: drawn are {_drawn(story, scene)}, the log tells {told}")
         found += _verdicts_state_what_was_drawn(story, scene)
-        watched.learn(scene)
     return found
 
 

@@ -19,6 +19,12 @@ from tests.simulator.conduct import (
     no_unaudited_work,
 )
 from tests.simulator.draws import draws_follow_from_the_seed
+from tests.simulator.settling import (
+    everyone_starts_from_its_last_state,
+    records_are_in_order,
+    settlements_take_out_what_they_must,
+    weights_are_of_what_is_accepted,
+)
 from tests.simulator.story import Story
 from tests.simulator.tolerance import tolerance_keeps_its_place
 from verification.errors import BarnraiseError
@@ -140,6 +146,10 @@ INVARIANTS: dict[str, Callable[[Story], list[str]]] = {
     "credit": credit_is_accepted_tokens,
     "false work": false_work_is_stopped,
     "tolerance": tolerance_keeps_its_place,
+    "order": records_are_in_order,
+    "removed": settlements_take_out_what_they_must,
+    "weights": weights_are_of_what_is_accepted,
+    "lineage": everyone_starts_from_its_last_state,
     "secrets": secrets_stay_private,
     "said twice": nothing_is_said_twice,
     "level 1": level_1_finds_nothing,

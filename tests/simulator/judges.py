@@ -183,6 +183,16 @@ class SilentAuditor(BadAuditor):
         raise ProtocolError("no")
 
 
+class Friend(BadAuditor):
+    """Has nothing to say of those that are false, and says of all others what is true."""
+
+    def bad(self, slot: int) -> bool:
+        return bool(self.street.shop.false.get((self.turn, slot)))
+
+    def said(self, verdict: bytes, slot: int) -> Any:
+        raise ProtocolError("no")
+
+
 class Misplacer(BadAuditor):
     """Signs a verdict that belongs elsewhere, or whose outcome does not follow from its values."""
 
@@ -229,6 +239,7 @@ def _leaf(leaf: str) -> str:
 JUDGES: dict[str, type[BadAuditor]] = {
     "rubber-stamp": RubberStamp, "accuse": Accuser, "copy-first": Copier, "garbage": GarbledAuditor,
     "silent": SilentAuditor, "misplace": Misplacer, "stamp": Stamp, "invent": Inventor,
+    "friend": Friend,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from pipeline.checkpoint import Checkpoint
 from tests.pipeline.forger import Entry, Forger
 from tests.pipeline.lie_changes import entries, fields, item, plus, settled, without
 from tests.simulator.assembly import validation_loss
+from tests.simulator.late_lies import lie_about_settling
 from tests.simulator.story import Scene, Story, key_of
 from tests.simulator.tolerance import eligible
 from tests.simulator.world import Played
@@ -48,6 +49,9 @@ class SimulatedForger(Forger):
 def lie_about(story: Story, played: Played, target: Path) -> tuple[str, list[str]]:
     """(the lie that was told, what the checker missed of it)."""
     dice = random.Random(f"lie/{played.setting.seed}")
+    if story.lag:
+        late = lie_about_settling(story, played, target) if dice.random() < 0.8 else None
+        return late or _shuffle_log(story, played, target, dice)
     whole = story.scenes[-1].close is not None  # no run that stopped because a turn has no weight
     told_by_forger = whole and not story.manifest.witnessing.witnesses and not story.rotations
     if dice.random() < 0.25 or not told_by_forger or any(scene.revoked for scene in story.scenes):

@@ -2,14 +2,16 @@
 
 Owns loss, repetition, delay, order, partitions, and that members die and come back; it is a `Members` of
 pipeline.crew. It retries as a transport does, and remembers whom it could not reach, and all that honest
-members said. Does not own what anybody does.
+members said. A call that was begun is under way while others are made. Does not own what anybody does.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.pool import Answer
@@ -22,6 +24,7 @@ from verification.errors import BarnraiseError
 TRIES = 5
 JOINING = ("missing_files", "store_file", "enrol")
 TIMEOUT_MS, REVIVAL_MS, DELAY_MS = 150, 400, 2_000_000
+NEVER = 1 << 60
 Place = tuple[str, str, int, Any]  # member, verb, turn, what tells its calls of a turn apart
 
 
@@ -43,6 +46,8 @@ class Network:
         self.shown: dict[str, None] = {}
         self.opens: dict[int, set[bytes]] = {}
         self._old: list[tuple[str, str, tuple[Any, ...]]] = []
+        self._turns: dict[bytes, int] = {}  # of opens
+        self._busy: dict[str, int] = {}  # until when a member works at calls that were begun
 
     def call(
         self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
@@ -56,15 +61,44 @@ class Network:
         self.now += max((answer.ms for answer in found.values()), default=0)
         return {name: found[name] for name in arguments}
 
+    def begin(
+        self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[Callable[[int], Answer]]:
+        """As cluster.pool.Pool: each call is made now or when it is waited for, or never if nobody does."""
+        return [self._begun(name, method, args) for name, args in calls]
+
+    def _begun(self, name: str, method: str, args: tuple[Any, ...]) -> Callable[[int], Answer]:
+        started = max(self.now, self._busy.get(name, 0))
+        soon = self.dice.random() < 0.5
+        found = [self._sent(name, method, args, revived=False)] if soon else []
+        if found:
+            self._busy[name] = started + found[0][1]
+
+        def wait(deadline_ms: int) -> Answer:
+            self.counts["lag: audits begun that were waited for"] += 1
+            sent, ms, why = found[0] if found else self._sent(name, method, args, revived=False)
+            left = max(0, started + ms - self.now) if found else ms
+            answer = self._in_time((name, method, args), (sent, left, why), deadline_ms)
+            self.now += answer.ms
+            return answer
+
+        return wait
+
     def close(self) -> None:
         """Forget every member's process; their folders stay."""
         self.objects.clear()
 
     def _one(self, name: str, method: str, args: tuple[Any, ...], deadline_ms: int) -> Answer:
+        return self._in_time((name, method, args), self._sent(name, method, args), deadline_ms)
+
+    def _sent(
+        self, name: str, method: str, args: tuple[Any, ...], *, revived: bool = True
+    ) -> tuple[Answer | None, int, str]:
+        """(what was heard, after how long, why nothing was). `revived`: whoever dies is asked again."""
         self._look(method, args)
         if self._cut_off(name, method):
             self.counts["fault: partitioned"] += 1
-            return self._lost(name, method, deadline_ms, "cut off")
+            return None, NEVER, "cut off"
         ms, weather = 0, self.weather
         if weather.stale and self.dice.random() < weather.stale and self._old:
             self.counts["fault: stale request"] += 1
@@ -79,7 +113,10 @@ class Network:
                 answers.append(self._invoke(name, method, args))
             if None in answers or self._dies(name):
                 ms += REVIVAL_MS  # it ended, before or after it had written; it is made anew and asked again
-                continue
+                if revived:
+                    continue
+                self.counts["lag: a member died at a call that was begun"] += 1
+                return None, ms, "died"
             heard = [answer for answer in answers if answer]
             answer, _ = self.dice.choice(heard)
             ms += max(spent for _, spent in heard)
@@ -90,16 +127,29 @@ class Network:
                 ms += DELAY_MS if self.dice.random() < 0.5 else self.dice.randint(500, 5000)
             if method not in JOINING:
                 self._old = [*self._old[-20:], (name, method, args)]
-            if 0 < deadline_ms < ms:
-                self.counts["fault: after the deadline"] += 1
-                return self._lost(name, method, deadline_ms, "too slow")
-            self.unheard.pop((self.turn, method, name), None)  # asked again after a crash, it was heard
-            return Answer(answer.value, answer.error, ms=ms)
-        return self._lost(name, method, min(deadline_ms, ms) if deadline_ms else ms, "lost five times")
+            return answer, ms, ""
+        return None, ms, "lost five times"
 
-    def _lost(self, name: str, method: str, ms: int, why: str) -> Answer:
-        self.unheard[self.turn, method, name] = why
-        return Answer(late=True, ms=ms)
+    def _in_time(
+        self,
+        call: tuple[str, str, tuple[Any, ...]],
+        sent: tuple[Answer | None, int, str],
+        deadline_ms: int,
+    ) -> Answer:
+        """What the caller has at its deadline; whom it did not hear is remembered."""
+        (name, method, args), (answer, ms, why) = call, sent
+        place = (self._turn_of(method, args), method, name)
+        late = 0 < deadline_ms < ms
+        if answer and late:
+            self.counts["fault: after the deadline"] += 1
+            why = "too slow"
+        if answer is None or late:
+            self.unheard[place] = why
+            if deadline_ms:
+                ms = min(deadline_ms, ms)
+            return Answer(late=True, ms=0 if ms == NEVER else ms)
+        self.unheard.pop(place, None)  # asked again after a crash, it was heard
+        return Answer(answer.value, answer.error, ms=ms)
 
     def _happens(self, chance: float, what: str) -> bool:
         if not chance or self.dice.random() >= chance:
@@ -139,7 +189,11 @@ class Network:
             return None
         except Exception as error:  # whatever a member does, the others go on
             short = method == "take_receipt" and "too few known witnesses" in str(error)
-            if honest and not short and (counts or not isinstance(error, BarnraiseError)):
+            # Asked for a verdict of a turn before its key was rotated, an honest auditor gives none.
+            rotated = "with its present key" in str(error) and self._turn_of(method, args) < self.turn
+            if rotated:
+                self.counts["lag: an auditor's key rotated before it was asked"] += 1
+            if honest and not short and not rotated and (counts or not isinstance(error, BarnraiseError)):
                 self.refusals.append(f"{name} {method} in turn {self.turn}: {type(error).__name__}: {error}")
             return Answer(error=f"{type(error).__name__}: {error}"), 0
         finally:
@@ -151,25 +205,22 @@ class Network:
         return Answer(value), member.spent - before
 
     def _remember(self, name: str, method: str, args: tuple[Any, ...], value: bytes) -> None:
-        turn: int
-        part: object = 0
-        if method in JOINING:
-            turn = -1
-        elif method == "commit":
-            turn = self._turn_of[args[0]]
-        elif method == "audit":
-            turn, part = self._turn_of[args[0]], args[1:3]
-        else:
-            turn = args[0]
+        turn = -1 if method in JOINING else self._turn_of(method, args)
+        part: object = args[1:3] if method == "audit" else 0
         self.said.setdefault((name, method, turn, part), set()).add(value)
 
-    @property
-    def _turn_of(self) -> dict[bytes, int]:
-        return {data: turn for turn, opens in self.opens.items() for data in opens}
+    def _turn_of(self, method: str, args: tuple[Any, ...]) -> int:
+        """Which turn a call is about: where audits lag that need not be the one in progress."""
+        if method in ("commit", "audit"):
+            if args[0] not in self._turns:
+                statement = json.loads(base64.b64decode(json.loads(args[0])["payload"]))
+                self._turns[args[0]] = statement["predicate"]["turn"]
+            return self._turns[args[0]]
+        return args[0] if args and type(args[0]) is int else self.turn
 
     def _look(self, method: str, args: tuple[Any, ...]) -> None:
         """What the coordinator shows: opens and heads."""
         if method in ("commit", "audit"):
-            self.opens.setdefault(self.turn, set()).add(args[0])
+            self.opens.setdefault(self._turn_of(method, args), set()).add(args[0])
         elif method == "reveal":
             self.shown[args[1]] = None

@@ -14,14 +14,27 @@ CHEATS = (
     "false-payload", "false-state", "false-trace", "false-loss", "wrong-field", "equivocate", "silent",
     "other-bytes", "no-state", "impersonate", "steal", "garbage", "bad-payload", "replay", "slow",
     "false-segment", "false-boundary", "planted-state", "other-leaves", "no-trace",
-    "fickle-trace", "false-step",
+    "fickle-trace", "false-step", "relapse", "launder",
 )  # fmt: skip
 # Found by some audits only, so there are more of them.
 IN_SEGMENTS = ("false-segment", "false-segment", "false-segment", "false-trace", "planted-state")
-BAD_JUDGES = ("rubber-stamp", "accuse", "copy-first", "garbage", "silent", "misplace", "stamp", "invent")
+BAD_JUDGES = (
+    "rubber-stamp",
+    "accuse",
+    "copy-first",
+    "garbage",
+    "silent",
+    "misplace",
+    "stamp",
+    "invent",
+    "friend",
+)
 # Only where audits may go by tolerance.
 LAX_CHEATS, LAX_JUDGES = ("false-step",), ("stamp", "invent")
+# Only where audits lag.
+LATE_CHEATS, LATE_JUDGES = ("relapse", "launder"), ("friend",)
 BAD_WITNESSES = ("garbage", "no-link", "mute")
+ELSEWHERE = LAX_CHEATS + LAX_JUDGES + LATE_CHEATS + LATE_JUDGES
 CLASSES = ("sim-a", "sim-b", "sim-c")
 
 
@@ -95,6 +108,10 @@ def draw(seed: int) -> Setting:
     if lax.random() < 0.35:
         people = tuple(_of_some_class(lax, person) for person in people)
         _allow_tolerance(lax, config)
+    late = random.Random(f"lag/{seed}")
+    if late.random() < 0.25:
+        people = tuple(_of_late_kind(late, person) for person in people)
+        _let_audits_lag(late, config)
     lie = dice.random() < 0.3
     count = dice.choice((0, 0, 1, 2, 3))
     witnesses = tuple(dice.choice(BAD_WITNESSES) if dice.random() < 0.2 else None for _ in range(count))
@@ -118,7 +135,7 @@ def _people(dice: random.Random, contributors: int, auditors: int) -> tuple[Pers
         kind = None
         if dice.random() < (bent if judge else crooked):
             kinds = BAD_JUDGES if judge else (*CHEATS, *IN_SEGMENTS)
-            kind = dice.choice([kind for kind in kinds if kind not in LAX_CHEATS + LAX_JUDGES])
+            kind = dice.choice([kind for kind in kinds if kind not in ELSEWHERE])
         role = "auditor" if judge else "contributor"
         people.append(Person(name, role, operator, numerics, kind, dice.randint(20, 400)))
     return tuple(people)
@@ -148,6 +165,19 @@ def _allow_tolerance(dice: random.Random, config: dict[str, Any]) -> None:
         for pair in pairs or [CLASSES[:2]]
     ]
     config["audit"]["tolerance_cap_ppm"] = dice.choice((1, 100_000, 300_000, 500_000, 500_000, 1_000_000))
+
+
+def _of_late_kind(dice: random.Random, person: Person) -> Person:
+    """The person in a run whose audits lag."""
+    kinds = LATE_JUDGES if person.role == "auditor" else LATE_CHEATS
+    kind = dice.choice(kinds) if dice.random() < (0.4 if person.kind else 0.1) else person.kind
+    return replace(person, kind=kind)
+
+
+def _let_audits_lag(dice: random.Random, config: dict[str, Any]) -> None:
+    config["audit"]["lag"] = dice.randint(1, 3)
+    config["credit"]["vest_rounds"] = config["audit"]["lag"] + dice.randint(1, 2)
+    config["run"]["rounds"] = dice.randint(2, 6)
 
 
 def _weather(dice: random.Random, names: list[str]) -> Weather:

@@ -5,6 +5,7 @@ Owns reading the run folder back. Does not own what must hold of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from verification.keys import PrivateKey
 from verification.log import Log
 from verification.lottery import HashChain
 from verification.records import (
+    Accepted,
     CommitClose,
     Commitment,
     Draw,
@@ -29,6 +31,8 @@ from verification.records import (
     KeyRotation,
     Manifest,
     Record,
+    Rejected,
+    Removed,
     Reveal,
     RevealClose,
     RoundClose,
@@ -36,6 +40,7 @@ from verification.records import (
     RunClose,
     SecondDraw,
     Served,
+    Settlement,
     Verdict,
 )
 from verification.sealing import parse_predicate
@@ -57,6 +62,7 @@ class Scene:
     verdicts: list[Verdict] = field(default_factory=list)
     second: SecondDraw | None = None
     close: RoundClose | None = None
+    settlement: Settlement | None = None
 
     @property
     def drawn(self) -> dict[int, tuple[str, ...]]:
@@ -104,6 +110,59 @@ class Story:
     shop: Workshop
     finished: bool
     rotations: int
+
+    @property
+    def lag(self) -> int:
+        """Turns by which audits lag."""
+        return int(self.manifest.config["audit"]["lag"])
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether the last round is closed: then what waits is settled at once."""
+        rounds = sum(not scene.close.void for scene in self.scenes if scene.close)
+        return rounds == self.manifest.config["run"]["rounds"]
+
+    def course(self) -> Iterator[tuple[Scene, RoundOpen | RoundClose | Settlement]]:
+        """What changes everybody's standing, with the turn that it is of, in the order due in the log."""
+        for number, scene in enumerate(self.scenes):
+            yield scene, scene.open
+            if scene.close is None:
+                continue
+            yield scene, scene.close
+            last = self.ran_out and scene is self.scenes[-1]
+            stop = number + 1 if last else number - self.lag + 1
+            due = self.scenes[max(0, number - self.lag) : max(0, stop)]
+            for settled in due if self.lag else ():
+                if settled.settlement:
+                    yield settled, settled.settlement
+
+    def at(self, round_: int, attempt: int) -> Scene:
+        """The turn with these numbers."""
+        return next(s for s in self.scenes if (s.open.round, s.open.attempt) == (round_, attempt))
+
+    def removed(self, scene: Scene) -> list[Removed]:
+        """What any settlement takes out of a turn."""
+        place = (scene.open.round, scene.open.attempt)
+        told = [item for other in self.scenes if other.settlement for item in other.settlement.removed]
+        return [item for item in told if (item.round, item.attempt) == place]
+
+    def accepted(self, scene: Scene) -> list[Accepted]:
+        """What is accepted of a turn, as far as the log goes."""
+        gone = {item.slot for item in self.removed(scene)}
+        return [item for item in scene.close.accepted if item.slot not in gone] if scene.close else []
+
+    def rejected(self, scene: Scene) -> list[Rejected | Removed]:
+        """What is not, at the close or later."""
+        return [*(scene.close.rejected if scene.close else ()), *self.removed(scene)]
+
+    def over(self, scene: Scene) -> bool:
+        """Whether the audits of a turn are settled."""
+        return (scene.settlement if self.lag else scene.close) is not None
+
+    def missed(self, scene: Scene) -> set[tuple[int, int, str]]:
+        """(slot, look, auditor) of whom was asked and gave no verdict."""
+        told = [record for record in (scene.close, scene.settlement) if record]
+        return {(item.slot, item.look, item.auditor) for record in told for item in record.missed}
 
     def honest(self, name: str) -> bool:
         """Whether a member is."""
@@ -165,6 +224,8 @@ def read(played: Played) -> Story:
         elif isinstance(record, KeyRotation):
             rotations += 1
             rotated.append(record.member)
+        elif isinstance(record, Verdict | SecondDraw | Settlement):
+            _place(_of(scenes, record), record)
         elif not isinstance(record, Manifest):
             _place(scenes[-1], record)
     return Story(
@@ -192,6 +253,11 @@ def read(played: Played) -> Story:
     )
 
 
+def _of(scenes: list[Scene], record: Verdict | SecondDraw | Settlement) -> Scene:
+    place = (record.round, record.attempt)
+    return next(scene for scene in scenes if (scene.open.round, scene.open.attempt) == place)
+
+
 def _place(scene: Scene, record: Record) -> None:
     match record:
         case Commitment():
@@ -212,6 +278,8 @@ def _place(scene: Scene, record: Record) -> None:
             scene.second = record
         case RoundClose():
             scene.close = record
+        case Settlement():
+            scene.settlement = record
 
 
 def key_of(played: Played) -> PrivateKey:

@@ -22,6 +22,7 @@ from tests.simulator.setting import Setting, draw
 from tests.simulator.story import Scene, Story, read
 from tests.simulator.tolerance import contradict, eligible, is_lax
 from tests.simulator.world import play, scratch
+from verification.records import RoundOpen
 
 Tell = Callable[[str], None]
 
@@ -79,7 +80,8 @@ def _introduce(setting: Setting, tell: Tell) -> None:
     config, weather = setting.config, setting.weather
     tell(f"seed {setting.seed}: {config['run']['rounds']} rounds, {config['timing']['mode']} timing")
     audit = config["audit"]
-    tell(f"  audits {audit['rate_ppm']} ppm, second looks {audit['second_look_ppm']} ppm")
+    late = f", {audit['lag']} turns late" if audit.get("lag") else ""
+    tell(f"  audits {audit['rate_ppm']} ppm{late}, second looks {audit['second_look_ppm']} ppm")
     tell(f"  {audit['segments'] or 'all'} segments of {config['train']['trace_every']} steps an audit")
     for item in audit.get("tolerance", ()):
         told = ", ".join(f"{name} {item[name]}" for name in NUMBERS)
@@ -111,14 +113,38 @@ def count(story: Story) -> Counter[str]:
             continue
         counts["run: void turns"] += scene.close.void
         _count_slots(story, scene, counts)
-        counts["verdict: missed"] += len(scene.close.missed)
+        counts["verdict: missed"] += len(story.missed(scene))
         for verdict in scene.verdicts:
             counts[f"verdict: {verdict.outcome}, look {verdict.look}"] += 1
         _count_segments(story, scene, counts)
         _count_tolerance(story, scene, counts)
-    for name in story.scenes[-1].close.quarantined if story.scenes and story.scenes[-1].close else ():
+    _count_late(story, counts)
+    records = [record for _, record in story.course() if not isinstance(record, RoundOpen)]
+    for name in records[-1].quarantined if records else ():
         counts[f"quarantine: {'honest' if story.honest(name) else 'cheat'}"] += 1
     return +counts
+
+
+def _count_late(story: Story, counts: Counter[str]) -> None:
+    """Where audits lag, what came of them."""
+    if not story.lag:
+        return
+    counts[f"lag: runs with audits {story.lag} turns late"] += 1
+    for scene in story.scenes:
+        counts["lag: turns settled"] += story.over(scene)
+        counts["lag: turns that stayed unsettled"] += scene.close is not None and not story.over(scene)
+        if scene.close is None or scene.settlement is None:
+            continue
+        removed = scene.settlement.removed
+        counts["lag: settlements that take something out"] += bool(removed)
+        counts["lag: turns of which nothing is left"] += bool(removed) and not story.accepted(scene)
+        for item in removed:
+            counts[f"lag: removed, {item.reason}"] += 1
+            of = story.at(item.round, item.attempt)
+            if item.reason == "follows":
+                counts["lag: true work that fell with false"] += not story.lies(of, item.slot)
+            elif item.reason == "unaudited" and story.lies(of, item.slot):
+                counts["lag: false work that nobody judged taken out"] += 1
 
 
 def _count_segments(story: Story, scene: Scene, counts: Counter[str]) -> None:
@@ -140,7 +166,7 @@ def _count_segments(story: Story, scene: Scene, counts: Counter[str]) -> None:
 def _count_tolerance(story: Story, scene: Scene, counts: Counter[str]) -> None:
     """What rested on tolerance, and what came of it."""
     assert scene.close is not None
-    reasons = {line.slot: line.reason for line in scene.close.rejected}
+    reasons = {line.slot: line.reason for line in story.rejected(scene)}
     for entry in scene.open.roster:
         if not is_lax(story, scene, entry.slot):
             continue
@@ -166,9 +192,9 @@ def _count_tolerance(story: Story, scene: Scene, counts: Counter[str]) -> None:
 
 def _count_slots(story: Story, scene: Scene, counts: Counter[str]) -> None:
     assert scene.close is not None
-    for item in scene.close.accepted:
+    for item in story.accepted(scene):
         counts["outcome: accepted"] += 1
-        if story.lies(scene, item.slot):
+        if story.over(scene) and story.lies(scene, item.slot):
             drawn = item.slot in scene.drawn and story.shows(scene, item.slot)
             why = "the false segment not drawn" if item.slot in scene.drawn else "not drawn"
             counts[f"outcome: false work accepted, {'passed by bent auditors' if drawn else why}"] += 1
@@ -179,7 +205,7 @@ def _count_slots(story: Story, scene: Scene, counts: Counter[str]) -> None:
             }
             if drawn and len(able) >= 2:
                 counts["outcome: false work accepted though two honest auditors were eligible"] += 1
-    for line in scene.close.rejected:
+    for line in story.rejected(scene):
         counts[f"outcome: {line.reason}"] += 1
         if story.honest(line.member) and line.reason in UNHEARD and line.reason != "late":
             places = [(scene.open.turn, verb, line.member) for verb in UNHEARD[line.reason]]

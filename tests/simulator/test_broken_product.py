@@ -12,11 +12,14 @@ import pytest
 import pipeline.auditor
 import pipeline.coordinator
 import pipeline.ledger
+import pipeline.lineage
 import pipeline.vault
 import verification.credits
 import verification.judge
 import verification.lottery
 import verification.plans
+import verification.rounds
+import verification.settling
 import verification.tolerance
 from pipeline.trace import OpenedTrace, read_trace
 from pipeline.work import Job
@@ -122,6 +125,62 @@ def deviations_never_compared(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def nothing_follows(patch: pytest.MonkeyPatch) -> None:
+    """What was built on a state that nobody stands for stays."""
+    real = verification.settling.removals
+
+    def removals(state: Any, evidence: Any) -> tuple[Any, ...]:
+        return tuple(item for item in real(state, evidence) if item.reason != verification.settling.FOLLOWS)
+
+    for module in (verification.settling, pipeline.coordinator):
+        patch.setattr(module, "removals", removals)
+
+
+def lineage_stays(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(verification.rounds, "lineage_settled", lambda state, removed: dict(state.lineage))
+
+
+def removed_work_stays_paid(patch: pytest.MonkeyPatch) -> None:
+    real = verification.settling.after_settlement
+    patch.setattr(
+        verification.settling,
+        "after_settlement",
+        lambda standings, result: real(standings, replace(result, removed=())),
+    )
+
+
+def removed_work_stays_in_the_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pipeline.lineage, "still_accepted", lambda state, removed: state.waiting)
+
+
+def weighed_once_for_all(patch: pytest.MonkeyPatch) -> None:
+    """What is left keeps the weight that it had beside what was taken out."""
+
+    def without(state: Any, waiting: Any, gone: Any) -> Any:
+        del state
+        place = (waiting.turn.open.round, waiting.turn.open.attempt)
+        left = tuple(item for item in waiting.accepted if (*place, item.slot) not in gone)
+        return replace(waiting, accepted=left)
+
+    patch.setattr(verification.settling, "_without", without)
+
+
+def late(setting: Setting) -> bool:
+    audit = setting.config["audit"]
+    liars = {"relapse", "launder", "false-payload", "false-state"}
+    return bool(
+        audit.get("lag")
+        and not setting.witnesses
+        and audit["rate_ppm"] >= 500_000
+        and len(setting.of_role("auditor")) >= 2
+        and liars & {person.kind for person in setting.people}
+    )
+
+
+def late_and_capped(setting: Setting) -> bool:
+    return late(setting) and bool(setting.config["credit"]["operator_cap_ppm"] == 300_000)
+
+
 def tolerant(setting: Setting) -> bool:
     audit, auditors = setting.config["audit"], setting.of_role("auditor")
     return "tolerance" in audit and audit["rate_ppm"] >= 500_000 and len(auditors) >= 2
@@ -175,6 +234,11 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Setting]
     "weight on tolerance is not capped": (no_cap_on_tolerance, tolerant, "tolerance"),
     "deviations are not looked at": (deviations_never_too_far, with_kinds("false-step"), "false work"),
     "deviations are not compared": (deviations_never_compared, with_kinds("stamp"), "unaudited work"),
+    "what follows stays accepted": (nothing_follows, late, "removed"),
+    "the lineage is not rolled back": (lineage_stays, late, "lineage"),
+    "removed work stays paid": (removed_work_stays_paid, late, "credit"),
+    "removed work stays in the weights": (removed_work_stays_in_the_weights, late, "weights"),
+    "what is left is not weighed anew": (weighed_once_for_all, late_and_capped, "weights"),
     "nothing is forfeited": (no_forfeit, lambda s: s.config["credit"]["strikes"] == 1, "credit"),
 }
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.simulator.accounts import credit_is_accepted_tokens
 from tests.simulator.invariants import INVARIANTS, prefix_roots
+from tests.simulator.late_doctors import LATE_DOCTORS, excising, late
 from tests.simulator.setting import Person, Setting, Weather, draw
 from tests.simulator.story import Scene, Story, key_of, read
 from tests.simulator.tolerance_doctors import TOLERANCE_DOCTORS, resting
@@ -65,6 +66,17 @@ def original() -> Iterator[tuple[Story, Played]]:
         assert any(scene.verdicts for scene in story.scenes)
         assert in_part(story)
         assert resting(story)
+        yield story, played
+
+
+@pytest.fixture(scope="module")
+def late_original() -> Iterator[tuple[Story, Played]]:
+    with scratch() as root:
+        played = play(late(), root / "world")
+        story = read(played)
+        assert story.finished
+        assert excising(story)
+        assert len(story.scenes) == sum(story.over(scene) for scene in story.scenes)
         yield story, played
 
 
@@ -362,16 +374,30 @@ DOCTORED: list[tuple[str, Doctor]] = [
 
 
 @pytest.mark.parametrize("name", sorted(INVARIANTS))
-def test_the_true_story_breaks_none(original: tuple[Story, Played], name: str) -> None:
+def test_the_true_stories_break_none(
+    original: tuple[Story, Played], late_original: tuple[Story, Played], name: str
+) -> None:
     assert INVARIANTS[name](original[0]) == []
+    assert INVARIANTS[name](late_original[0]) == []
 
 
 def test_every_invariant_is_shown_a_story_that_breaks_it() -> None:
-    assert {name for name, _ in DOCTORED} == set(INVARIANTS)
+    assert {name for name, _ in (*DOCTORED, *LATE_DOCTORS)} == set(INVARIANTS)
 
 
 @pytest.mark.parametrize(("name", "doctor"), DOCTORED)
 def test_a_doctored_story_is_found(original: tuple[Story, Played], name: str, doctor: Doctor) -> None:
+    found(original, name, doctor)
+
+
+@pytest.mark.parametrize(("name", "doctor"), LATE_DOCTORS)
+def test_a_doctored_late_story_is_found(
+    late_original: tuple[Story, Played], name: str, doctor: Doctor
+) -> None:
+    found(late_original, name, doctor)
+
+
+def found(original: tuple[Story, Played], name: str, doctor: Doctor) -> None:
     true, played = original
     story = replace(
         true,

@@ -57,9 +57,9 @@ def tolerance_keeps_its_place(story: Story) -> list[str]:
             found += _verdict_is_in_place(story, scene, verdict)
         if scene.close is None:
             continue
-        reasons = {line.slot: line.reason for line in scene.close.rejected}
+        reasons = {line.slot: line.reason for line in story.rejected(scene)}
         for slot in {verdict.slot for verdict in scene.verdicts}:
-            if contradict(scene.of(slot)) and reasons.get(slot) != "disputed":
+            if story.over(scene) and contradict(scene.of(slot)) and reasons.get(slot) != "disputed":
                 found.append(
                     f"{scene.label}: deviations of slot {slot} contradict, it is {reasons.get(slot)}"
                 )
@@ -93,10 +93,9 @@ def _verdict_is_in_place(story: Story, scene: Scene, verdict: Verdict) -> list[s
 
 def _nobody_alone_convicts(story: Story, scene: Scene) -> list[str]:
     """A fault takes two who found the same, of unlike operators."""
-    assert scene.close is not None
     found = []
     operators = {auditor.member: auditor.operator for auditor in scene.open.auditors}
-    for line in scene.close.rejected:
+    for line in story.rejected(scene):
         if line.reason == "failed-audit":
             verdicts = [verdict for verdict in scene.of(line.slot) if verdict.outcome == "fail"]
             alike = {(v.payload, v.next_state, v.trace) for v in verdicts}
@@ -107,7 +106,7 @@ def _nobody_alone_convicts(story: Story, scene: Scene) -> list[str]:
 
 
 def weights(story: Story, scene: Scene) -> dict[int, int]:
-    """What section 9, 1 gives each accepted slot."""
+    """What section 9, 1 gives each slot that the close accepts."""
     assert scene.close is not None
     tokens = {item.slot: item.tokens for item in scene.close.accepted}
     total, operators = sum(tokens.values()), Counter[str]()

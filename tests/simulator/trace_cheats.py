@@ -116,15 +116,18 @@ def _falsified(job: Job, leaf: OpenedLeaf, how: str, dice: random.Random) -> Ope
 class OtherLeaves(Cheat):
     """Honest work, and a trace that is opened otherwise than it was committed to."""
 
-    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> bytes:
-        true = super().serve_trace(turn, due, checkpoint)
+    def serve_trace(self, turn: int, draw_envelope: bytes, checkpoint: bytes) -> bytes:
+        true = super().serve_trace(turn, draw_envelope, checkpoint)
         if not self.cheats(turn):
             return true
         self.street.shop.shut.add((turn, self.name))
-        return self.opened_otherwise(turn, due, self.dice("opens", turn))
+        return self.opened_otherwise(turn, draw_envelope, self.dice("opens", turn))
 
-    def opened_otherwise(self, turn: int, due: list[int], dice: random.Random) -> bytes:
+    def opened_otherwise(self, turn: int, draw_envelope: bytes, dice: random.Random) -> bytes:
         """Never what the trace's root or the draw asks for."""
+        stored = self._stored(turn)
+        open_, entry = self.opened(stored.open), self._entry_of(stored)
+        due = self._due_leaves(open_, entry, draw_envelope)
         hashes = [trace_leaf_hash(leaf).hex() for leaf in self._trace[1]]
         leaves = {index: self._points[index] for index in due}
         at = dice.choice(due)
@@ -135,8 +138,7 @@ class OtherLeaves(Cheat):
             hashes[dice.randrange(len(hashes))] = dice.randbytes(32).hex()
         elif way == "hashes":  # a whole other trace, which its own leaves fit
             leaves[at] = _falsified(self.job, leaves[at], "weights", dice)
-            steps = self._entry(self.opened(self._stored(turn).open)).steps
-            step = min((at + 1) * self.job.config.train.trace_every, steps)
+            step = min((at + 1) * self.job.config.train.trace_every, entry.steps)
             hashes[at] = trace_leaf_hash(leaves[at].digest(step)).hex()
         elif way == "moved":
             leaves = {(index + 1) % len(hashes): leaf for index, leaf in leaves.items()}
@@ -148,8 +150,8 @@ class OtherLeaves(Cheat):
 
 
 class NoTrace(Cheat):
-    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> bytes:
-        true = super().serve_trace(turn, due, checkpoint)
+    def serve_trace(self, turn: int, draw_envelope: bytes, checkpoint: bytes) -> bytes:
+        true = super().serve_trace(turn, draw_envelope, checkpoint)
         if not self.cheats(turn):
             return true
         self.street.shop.shut.add((turn, self.name))
@@ -166,11 +168,11 @@ class FickleTrace(OtherLeaves):
 
     asked = 0
 
-    def serve_trace(self, turn: int, due: list[int], checkpoint: bytes) -> bytes:
-        true = Cheat.serve_trace(self, turn, due, checkpoint)
+    def serve_trace(self, turn: int, draw_envelope: bytes, checkpoint: bytes) -> bytes:
+        true = Cheat.serve_trace(self, turn, draw_envelope, checkpoint)
         self.asked += 1
         dice = self.dice("fickle", turn, self.asked)
-        return true if dice.random() < 0.4 else self.opened_otherwise(turn, due, dice)
+        return true if dice.random() < 0.4 else self.opened_otherwise(turn, draw_envelope, dice)
 
 
 TRACE_CHEATS: dict[str, type[Cheat]] = {

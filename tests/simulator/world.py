@@ -100,6 +100,7 @@ class _Director:
         self.dice = random.Random(f"director/{played.setting.seed}")
         people = played.setting.people
         self.waits = 0
+        self.crashed = False
         self.keys = random.Random(f"keys/{played.setting.seed}")
         self.allowed = {person.name: Allowed(person.role, person.operator) for person in people}
 
@@ -110,6 +111,7 @@ class _Director:
                 self._go_on()
             except Crash:
                 played.taken_up += 1
+                self.crashed = True
                 self.tell("    the coordinator's process ends here, and is started again")
                 if self.dice.random() < 0.2:
                     played.network.close()
@@ -146,6 +148,9 @@ class _Director:
         coordinator = take_up(
             played.site, setting, played.network, played.watch.enlisted, self._notice, self.allowed
         )
+        if self.crashed and coordinator.state.waiting:
+            played.network.counts["lag: taken up after a crash before a settlement"] += 1
+        self.crashed = False
         while coordinator.state.rounds_done < setting.config["run"]["rounds"]:
             self._change_keys()
             self._arm(chance, STEPS_OF_A_TURN)
@@ -153,7 +158,9 @@ class _Director:
             played.network.turn = state.turn.open.turn if state.turn else state.turns
             self._show(coordinator.run_turn(), coordinator)
         self._arm(chance / 2, 8)
+        coordinator.settled = []
         coordinator.finish()
+        self._show_settlements(coordinator)
         self._arm(0.0, 1)
         played.finished = True
 
@@ -178,9 +185,19 @@ class _Director:
         self.played.told.append(line)
         self.tell(f"    {line}")
 
+    def _show_settlements(self, coordinator: Coordinator) -> None:
+        for turn, record in coordinator.settled:
+            self.tell(
+                f"  turn {turn.open.turn} is settled; {len(record.removed)} contributions are taken out"
+            )
+            for item in record.removed:
+                place = f"round {item.round}, attempt {item.attempt}, slot {item.slot}"
+                self.tell(f"    {place} {item.member}: {item.reason}{', a fault' if item.fault else ''}")
+
     def _show(self, close: RoundClose, coordinator: Coordinator) -> None:
         turn = coordinator.last_turn
         assert turn is not None
+        self._show_settlements(coordinator)
         drawn = [item.slot for item in turn.draw.drawn] if turn.draw else []
         verdicts = [f"{v.auditor} {v.outcome}s {v.slot} (look {v.look})" for v in turn.verdicts.values()]
         kinds = {person.name: person.kind or "honest" for person in self.played.setting.people}

@@ -86,6 +86,7 @@ def config(**sections: Mapping[str, Any]) -> dict[str, Any]:
             "second_look_ppm": 300_000,
             "probation_rounds": 1,
             "segments": 1,
+            "lag": 0,
             "tolerance": [],
             "tolerance_cap_ppm": 500_000,
         },

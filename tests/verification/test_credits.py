@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verification.credits import STRIKE_REASONS, Standing, TurnResult, after_turn
+from verification.credits import (
+    STRIKE_REASONS,
+    LateResult,
+    Standing,
+    TurnResult,
+    after_settlement,
+    after_turn,
+)
 
 HARMLESS = ("late", "unaudited", "no-eligible-auditor", "unconfirmed", "disputed")
 NAMES = ("m", "n", "aud")
@@ -49,13 +56,13 @@ def test_a_confirmed_fault_forfeits_what_has_not_vested_even_when_it_would_now()
 @pytest.mark.parametrize("reason", sorted(STRIKE_REASONS))
 def test_strikes_make_suspect_and_then_quarantine(reason: str) -> None:
     once = step(fresh(), TurnResult(0, rejected={"m": reason}))
-    assert once["m"] == Standing(strikes=1, suspect=True)
+    assert once["m"] == Standing(strikes=1, struck=0, suspect=True)
     earned = step(once, TurnResult(1, [("m", 4)], {"m": True}))
     assert not earned["m"].suspect
     assert earned["m"].strikes == 1
     twice = step(earned, TurnResult(2, rejected={"m": reason}))
     assert twice["m"] == Standing(
-        earned=4, forfeited=4, accepted=1, strikes=2, suspect=True, quarantined=True
+        earned=4, forfeited=4, accepted=1, strikes=2, struck=2, suspect=True, quarantined=True
     )
 
 
@@ -127,3 +134,10 @@ def test_any_history_agrees_with_a_plain_ledger(
             assert found.pending == whole - vested - found.forfeited
             assert found.quarantined == (name in ended)
             assert (found.accepted, found.strikes) == (len(entries), strikes[name])
+
+
+def test_late_audits_clear_nobody_of_a_strike_that_came_after_the_work() -> None:
+    struck = step(fresh(), TurnResult(3, rejected={"m": "unserved"}))
+    for turn, suspect in ((2, True), (3, False), (4, False)):
+        after = after_settlement(struck, LateResult(turn, cleared={"m"}))
+        assert after["m"].suspect is suspect, turn

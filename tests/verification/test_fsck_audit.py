@@ -94,3 +94,16 @@ def test_a_verdict_comes_once(tmp_path: Path, look: int) -> None:
     found = failures(tmp_path, lie=twice, audit__second_look_ppm=1_000_000)
     of = f"look {look} of slot 2 in round 1"
     assert found == [f"{by[0]} was not to give a verdict for {of}, or one was given before"]
+
+
+def test_a_class_nobody_can_check_is_accepted_where_no_audits_are(tmp_path: Path) -> None:
+    """With an `audit_ppm` of 0, and not drawn."""
+    seen: list[Record] = []
+    lie = lying("round-close", lambda record, _: seen.append(record))
+    over: Any = {"more": [("fay", "contributor", "f", "c3")], "train__steps": [4, 6, 2, 8, 4, 2]}
+    rates: Any = {"audit__rate_ppm": 0, "audit__probation_rounds": 0}
+    assert failures(tmp_path / "none", lie=lie, **over, **rates) == []
+    assert 5 in [line["slot"] for line in seen[0]["accepted"]]
+    lie = lying("round-close", lambda record, _: seen.append(record))
+    assert failures(tmp_path / "some", lie=lie, **over, **{**rates, "audit__rate_ppm": 1}) == []
+    assert 5 not in [line["slot"] for line in seen[1]["accepted"]]

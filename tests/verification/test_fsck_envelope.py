@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.verification.test_fsck_bytes import canon, envelope, key_text
+from tests.verification.test_fsck_late_writer import LateWriter
 from tests.verification.test_fsck_writer import Writer
 from verification.errors import FormatError
 from verification.fsck_envelope import Envelope, parse_envelope
@@ -40,7 +41,9 @@ def predicates() -> dict[str, list[Any]]:
     """Predicates of every kind, as an honest run has them."""
     found: dict[str, list[Any]] = {kind: [value] for kind, value in MADE.items()}
     with TemporaryDirectory() as folder:
-        for kind, record, _ in Writer(Path(folder) / "run").run().records:
+        settled = LateWriter(Path(folder) / "late", audit__rate_ppm=1_000_000).run(turns=3).records
+        honest = Writer(Path(folder) / "run").run().records
+        for kind, record, _ in [*honest, *(told for told in settled if told[0] == "settlement")]:
             found.setdefault(kind, []).append(record)
     return found
 

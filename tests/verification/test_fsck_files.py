@@ -163,6 +163,32 @@ def test_a_checkpoint_that_is_not_one(folder: Folder, tmp_path: Path, name: str)
     assert folder.end() == said * 3
 
 
+LATE = ((3, 0), (4, 0), (4, 1), (5, 0))
+
+
+@pytest.mark.parametrize("name", ["round-00002.outer", "round-00003.safetensors", "round-00004.outer"])
+def test_what_turns_that_wait_started_from_is_kept(folder: Folder, name: str) -> None:
+    folder.put(checkpoints(1, 3, 4, 5, 6))
+    over: Record = {"rounds": 5, "run_close": None, "waiting": LATE}
+    assert folder.end(**over) == []
+    (folder.run / "checkpoints" / name).unlink()
+    assert folder.end(**over) == [(f"checkpoints/{name}", "a checkpoint is missing or empty")]
+
+
+def test_checkpoints_from_before_the_turns_that_wait(folder: Folder) -> None:
+    """That of a turn that was settled last may still lie there, one before that not."""
+    folder.put(checkpoints(4, 5, 6, 7, 8))
+    over: Record = {"rounds": 8, "run_close": None, "waiting": ((7, 0), (8, 0))}
+    assert folder.end(**over) == [(name, STRAY) for name in sorted(checkpoints(3))]
+    for file in checkpoints(3):
+        (folder.run / file).unlink()
+    folder.report.failures.clear()
+    folder.put(checkpoints(9))
+    assert folder.end(**over) == []
+    folder.put(checkpoints(11))
+    assert folder.end(**over) == [(name, STRAY) for name in sorted(checkpoints(11))]
+
+
 @pytest.mark.parametrize(
     "name", ["round-00001.outer", "round-00004.outer", "round-00005.outer", "round-000002.outer",
              "round-00002.pt", "round-2.outer", "round-00002.outer.part", "x", "round-00006.safetensors"]
@@ -250,6 +276,11 @@ def test_a_payload_has_its_digest_and_the_codecs_length(folder: Folder) -> None:
     folder.put({name: b"as long"})
     folder.check.turn(turn(open=opened, reveal_close={"revealed": [1]}))
     assert folder.said() == [(name, f"{of} has another digest")]
+    folder.report.failures.clear()
+    folder.put({f"payloads/{named(STATE)}": b"of another length"})
+    reveals = {1: {"opening": {**OPENING, "payload": b3(STATE)}}}
+    folder.check.turn(turn(open=opened, reveals=reveals, reveal_close={"revealed": [1]}))
+    assert folder.said() == [(f"payloads/{named(STATE)}", f"{of} has another digest")], "and no more"
     long = b"eight..."
     folder.put({f"payloads/{named(long)}": long})
     folder.report.failures.clear()
@@ -361,8 +392,9 @@ def test_a_case_against_what_was_not_revealed(folder: Folder) -> None:
     data = canon({**CASE, "files": {"payload": b3(PAYLOAD)}})
     folder.put({f"{FOLDER}/case.json": data})
     line = {"evidence": sha(data), "member": "ann", "reason": "failed-audit", "slot": 1}
-    folder.check.turn(turn(close={**CLOSED, "rejected": [line]}, reveals={}))
-    assert folder.said() == []
+    for draw in (None, {"drawn": [{"auditors": [], "segments": [0], "slot": 1}]}):
+        folder.check.turn(turn(close={**CLOSED, "rejected": [line]}, reveals={}, draw=draw))
+        assert folder.said() == []
 
 
 def test_the_files_of_a_case_have_their_digests_and_the_payload_its_length(folder: Folder) -> None:
@@ -404,6 +436,31 @@ def test_evidence_in_the_turn_in_progress(folder: Folder, last: Turn | None, pre
     folder.report.failures.clear()
     stray += [f"evidence/{prefix}0/case.json", f"evidence/{prefix}1/payload"]
     assert folder.end(last_turn=last) == sorted((name, STRAY) for name in stray)
+
+
+def test_evidence_in_turns_that_wait(folder: Folder) -> None:
+    """A case may lie there before the settlement that names it does."""
+    named = {f"evidence/{turn}-s1/payload": b"" for turn in ("r00002-a1", "r00003-a0", "r00004-a0")}
+    folder.put({**named, "evidence/r00002-a0-s1/payload": b"", **checkpoints(1)})
+    stray = [("evidence/r00002-a0-s1/payload", STRAY)]
+    assert folder.end(waiting=((2, 1), (3, 0)), run_close=None) == stray
+    folder.report.failures.clear()
+    for name in checkpoints(1):
+        (folder.run / name).unlink()
+    assert folder.end() == sorted([*stray, *((name, STRAY) for name in named)])
+
+
+def test_a_case_that_a_settlement_names(folder: Folder) -> None:
+    folder.put({f"{FOLDER}/{name}": data for name, data in FILES.items()})
+    folder.put({f"{FOLDER}/case.json": canon(CASE)})
+    line = {"attempt": 0, "evidence": sha(canon(CASE)), "member": "ann", "reason": "failed-audit", "round": 3}
+    lines = [{**line, "slot": 1}, {**line, "round": 4, "slot": 2}, {**line, "attempt": 1, "slot": 2}]
+    lines.append({**line, "evidence": None, "slot": 3})
+    folder.check.turn(turn(settlement={"removed": lines}))
+    assert folder.end() == []
+    (folder.run / FOLDER / "case.json").unlink()
+    folder.check.turn(turn(close=None, settlement={"removed": lines}))
+    assert folder.said() == [(f"{FOLDER}/case.json", f"{OF} is missing or cannot be read")]
 
 
 def test_a_story_that_breaks_off_leaves_the_rest_unsaid(folder: Folder) -> None:

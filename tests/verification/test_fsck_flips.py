@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.verification.test_fsck_bytes import envelope, log_files
+from tests.verification.test_fsck_late_writer import LateWriter
 from tests.verification.test_fsck_writer import Writer
 from verification.errors import UsageError
 from verification.fsck import check_run
@@ -129,6 +130,33 @@ def test_hostile_records_signed_again_never_raise(written: Writer, data: st.Data
     assert all(
         isinstance(t, str) and t.isprintable() for f in found.failures for t in (f.what, f.where, f.got)
     )
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> LateWriter:
+    over = {"audit__rate_ppm": 1_000_000, "audit__probation_rounds": 0, "script": {(0, 2): "cheat"}}
+    writer = LateWriter(tmp_path_factory.mktemp("fsck") / "late", lag=1, silent={}, **over).run(turns=3)
+    assert check_run(writer.write()).failures == ()
+    return writer
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_hostile_late_records_signed_again_never_raise(late: LateWriter, data: st.DataObject) -> None:
+    kinds = ("settlement", "round-close", "second-draw", "verdict", "round-open")
+    index = data.draw(st.sampled_from([i for i, r in enumerate(late.records) if r[0] in kinds]))
+    kind, record, signer = late.records[index]
+    path = data.draw(st.sampled_from(places(record)[1:]))
+    how = data.draw(st.one_of(st.sampled_from(HOSTILE), st.sampled_from(["double", "remove"])))
+    changed = damaged(record, path, how)
+    entries = list(late.entries)
+    entries[index] = envelope(kind, changed, signer, late.run_subject)
+    for name, content in log_files(entries).items():
+        (late.folder / name).write_bytes(content)
+    found = check_run(late.folder)
+    late.write()
+    assert found.failures or changed == record or kind in ("settlement", "verdict")
+    assert all(t.isprintable() for f in found.failures for t in (f.what, f.where, f.got))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

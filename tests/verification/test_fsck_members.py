@@ -14,7 +14,7 @@ from tests.verification.test_fsck_writer import Writer
 from verification.fsck import check_run
 
 Record = dict[str, Any]
-QUIET: dict[str, Any] = {"script": {}, "silent": {}}
+QUIET: dict[str, Any] = {"run__seed": 8, "script": {}, "silent": {}}
 ROTATED = {1: [("rotate", "ann"), ("rotate", "yan")], 2: [("rotate", "ann")]}
 REVOKED = {
     1: [("revoke", "ann", "member"), ("revoke", "yan", "coordinator")],

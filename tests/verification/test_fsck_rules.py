@@ -93,7 +93,7 @@ def next_steps(tmp_path: Path, reason: str | None, steps: int, ms: int, **over: 
         "tokens": 1,
         "next_state": "",
     }
-    ledger.close(0, [Outcome(reason=reason, drawn=False, steps=steps, ms=ms, **fields)], [])
+    ledger.close(0, [Outcome(reason=reason, audited=False, steps=steps, ms=ms, **fields)], [])
     return ledger.steps[0]
 
 

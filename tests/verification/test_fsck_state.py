@@ -70,6 +70,7 @@ def config(**over: Any) -> dict[str, Any]:
             "second_look_ppm": 500_000,
             "probation_rounds": 2,
             "segments": 2,
+            "lag": 0,
             "tolerance": [],
             "tolerance_cap_ppm": 500_000,
         },
@@ -138,6 +139,7 @@ class State:
         self.accepted = defaultdict(int)
         self.strikes = defaultdict(int)
         self.suspect: set[str] = set()
+        self.struck: dict[str, int] = defaultdict(lambda: -1)
         self.quarantined: list[str] = []
         self.credit: dict[str, dict[str, int]] = {
             m[0]: {"earned": 0, "forfeited": 0, "member": m[0], "vested": 0} for m in self.members
@@ -227,9 +229,13 @@ class State:
         """Whoever cosigns heads 2 and 3 of this turn: anybody of the manifest may."""
         return self.open_witnesses()
 
+    def number(self, look: int) -> int:
+        """Of the links of a draw."""
+        return 2 * self.turn + look
+
     def links(self, look: int) -> list[dict[str, Any]]:
         """What the witnesses named in the open show at a draw."""
-        number, lines = 2 * self.turn + look, []
+        number, lines = self.number(look), []
         silent = {*self.away.get((self.turn, look), []), *self.mute.get((self.turn, look), [])}
         for name in self.open_witnesses():
             link = self.witness_chains[name][-1 - number].hex()
@@ -270,7 +276,7 @@ class State:
         away = self.away.get((self.turn, look), [])
         head = self.head(*(name for name in self.cosigners() if name not in away))
         links = self.links(look)
-        link = self.chain[-1 - (2 * self.turn + look)].hex()
+        link = self.chain[-1 - self.number(look)].hex()
         seed = dom(
             "barnraise/draw/v1",
             {
@@ -363,6 +369,16 @@ class State:
             )
             self.files["start of " + name] = start_state
         return lines
+
+    def pace(self, roster: Any, fate: Any) -> None:
+        t, every = self.config["timing"], self.config["train"]["trace_every"]
+        for line in roster if t["mode"] == "measured" else ():
+            slot, s = line["slot"], line["steps"]
+            if fate[slot] == "late":
+                self.steps[slot] = max(every, s // 2 - s // 2 % every)
+            elif fate[slot] is None and self.ms[slot] > 0:
+                q = min(s * t["round_ms"] // self.ms[slot], 2 * s, t["max_steps"])
+                self.steps[slot] = max(every, q - q % every)
 
     def segments(self, steps: int) -> int:
         """In how many segments so many steps are."""

@@ -25,7 +25,7 @@ B = b3(b"another")
 def a_run() -> Run:
     """A run of which nothing but the log's key and the report matters."""
     key = VerifierKey(ORIGIN, public("coordinator"))
-    return Run("", {}, NONE, Tree(), key, NONE, NONE, {}, NONE, NONE, Report())
+    return Run("", {}, NONE, Tree(), key, NONE, NONE, {}, NONE, NONE, Report(), {}, {})
 
 
 def an_entry(record: Record, kind: str = "draw") -> Entry:
@@ -322,3 +322,21 @@ def test_another_commitment(tmp_path: Path) -> None:
 )
 def test_an_open_that_lacks_something(tmp_path: Path, change: Any, over: Any, what: str) -> None:
     assert failures(tmp_path, lying("round-open", change), **over)[0] == what
+
+
+@pytest.mark.parametrize(
+    ("turn", "script", "owed"),
+    [(0, {}, False), (1, {}, False), (2, {}, True), (2, {(0, 3): "late", (1, 3): "late"}, False)],
+)
+def test_who_owes_its_start_state(tmp_path: Path, turn: int, script: Any, *, owed: bool) -> None:
+    """In a turn with a snapshot, whoever does not start from the zero state; nobody else."""
+
+    def refuse(record: Record, _: Writer) -> None:
+        record["revealed"].remove(3)
+        record["refused"] = [{"reason": "unserved", "slot": 3}]
+
+    lie = lying("reveal-close", refuse, turn=turn)
+    writer = Writer(tmp_path / "run", script=script, silent={}, lie=lie).run(turns=turn + 1)
+    what = [f.what for f in check_run(writer.write()).failures]
+    said = f"slot 3 in round {turn + 1} is listed as unserved though it opens its commitment"
+    assert (f"{said} and matches the open" in what) is not owed

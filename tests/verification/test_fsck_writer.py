@@ -190,7 +190,8 @@ class Writer(State):
         self.committed = reveals
         return {s: reveals[s] for s in revealed}
 
-    def audit(self, roster: Any, auditors: Any, todo: Any, fate: Any, reveals: Any) -> Any:
+    def draw(self, roster: Any, auditors: Any, todo: Any, reveals: Any) -> Any:
+        """Draw and served: who is drawn, serves, does not serve, nobody can audit; if the draw is short."""
         chance = self.link_and_seed(1)
         short = self.is_short(chance)
         drawn: dict[int, list[str]] = {}
@@ -220,6 +221,19 @@ class Writer(State):
         unserved = [s for s in due if todo.get(s) == "noserve"]
         served = [s for s in due if s not in unserved]
         self.add("served", self.in_turn(served=served, unserved=unserved))
+        return drawn, served, unserved, nobody, short
+
+    def audit(self, roster: Any, auditors: Any, todo: Any, fate: Any, reveals: Any) -> Any:
+        drawn, served, unserved, nobody, short = self.draw(roster, auditors, todo, reveals)
+        missed, audited, *found = self.look_twice(roster, todo, reveals, drawn, served, short)
+        for slot in sorted(nobody | set(drawn)):
+            if fate[slot] is None:
+                nowhere = slot in nobody
+                fate[slot] = "no-eligible-auditor" if nowhere else self.judge(slot, drawn, unserved, *found)
+        return missed, audited, drawn
+
+    def look_twice(self, roster: Any, todo: Any, reveals: Any, drawn: Any, served: Any, short: Any) -> Any:
+        """Verdicts, second-draw, verdicts; those of a look by slot, and who was called again."""
         missed: list[dict[str, Any]] = []
         audited: list[tuple[str, int, str]] = []
         first: dict[int, dict[str, Any]] = {}
@@ -247,14 +261,7 @@ class Writer(State):
             if answer is not None:
                 again[slot] = answer
                 audited.append((answer["auditor"], slot, answer["outcome"]))
-        for slot in sorted(nobody | set(drawn)):
-            if fate[slot] is None:
-                fate[slot] = (
-                    "no-eligible-auditor"
-                    if slot in nobody
-                    else self.judge(slot, drawn, unserved, first, looks, again)
-                )
-        return missed, audited, drawn
+        return missed, audited, first, looks, again
 
     def ask(
         self, look: int, slot: int, names: list[str], todo: Any, reveals: Any, missed: Any, roster: Any
@@ -397,6 +404,7 @@ class Writer(State):
             if reason in STRIKING:
                 self.strikes[name] += 1
                 self.suspect.add(name)
+                self.struck[name] = self.turn
             if reason == "failed-audit" or self.strikes[name] >= self.config["credit"]["strikes"]:
                 lost.append(name)
         self.queue.sort(key=lambda q: q[0])
@@ -440,16 +448,6 @@ class Writer(State):
         self.tokens += total
         self.turn += 1
         self.round, self.attempt = (self.round + 1, 0) if good else (self.round, self.attempt + 1)
-
-    def pace(self, roster: Any, fate: Any) -> None:
-        t, every = self.config["timing"], self.config["train"]["trace_every"]
-        for line in roster if t["mode"] == "measured" else ():
-            slot, s = line["slot"], line["steps"]
-            if fate[slot] == "late":
-                self.steps[slot] = max(every, s // 2 - s // 2 % every)
-            elif fate[slot] is None and self.ms[slot] > 0:
-                q = min(s * t["round_ms"] // self.ms[slot], 2 * s, t["max_steps"])
-                self.steps[slot] = max(every, q - q % every)
 
     def evidence(self, line: Any, reason: str, reveals: Any) -> str | None:
         if reason not in {"failed-audit", "malformed-payload"}:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.verification.fake_run import key, manifest, rich_run, sha
+from tests.verification.late_play import late_rich_run
 from verification.encoding import Json, canonical_json, from_json, to_json
 from verification.envelope import open_envelope, seal
 from verification.errors import BarnraiseError, FormatError, SignatureError
@@ -24,6 +25,7 @@ from verification.records import (
     Manifest,
     Record,
     RoundOpen,
+    Settlement,
     Verdict,
 )
 from verification.sealing import KINDS, open_record, parse_predicate, predicate, seal_record
@@ -93,6 +95,8 @@ def records(kind: Any) -> st.SearchStrategy[Any]:
 any_record = st.one_of(*(records(kind) for kind in KINDS.values()))
 RICH_MANIFEST = manifest(3, audit={"probation_rounds": 9})
 EXAMPLES: dict[str, Record] = {record.kind: record for record in reversed([RICH_MANIFEST, *rich_run()])}
+_late = next(r for r in late_rich_run(1) if isinstance(r, Settlement) and len(r.removed) > 1)
+EXAMPLES["settlement"] = dataclasses.replace(_late, run=RICH_MANIFEST.run_id)
 
 
 def name_of(kind: type) -> str:
@@ -117,21 +121,22 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 
 GOLDEN = {
-    "commit-close": "6872ffa867309462924e78f02a568bbd",
-    "commitment": "e3536f3ac7d2aa75141d6f777e85caeb",
-    "draw": "182dadc2a92b8d67be8c91a41744cd3d",
-    "enrol": "c52012662dc3f6601578265b1c697f18",
-    "key-revocation": "eb3d7238666eb876dde9f92c55cc4644",
-    "key-rotation": "a8cb2a065ea01f58b7335743981325b2",
-    "manifest": "b9a864326654e5cf9d6fc2e146a47677",
-    "reveal": "83d5408ecc6d395ec97e92e436f3199d",
-    "reveal-close": "5a4d37c89446033d183dfce15bf0b2c7",
-    "round-close": "6874a541e92619271d5119b05a260935",
-    "round-open": "f1881d1d672d3659b8b61c74d8ac62b0",
-    "run-close": "da5efe66fe7fbbe9c5652a3979d4fd5e",
-    "second-draw": "5174cf9ecfcc7f196c7958710c6af264",
-    "served": "a338f596e3a365181d4b2febe79ebb92",
-    "verdict": "98628205405a4eabbd2d0c640fd35574",
+    "commit-close": "fb8bdeb71e8ba3c2120914f58d58b9ab",
+    "commitment": "6c9f0eb15f3777119aa563947b66649d",
+    "draw": "717b69ab049d1637c3fca6fe0abe3914",
+    "enrol": "88ebb0ff75d27fb7713013e1e149b007",
+    "key-revocation": "1baa6edbcd3b72951dca7541f5d06f95",
+    "key-rotation": "415f1808ddc0a1e3a3d12432d699c8ac",
+    "manifest": "0b64d43287e6c74561ebc99214d1674d",
+    "reveal": "5080ec43f6c660cd10195978a1851f8c",
+    "reveal-close": "ad4b3cbcbeecc7d24bc3843ab5401d70",
+    "round-close": "7a6f961a36084cc31abd66d3462e841d",
+    "round-open": "0da7018c72360579edde468eca6f2708",
+    "run-close": "45062609770699ccf5399af8afc63cd4",
+    "second-draw": "f6f10acfefe84c72c965f6524f8b9aa5",
+    "served": "e5b99499ce15510839d3f055704b0230",
+    "settlement": "618eee790988253ada83f747977a48a3",
+    "verdict": "d6fac2f30a602e65d7110f9fad43e08d",
 }
 
 

@@ -180,7 +180,7 @@ HEAD, _ = head(12)
 
 
 def drawn(state: RunState, signers: tuple[str, ...], shown: tuple[str, ...]) -> Draw:
-    number = link_number(state.open_turn, "draw")
+    number = link_number(state)
     return plan_draw(state, cosigned(HEAD, signers), CHAIN.link(number), links(HEAD, number, shown))
 
 
@@ -253,7 +253,7 @@ def test_no_draw_without_its_witnesses_can_be_appended() -> None:
 
 
 def with_link(state: RunState, name: str, link: tuple[str, str]) -> Draw:
-    number = link_number(state.open_turn, "draw")
+    number = link_number(state)
     found = {**links(HEAD, number, WITNESSES), name: link}
     return plan_draw(state, cosigned(HEAD, WITNESSES), CHAIN.link(number), found)
 
