@@ -83,7 +83,8 @@ def replay_checkpoints(
             over = close["round"] == config.run.rounds and not close["void"]
             lineage = waiting.settle(lineage, 0 if over else lag)
     progress("replaying the aggregation", len(closed), len(closed))
-    _check_last(folder, findings, lineage, waiting, fail)
+    last = max((turn.close["round"] for turn in closed if turn.close and not turn.close["void"]), default=0)
+    _check_last(folder, last, lineage, None if findings.complete else waiting.mended, fail)
 
 
 @dataclass
@@ -137,16 +138,18 @@ class _Waiting:
 
 
 def _check_last(
-    folder: RunFolder, findings: Findings, lineage: Lineage, waiting: _Waiting, fail: Fail
+    folder: RunFolder, last: int, lineage: Lineage, mended: Checkpoint | None, fail: Fail
 ) -> None:
-    """The files of the last round; a kill may have come between the last settlement and its file."""
+    """The files of round `last`; a kill may have come between the last settlement and its file.
+
+    `mended` is the checkpoint that it had before that.
+    """
     wrong: list[Failure] = []
-    last = findings.rounds
     if last:
         _check_files(folder, lineage.aggregator, lineage.current, last, wrong.append)
-    if wrong and waiting.mended and not findings.complete:
+    if wrong and mended:
         before: list[Failure] = []
-        _check_files(folder, lineage.aggregator, waiting.mended, last, before.append)
+        _check_files(folder, lineage.aggregator, mended, last, before.append)
         wrong = [failure for failure in wrong if failure.where in {other.where for other in before}]
     for failure in wrong:
         fail(failure)
