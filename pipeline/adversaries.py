@@ -15,13 +15,14 @@ import numpy as np
 
 from model.arrays import Arrays, arrays_digest, arrays_from_bytes, arrays_to_bytes
 from model.hidden_state import state_specs
-from pipeline.contributor import Contributor, Inclusion
+from pipeline.contributor import Contributor
 from pipeline.member import Place
 from pipeline.trace import OpenedLeaf
 from pipeline.work import Work, do_work, finish_work, positions_of
 from verification.durable import write_atomic
 from verification.encoding import blake3_digest, digest_hex, parse_hex_float
 from verification.errors import ProtocolError, UsageError
+from verification.merkle import Inclusion
 from verification.records import RosterEntry, RoundOpen
 from verification.segments import segment_count, segment_steps
 

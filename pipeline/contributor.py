@@ -20,7 +20,7 @@ from verification.encoding import sha256_digest
 from verification.errors import FormatError, ProtocolError, StorageError
 from verification.intake import as_bytes
 from verification.judge import Audit, trace_root
-from verification.merkle import leaf_hash, verify_inclusion
+from verification.merkle import Inclusion, leaf_hash, verify_inclusion
 from verification.notes import parse_checkpoint
 from verification.records import (
     PROTOCOL,
@@ -33,8 +33,6 @@ from verification.records import (
 )
 from verification.sealing import open_record, seal_record
 from verification.segments import segment_count
-
-Inclusion = tuple[int, list[bytes]]  # index in the log, and the proof
 
 # As much of a turn's trace is kept in memory for audits; what does not fit is computed again if it is drawn.
 KEPT_BYTES = 1 << 29

@@ -108,7 +108,8 @@ class Coordinator:
     def run_turn(self) -> RoundClose:
         """One turn, from its open to its close; one that a crash interrupted is taken up where it was.
 
-        Where audits lag, those of an earlier turn are settled first, and this one's begin after its close.
+        Where audits lag, those of an earlier turn are settled first, and this one's begin after its close;
+        with the last round all that are left are settled.
         """
         self.settled = []
         self.settle_late()
@@ -266,9 +267,9 @@ class Coordinator:
         if look == 1 and turn.second:  # nobody answered, and that is settled: too late to ask again
             return
         drawn = turn.draw.drawn if look == 1 else (turn.second.looks if turn.second else ())
-        served = set(turn.served.served) & (
-            self.state.due.slots if self.state.due else set(turn.served.served)
-        )
+        served = set(turn.served.served)
+        if self.state.due:  # of what a settlement took out, nobody is asked
+            served &= self.state.due.slots
         orders = {item.slot: item.auditors for item in drawn if item.slot in served}
         cases = self._cases(turn, orders)
         held = self._held_of(turn)

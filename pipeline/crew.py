@@ -23,6 +23,7 @@ from verification.intake import (
     snapshot_due,
 )
 from verification.judge import Look
+from verification.merkle import Inclusion
 from verification.rounds import apply
 from verification.state import RunState, Turn
 
@@ -56,7 +57,6 @@ class Members(Protocol):
     def begin(self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Sequence[Begun]: ...  # noqa: D102
 
 
-Inclusion = tuple[int, list[bytes]]  # index in the log, and the proof
 # A call that was begun: given a deadline in milliseconds, counted from now, it waits for the answer.
 Begun = Callable[[int], Answer]
 

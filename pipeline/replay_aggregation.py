@@ -73,9 +73,8 @@ def replay_checkpoints(
             return  # no checkpoint follows from here
         _compare(aggregator, lineage.current, close, where, fail)
         _check_refusals(folder, aggregator, close, fail)
-        if (
-            not close["void"] and close["round"] > 1
-        ):  # what it started from: nothing is cut out of that any more
+        if not close["void"] and close["round"] > 1:
+            # Of what it started from nothing is cut out any more.
             _check_files(folder, aggregator, before, close["round"] - 1, fail)
         yield Step(turn, before, lineage.current)
         if lag:

@@ -252,20 +252,7 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
         return
     console.print(f"[green bold]holds[/] at level {answer.level}: {head}", highlight=False, soft_wrap=True)
     if answer.level == 3:
-        sampled = f", sample seed {answer.sample_seed}" if answer.sample_seed is not None else ""
-        console.print(
-            f"      {answer.recomputed} contributions recomputed of {answer.population}{sampled}",
-            highlight=False,
-        )
-        if answer.elsewhere:
-            seen = answer.elsewhere - answer.unseen
-            console.print(
-                f"      [yellow]{answer.elsewhere}[/] of them rest on tolerance, being of other numerics "
-                f"classes than this machine's: auditors looked into {seen}, within the limits, and "
-                f"nobody into {answer.unseen}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        _show_recomputed(answer, console)
     console.print(f"      weights  {answer.weights_digest}", highlight=False, soft_wrap=True)
     console.print(f"      anchored {answer.anchored or UNANCHORED}", highlight=False, soft_wrap=True)
     if answer.beacon:
@@ -290,6 +277,24 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
         head = f"{answer.log_size}:{answer.log_head.removeprefix('sha256:')}"
         console.print(
             f"Next: keep this head, and whenever you check again add --expect-head {head}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _show_recomputed(answer: Answer, console: Console) -> None:
+    """How much of the work was recomputed, and what could not be here."""
+    sampled = f", sample seed {answer.sample_seed}" if answer.sample_seed is not None else ""
+    console.print(
+        f"      {answer.recomputed} contributions recomputed of {answer.population}{sampled}",
+        highlight=False,
+    )
+    if answer.elsewhere:
+        seen = answer.elsewhere - answer.unseen
+        console.print(
+            f"      [yellow]{answer.elsewhere}[/] of them rest on tolerance, being of other numerics "
+            f"classes than this machine's: auditors looked into {seen}, within the limits, and "
+            f"nobody into {answer.unseen}",
             highlight=False,
             soft_wrap=True,
         )

@@ -12,6 +12,7 @@ from verification.errors import FormatError, ProtocolError
 
 HASH_BYTES = 32
 EMPTY_ROOT = hashlib.sha256(b"").digest()
+Inclusion = tuple[int, list[bytes]]  # the index of an entry, and its proof
 
 
 def leaf_hash(entry: bytes) -> bytes:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.contributor import Contributor, Inclusion
+from pipeline.contributor import Contributor
 from pipeline.member import Place
 from tests.pipeline.tiny_world import World, made, world
 from verification.encoding import blake3_digest, canonical_json, sha256_digest
 from verification.errors import BarnraiseError, ProtocolError, SignatureError, StorageError
 from verification.intake import check_commitment, check_reveal
 from verification.keys import PrivateKey
+from verification.merkle import Inclusion
 from verification.records import (
     Base,
     CommitClose,

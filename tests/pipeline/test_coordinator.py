@@ -10,13 +10,13 @@ import pytest
 
 from cluster.pool import Answer, LocalPool
 from pipeline.adversaries import ADVERSARIES, Adversary
-from pipeline.contributor import Inclusion
 from pipeline.coordinator import Coordinator
 from pipeline.member import Member
 from pipeline.work import Work, do_work
 from tests.tiny import make_run, run_to_end, tiny_config
 from verification.encoding import blake3_digest, parse_canonical
 from verification.errors import ProtocolError
+from verification.merkle import Inclusion
 from verification.records import CommitClose, Draw, Record, Reveal, RosterEntry, RoundClose, RoundOpen
 
 RARELY = {"rate_ppm": 0, "probation_rounds": 0, "second_look_ppm": 0}

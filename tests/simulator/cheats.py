@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pipeline.contributor import Inclusion
 from tests.simulator.garbage import garbage
 from tests.simulator.people import Cheat, Street
 from tests.simulator.setting import Person
@@ -17,6 +16,7 @@ from tests.simulator.work import Falsehood, Traced, digest_of, other_payload, wi
 from verification.encoding import blake3_digest
 from verification.errors import FormatError, ProtocolError
 from verification.keys import PrivateKey
+from verification.merkle import Inclusion
 from verification.records import Commitment, Reveal, RosterEntry, RoundOpen
 from verification.sealing import open_record, seal_record
 
