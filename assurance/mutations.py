@@ -49,8 +49,10 @@ _FSCK = tuple(
     f"{V}{path.name}" for path in sorted((ROOT / V).glob("test_fsck*.py")) if path.stem != "test_fsck_flips"
 )
 _WITNESS = _files("witness", "witness_links", "witness_memory", "witness_forks")
+_LATE = ("settling_order", "settling")
 _TURNS = _files(
-    *("rounds_order", "rounds", "judge", "lottery", "intake", "plans", "membership", "witnessing", "records")
+    *("rounds_order", "rounds", "judge", "lottery", "intake", "plans", "plans_tolerance", *_LATE, "membership"),
+    *("witnessing", "records"),
 )
 
 # What judges each module; the quickest to refuse first.
@@ -63,7 +65,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     "notes": (*_files("notes", "log"), *_WITNESS),
     "log": _files("log", "log_histories"),
     "lottery": _TURNS,
-    "judge": _files("judge", *("rounds", "intake")),
+    "judge": _files("judge", "judge_tolerance", "rounds", "intake", *_LATE),
+    "settling": _files(*_LATE),
+    "tolerance": _files("tolerance", "judge_tolerance", "plans_tolerance"),
+    "credits": _files("credits", "rounds", *_LATE),
+    "state": _files("state", "rounds", *_LATE),
+    "beacon": _files("beacon"),
     "intake": _files("intake", "intake_verdicts", "membership", "intake_snapshot"),
     "rounds": _TURNS,
     "plans": _TURNS,
