@@ -227,6 +227,7 @@ def _head(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
 @cache
 def records() -> tuple[tuple[str, Any], ...]:
     """(kind, predicate) of each kind of record, from made-up runs in which much happens."""
+    from tests.verification.fake_disputes import BOTH_LIE, disputed
     from tests.verification.fake_run import rich_run
     from tests.verification.late_play import late_rich_run
     from tests.verification.test_fsck_writer import Writer
@@ -234,7 +235,7 @@ def records() -> tuple[tuple[str, Any], ...]:
     found: dict[str, list[Any]] = {}
     for kind, record, _ in Writer(Path("/nowhere")).run().records:
         found.setdefault(kind, []).append(record)
-    for other in (*rich_run(), *late_rich_run(1)):
+    for other in (*rich_run(), *late_rich_run(1), *disputed(BOTH_LIE).records):
         if other.kind not in found:
             found[other.kind] = [sealing.predicate(other)]
     # Short ones are quick, and a change is likelier to meet each of their fields.
@@ -332,12 +333,13 @@ for _kind in sealing.KINDS:
 def _case(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     del folder
     files = {"payload": encoding.blake3_digest(b"payload"), "start_state": encoding.blake3_digest(b"")}
+    files |= dict.fromkeys(("verdict-1", "verdict-2", "verdict-3", "appeal"), files["payload"])
     case = {"attempt": 0, "files": files, "member": "c2", "reason": "failed-audit", "round": 1, "run": RUN}
 
     def read(data: bytes) -> None:
         fsck_shapes.CASE(fsck_json.parse_canonical(data), "case")
 
-    return [read], [canon({**case, "slot": 2})]
+    return [read], [canon({**case, "slot": 2, "reason": why}) for why in ("failed-audit", "overruled")]
 
 
 # --- the log ---

@@ -123,3 +123,39 @@ def _segments(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
 
     draws = [here.drawn(here.open(), segments).decode() for segments in asked]
     return [tell], [canon({"draw": draw, "segments": s}) for draw, s in zip(draws, asked, strict=True)]
+
+
+@target("told to a member: verdicts", json=True, share=0.2, small=0.03)
+def _verdicts(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """What a contributor is shown of two verdicts against its work, signed by an auditor of its open."""
+    from dataclasses import replace
+
+    from tests.pipeline.segment_world import segment_world
+    from verification.envelope import seal
+    from verification.judge import Recomputed
+    from verification.records import Verdict
+
+    _world()
+    here = segment_world(folder)
+    open_, checkpoint = here.sealed(here.open()), here.checkpoint
+    reveal, _ = here.revealed(here.open(), here.c0.commit(open_, checkpoint))
+    state, segments = here.c0.serve_state(0), [0, 1, 2, 3]
+    nothing = "blake3:" + "7" * 64
+    leaves = ("sha256:" + "7" * 64,) * 5
+    here.a0.compute = lambda *_: Recomputed(nothing, nothing, leaves, 5, 5)  # type: ignore[method-assign, assignment]
+    told = here.a0.audit(open_, 0, 1, segments, reveal, checkpoint, state, None)
+    first = sealing.open_record(Verdict, told, here.a0.key.public)
+    both = [sealing.predicate(replace(first, look=look)) for look in (1, 2)]
+
+    def tell(data: bytes) -> None:
+        value = encoding.parse_canonical(data)
+        if not isinstance(value, list):
+            raise FormatError("not a case of this target")
+        run = first.run.removeprefix("sha256:")
+        shown = [
+            seal("barnraise:verdict:v1", each, "run", run, here.a0.key) if isinstance(each, dict) else each
+            for each in value
+        ]
+        here.c0.appeal(0, shown)
+
+    return [tell], [canon(both)]

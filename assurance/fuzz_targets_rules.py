@@ -13,6 +13,7 @@ from typing import Any
 
 from assurance.fuzz_targets import KEY, Parser, canon, records, sealed, statement, target
 from verification import encoding, fsck_shapes, sealing
+from verification.envelope import seal
 from verification.errors import FormatError
 
 
@@ -24,13 +25,19 @@ def _typed(wanted: type[Any], data: bytes) -> Any:
 def _rules(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     """A log's next record, as the state machine meets it, at every place of a run."""
     del folder
-    from tests.verification import fake_run
+    from tests.verification import fake_disputes, fake_run
     from verification.rounds import apply, begin
 
-    played = fake_run.rich_run()
-    states = [begin(fake_run.started(witnesses=3, audit={"probation_rounds": 9}).manifest)]  # as that begins
+    state = begin(fake_run.started(witnesses=3, audit={"probation_rounds": 9}).manifest)  # as that begins
+    states, played = [], fake_run.rich_run()
     for record in played:
-        states.append(apply(states[-1], record))
+        states.append(state)
+        state = apply(state, record)
+    state = fake_disputes.many()
+    for record in fake_disputes.disputed(fake_disputes.BOTH_LIE, fake_disputes.STAMPED).records:
+        played.append(record)
+        states.append(state)
+        state = apply(state, record)
 
     def replay(data: bytes) -> None:
         value = encoding.parse_canonical(data)
@@ -43,7 +50,10 @@ def _rules(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     return [replay], [canon({"at": at, "predicate": sealing.predicate(r)}) for at, r in enumerate(played)]
 
 
-_COORDINATORS = ("round-open", "commit-close", "reveal-close", "draw", "served", "round-close", "run-close")
+_COORDINATORS = (
+    "round-open", "commit-close", "reveal-close", "draw", "served", "first-looks", "second-draw",
+    "round-close", "run-close",
+)  # fmt: skip
 
 
 @target("envelope: log entries", json=True, wrap=sealed, share=0.1, why="a manifest is read before each")
@@ -70,7 +80,6 @@ def _member_record(name: str) -> Callable[[bytes], bytes]:
 
     def wrap(data: bytes) -> bytes:
         from tests.verification.fake_run import key
-        from verification.envelope import seal
 
         value = encoding.parse_canonical(data)
         if not isinstance(value, dict):
@@ -101,10 +110,10 @@ def _intake_target(name: str) -> None:
 @cache
 def _intakes() -> dict[str, tuple[Callable[[bytes], Any], Any]]:
     """By kind: the check of the coordinator's intake, and a record that passes it."""
-    from tests.verification import fake_run
+    from tests.verification import fake_disputes, fake_run
     from verification import intake
     from verification.plans import plan_open
-    from verification.records import CommitClose, Draw, Served
+    from verification.records import Appeal, CommitClose, Draw, Served
 
     play = fake_run.Play(fake_run.started(audit={"rate_ppm": 1_000_000}))
     unstarted = fake_run.started()
@@ -128,6 +137,7 @@ def _intakes() -> dict[str, tuple[Callable[[bytes], Any], Any]]:
 
     play.add = add  # type: ignore[method-assign]
     play._audit(script)  # noqa: SLF001
+    failed, appeal = fake_disputes.at(Appeal, fake_disputes.BOTH_LIE)
     verdict = fake_run.verdict(before[1], slot, 1, "a0", "pass")
     turn = before[1].open_turn
 
@@ -146,10 +156,60 @@ def _intakes() -> dict[str, tuple[Callable[[bytes], Any], Any]]:
         "commitment": (lambda data: intake.check_commitment(open_, slot, data), commitment),
         "reveal": (judged, reveal),
         "verdict": (lambda data: intake.check_verdict(turn, slot, 1, "a0", data), verdict),
+        "appeal": (lambda data: intake.check_appeal(failed.open_turn, 0, data), appeal),
         "key-rotation": (changed, fake_run.rotation(committed.run, "c0", "c0", "c0 next")),
         "key-revocation": (changed, fake_run.revocation(committed.run, "c0")),
     }
 
 
-for _name in ("enrol", "commitment", "reveal", "verdict", "key-rotation", "key-revocation"):
+for _name in ("enrol", "commitment", "reveal", "verdict", "appeal", "key-rotation", "key-revocation"):
     _intake_target(_name)
+
+
+@target("evidence case: verdicts", json=True, share=0.1, small=0.05, why="a case is written for each")
+def _judged_case(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """The verdicts and the appeal of a case, by whoever they name, as a rerun meets them."""
+    from pipeline.evidence import CASE, read_evidence
+    from tests.verification import fake_disputes
+    from tests.verification.fake_run import key
+    from verification.encoding import blake3_digest
+    from verification.records import RoundClose
+
+    disputes = fake_disputes
+    state, _ = disputes.at(RoundClose, disputes.IN_VAIN, disputes.STAMPED)
+    turn = state.open_turn
+    place = {"attempt": 0, "round": turn.open.round, "run": state.run}
+
+    def sound(slot: int, signer: str) -> dict[str, bytes]:
+        records = {"open": (turn.open, "coordinator"), "draw": (turn.draw, "coordinator")}
+        records["reveal"] = (turn.reveals[slot], signer)
+        told = {name: sealing.seal_record(r, key(who)) for name, (r, who) in records.items() if r}
+        return {"manifest": canon(sealing.predicate(state.manifest)), **told}
+
+    def read(data: bytes) -> None:
+        value = encoding.parse_canonical(data)
+        if not isinstance(value, dict) or set(value) != {"reason", "slot", "verdicts"}:
+            raise FormatError("not a case of this target")
+        slot = 1 if value["slot"] == 1 else 0
+        files = sound(slot, turn.open.entry(slot).member)
+        for name, told in value["verdicts"].items() if isinstance(value["verdicts"], dict) else ():
+            if isinstance(told, dict) and 0 < len(name) < 99 and "/" not in name and name.strip("."):
+                who = told.get("auditor", told.get("member"))
+                run = state.run.removeprefix("sha256:")
+                signed = key(who if isinstance(who, str) else "a0")
+                files[name] = seal(f"barnraise:{name.split('-')[0]}:v1", told, "run", run, signed)
+        for old in folder.iterdir():
+            old.unlink()
+        listed = {name: blake3_digest(content) for name, content in files.items()}
+        case = {**place, "files": listed, "member": "c0", "reason": value["reason"], "slot": slot}
+        for name, content in {**files, CASE: canon(case)}.items():
+            (folder / name).write_bytes(content)
+        read_evidence(folder)
+
+    seeds = []
+    for slot in (0, 1):
+        verdicts = {f"verdict-{look}": v for (of, look), v in turn.verdicts.items() if of == slot}
+        appeals = {"appeal": turn.appeals[slot]} if slot in turn.appeals else {}
+        told = {name: sealing.predicate(record) for name, record in {**verdicts, **appeals}.items()}
+        seeds.append(canon({"reason": "failed-audit", "slot": slot, "verdicts": told}))
+    return [read], seeds

@@ -50,9 +50,10 @@ _FSCK = tuple(
 )
 _WITNESS = _files("witness", "witness_links", "witness_memory", "witness_forks")
 _LATE = ("settling_order", "settling")
+_LOOKS = ("disputes", "looks", "rounds_looks", "overruled")
 _TURNS = _files(
-    *("rounds_order", "rounds", "judge", "lottery", "intake", "plans", "plans_tolerance", *_LATE, "membership"),
-    *("witnessing", "records"),
+    *("rounds_order", "rounds", "rounds_looks", "overruled", "looks", "judge", "lottery", "intake", "plans"),
+    *("plans_tolerance", *_LATE, "membership", "witnessing", "records"),
 )
 
 # What judges each module; the quickest to refuse first.
@@ -65,13 +66,16 @@ TESTS: dict[str, tuple[str, ...]] = {
     "notes": (*_files("notes", "log"), *_WITNESS),
     "log": _files("log", "log_histories"),
     "lottery": _TURNS,
-    "judge": _files("judge", "judge_tolerance", "rounds", "intake", *_LATE),
-    "settling": _files(*_LATE),
+    "judge": _files("judge", "judge_tolerance", "rounds", "intake", "overruled", *_LATE),
+    "disputes": _files(*_LOOKS),
+    "looks": _files(*_LOOKS),
+    "verdicts": _files("verdicts", "records", "intake_appeals", "rounds_looks"),
+    "settling": _files(*_LATE, "overruled"),
     "tolerance": _files("tolerance", "judge_tolerance", "plans_tolerance"),
-    "credits": _files("credits", "rounds", *_LATE),
-    "state": _files("state", "rounds", *_LATE),
+    "credits": _files("credits", "rounds", *_LATE, "overruled"),
+    "state": _files("state", "rounds", *_LATE, "rounds_looks"),
     "beacon": _files("beacon"),
-    "intake": _files("intake", "intake_verdicts", "membership", "intake_snapshot"),
+    "intake": _files("intake", "intake_verdicts", "intake_appeals", "membership", "intake_snapshot"),
     "rounds": _TURNS,
     "plans": _TURNS,
     "records": _files("records", "intake"),

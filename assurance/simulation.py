@@ -34,6 +34,8 @@ REASONS = (
     "late", "unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved",
     "no-eligible-auditor", "unaudited", "unconfirmed", "disputed", "failed-audit",
 )  # fmt: skip
+OVERRULED = ("collude", "accuse", "rubber-stamp", "copy", "honest")
+DECIDED = ("accepted", "disputed", "failed-audit")
 LATE_REASONS = ("unaudited", "unconfirmed", "disputed", "failed-audit", "follows")
 EXPECTED = (
     *(f"fault: {what}" for what in TROUBLES),
@@ -48,6 +50,12 @@ EXPECTED = (
     "outcome: false work accepted, the false segment not drawn",
     "verdict: missed", "verdict: pass, look 1", "verdict: pass, look 2", "verdict: fail, look 1",
     "verdict: fail, look 2", "quarantine: cheat",
+    *(f"verdict: {outcome}, look {look}" for outcome in ("pass", "fail") for look in (3, 4, 5)),
+    *(f"dispute: appeal logged, {which} work" for which in ("true", "false")),
+    *(f"dispute: auditor overruled, {kind}" for kind in OVERRULED),
+    *(f"dispute: {which} work looked at again, {how}" for which in ("true", "false") for how in DECIDED),
+    "dispute: honest work accepted in spite of an accuser", "dispute: false work failed in spite of a stamp",
+    "dispute: sealed verdict lost", "dispute: nobody left to decide",
     *(f"lag: runs with audits {turns} turns late" for turns in (1, 2, 3)),
     *(f"lag: removed, {reason}" for reason in LATE_REASONS),
     "lag: turns settled", "lag: turns of which nothing is left", "lag: true work that fell with false",

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "docs" / "benchmarks" / "exact_cpus.json"
 CPUS = ("Haswell", "EPYC-Rome", "EPYC-Milan")
 THREADS = (1, 2, 3, 4)
+MOST_S = 7200  # of one process; emulation is slow
 MODEL = ModelConfig(
     vocab_size=512, context=64, d_model=80, n_layers=2, n_heads=5, n_kv_heads=1, d_ff=150,
     rope_theta=10000.0, norm_eps=1e-5, init_std=0.05,
@@ -56,15 +57,32 @@ def digest(threads: int) -> str:
     return hash_object("bench/exact-cpus/v1", {**found, "residue": arrays_digest({"residue": residue_P})})
 
 
+def emulated() -> list[tuple[str, list[str]]]:
+    """Each emulated processor by name, and what to put before a command to have it run there."""
+    qemu = shutil.which("qemu-x86_64")
+    if not qemu:
+        print("qemu-x86_64 is not here: emulated processors are left out", file=sys.stderr)
+        return []
+    return [(f"emulated {cpu}", [qemu, "-cpu", cpu]) for cpu in CPUS]
+
+
+def elsewhere(command: list[str], module: str, *arguments: str) -> str:
+    """What a module prints when it is run behind `command`; CalledProcessError when it fails."""
+    done = subprocess.run(
+        [*command, sys.executable, "-m", module, *arguments],
+        env={**os.environ, **environment("exact"), "MKL_DYNAMIC": "FALSE"},
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=MOST_S,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
 def run(command: list[str], threads: int) -> dict[str, Any]:
     """The digest that another process gives, and how long it took."""
     begun = time.monotonic()
-    done = subprocess.run(
-        [*command, sys.executable, "-m", "bench.exact_cpus", "--one", str(threads)],
-        env={**os.environ, **environment("exact"), "MKL_DYNAMIC": "FALSE"},
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800,
-    )  # fmt: skip
-    answer = done.stdout.strip() if done.returncode == 0 else f"failed: {done.stderr.strip()[-300:]}"
+    try:
+        answer = elsewhere(command, "bench.exact_cpus", "--one", str(threads))
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        answer = f"failed: {error}"
     return {"threads": threads, "digest": answer, "seconds": round(time.monotonic() - begun, 1)}
 
 
@@ -79,10 +97,7 @@ def main() -> None:
         return
     rows = []
     places = [("this machine", [], threads) for threads in THREADS]
-    if qemu := shutil.which("qemu-x86_64"):
-        places += [(f"emulated {cpu}", [qemu, "-cpu", cpu], 1) for cpu in CPUS]
-    else:
-        print("qemu-x86_64 is not here: emulated processors are left out", file=sys.stderr)
+    places += [(name, command, 1) for name, command in emulated()]
     for name, command, threads in places:
         rows.append({"processor": name, **run(command, threads)})
         print(json.dumps(rows[-1]), flush=True)

@@ -142,9 +142,7 @@ def deterring_penalty(caught: float, gain: float) -> float:
 def vesting_needed(caught: float, gain: float) -> int | None:
     """Rounds of credit that must be unvested when a cheat is caught; None when no number is enough.
 
-    `gain` is in rounds of credit. Without a stake the penalty is the unvested credit, and a member that
-    always worked has `credit.vest_rounds` rounds of it: what was earned in turn t is still unvested when turn
-    t + vest_rounds is settled.
+    `gain` is in rounds of credit. Without a stake the penalty is the unvested credit.
     """
     penalty = deterring_penalty(caught, gain)
     if math.isinf(penalty):
@@ -153,16 +151,55 @@ def vesting_needed(caught: float, gain: float) -> int | None:
     return max(0, math.ceil(penalty - 1e-9))
 
 
+def unvested_when_caught(vest_rounds: int, lag: int) -> int:
+    """How many rounds of credit a member that always worked has to lose when a cheat of turn u is found.
+
+    Turn t vests at the close of turn t + vest_rounds, after that turn's faults: so all of the last
+    vest_rounds without a lag. With one, the settlement of u comes after the close of u + lag, and of what was
+    earned before u there is lag + 1 less; what was earned since is taken back, not forfeited.
+    """
+    return vest_rounds if lag == 0 else max(0, vest_rounds - lag - 1)
+
+
+def vesting_for(unvested: int, lag: int) -> int:
+    """The least credit.vest_rounds by which that many rounds are unvested when a cheat is caught."""
+    return unvested if lag == 0 else unvested + lag + 1
+
+
+def wrongful_fault(alarm: float, operators: int, second_look: float) -> float:
+    """The chance that an audited honest contribution ends as a fault, when audits err independently.
+
+    `alarm` is the chance that one audit of honest work fails; whoever is failed twice appeals, and looks go
+    on until a side leads by two, or each of `operators` has judged (docs/protocol.md, section 6, "Disputes").
+    """
+
+    def on(fails: int, passes: int, *, appealed: bool) -> float:
+        """From here on, `operators` - fails - passes being left to ask."""
+        appealed = appealed or (fails, passes) == (2, 0)
+        contested = appealed or (fails > 0 and passes > 0)
+        lead = abs(fails - passes - appealed)
+        over = fails + passes == operators
+        if over or (fails + passes >= 2 and (not contested or lead >= 2)):
+            return float(fails >= 2 and fails > passes)
+        worse, better = on(fails + 1, passes, appealed=appealed), on(fails, passes + 1, appealed=appealed)
+        return alarm * worse + (1 - alarm) * better
+
+    if operators < 2:
+        return 0.0
+    after_pass = second_look * on(0, 1, appealed=False)
+    return alarm * on(1, 0, appealed=False) + (1 - alarm) * after_pass
+
+
 def false_accusations(
-    rate: float, contributors: int, alarm: float, rounds: int = 1000
+    rate: float, contributors: int, alarm: float, wrongful: float, rounds: int = 1000
 ) -> tuple[float, float]:
     """(least, most) honest contributions expected to end as a fault in `rounds`, all contributors together.
 
-    `alarm` is the chance that one audit of honest work fails. A fault takes a second audit that fails alike:
-    alarm^2 when the two are independent, alarm when what fooled the first fools the second.
+    `wrongful` is the chance of it when audits err independently; when what fools one audit fools them all it
+    is `alarm`, the chance that one fails.
     """
     audits = rate * contributors * rounds
-    return audits * alarm * alarm, audits * alarm
+    return audits * min(wrongful, alarm), audits * alarm
 
 
 def audit_cost(work: Workload, segments: int) -> Fraction:

@@ -5,8 +5,6 @@ Owns the verdict. Does not own the work (work.py), who is drawn, or what a verdi
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pipeline.member import Member
 from pipeline.segment_audit import Case
 from pipeline.step_audit import recompute
@@ -27,7 +25,7 @@ class Auditor(Member):
         self,
         open_envelope: bytes,
         slot: int,
-        look: Literal[1, 2],
+        look: int,
         segments: list[int],
         reveal_envelope: bytes,
         checkpoint: bytes,
@@ -82,7 +80,7 @@ class Auditor(Member):
             return None
         return read_trace(self.job, opening, case.entry.steps, audit, bytes(trace))
 
-    def _verdict(self, look: Literal[1, 2], reveal: Reveal, audit: Audit, found: Recomputed) -> bytes:
+    def _verdict(self, look: int, reveal: Reveal, audit: Audit, found: Recomputed) -> bytes:
         differs = judged(audit, self.numerics_class, reveal.opening, found)
         verdict = Verdict(
             PROTOCOL,

@@ -17,6 +17,7 @@ from pipeline.trace import OpenedLeaf, open_trace
 from pipeline.vault import Committed
 from pipeline.work import Work, do_work
 from verification.encoding import sha256_digest
+from verification.envelope import open_envelope
 from verification.errors import FormatError, ProtocolError, StorageError
 from verification.intake import as_bytes
 from verification.judge import Audit, trace_root
@@ -24,12 +25,14 @@ from verification.merkle import Inclusion, leaf_hash, verify_inclusion
 from verification.notes import parse_checkpoint
 from verification.records import (
     PROTOCOL,
+    Appeal,
     Commitment,
     Draw,
     Opening,
     Reveal,
     RosterEntry,
     RoundOpen,
+    Verdict,
 )
 from verification.sealing import open_record, seal_record
 from verification.segments import segment_count
@@ -122,6 +125,34 @@ class Contributor(Member):
         if missing:
             raise ProtocolError("this run opens no traces", got=sorted(missing))
         return open_trace(self._trace[1], due, lambda index: self._points[index])
+
+    def appeal(self, turn: int, verdicts: list[bytes]) -> bytes:
+        """The signed appeal against two verdicts that failed the work of a turn; it stands by what it did.
+
+        Raises one of the family unless they are a first and a second one on that work, by auditors of its
+        open: the appeal is against these and no others.
+        """
+        stored = self._stored(turn)
+        open_, entry = self.opened(stored.open), self._entry_of(stored)
+        if entry.key != self.key.public:
+            raise ProtocolError(f"{self.name} has another key since", expected=entry.key, got=self.key.public)
+        keys = {auditor.member: auditor.key for auditor in open_.auditors}
+        if type(verdicts) not in (list, tuple) or len(verdicts) != 2:
+            raise FormatError("an appeal is against two verdicts", got=repr(verdicts)[:80])
+        digests = []
+        for look, envelope in enumerate(verdicts, start=1):
+            data = as_bytes(envelope)
+            verdict = open_record(Verdict, data, keys.get(open_envelope(data).peek().get("auditor"), ""))
+            place = (verdict.run, verdict.round, verdict.attempt, verdict.slot, verdict.look, verdict.outcome)
+            expected = (self.run, open_.round, open_.attempt, entry.slot, look, "fail")
+            if place != expected:
+                raise ProtocolError("a verdict is none against this work", expected=expected, got=place)
+            digests.append(verdict.digest)
+        against = (digests[0], digests[1])
+        record = Appeal(
+            PROTOCOL, self.run, open_.round, open_.attempt, entry.slot, self.name, entry.key, against
+        )
+        return seal_record(record, self.key)
 
     def _due_leaves(self, open_: RoundOpen, entry: RosterEntry, envelope: bytes) -> tuple[int, ...]:
         draw = open_record(Draw, as_bytes(envelope), self.manifest.coordinator)

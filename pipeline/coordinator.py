@@ -8,29 +8,20 @@ that a killed coordinator goes on where it was and never signs a phase twice. Kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterable, Mapping
 
-from data_prep.dataset import Windows
-from model.arrays import Arrays
-from pipeline.checkpoint import Aggregator, Checkpoint
-from pipeline.config import Config
-from pipeline.crew import Allowed, AuditCase, Begun, Crew
-from pipeline.evidence import rerun_files
-from pipeline.folder import RunFolder
-from pipeline.ledger import Entry, Ledger
+from pipeline.auditing import Hearing
+from pipeline.checkpoint import Checkpoint
+from pipeline.crew import Allowed
+from pipeline.desk import Desk
+from pipeline.ledger import Entry
 from pipeline.lineage import Lineage, turn_work
-from pipeline.trace import read_trace
-from pipeline.witnessing import Notary
-from pipeline.work import Job
 from verification.intake import judge_reveal
 from verification.judge import settle
-from verification.lottery import HashChain
+from verification.looks import overruled_auditors
 from verification.plans import (
     accepted_contributions,
     link_number,
-    place,
     plan_close,
     plan_draw,
     plan_open,
@@ -47,40 +38,10 @@ from verification.records import (
     RevealClose,
     RoundClose,
     SecondDraw,
-    Served,
     Settlement,
 )
 from verification.settling import FOLLOWS, due_turn, plan_settlement, removals
 from verification.state import RunState, Turn
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What the coordinator works with.
-
-    `revoked` names members whose keys the organiser revokes; `data` has the windows, for evidence; `validate`
-    gives a validation loss in micronats.
-    """
-
-    config: Config
-    folder: RunFolder
-    ledger: Ledger
-    chain: HashChain
-    crew: Crew
-    notary: Notary
-    revoked: Callable[[], Iterable[str]]
-    aggregator: Aggregator
-    data: Windows
-    validate: Callable[[Arrays], int]
-
-
-@dataclass
-class _Held:
-    """What contributors served for the audits of a turn, by slot, and the audits that were begun."""
-
-    states: dict[int, bytes] = field(default_factory=dict)
-    traces: dict[int, bytes] = field(default_factory=dict)
-    begun: Mapping[int, Begun] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -89,8 +50,7 @@ class Coordinator:
     def __init__(self, desk: Desk, lineage: Lineage) -> None:
         self.desk = desk
         self.lineage = lineage
-        self._held: dict[int, _Held] = {}
-        self._job = Job.of(self.state.manifest)
+        self.hearing = Hearing(desk)
         self.last_turn: Turn | None = None
         self.settled: list[tuple[Turn, Settlement]] = []
         self._taken_up = self.state.turn.open.turn if self.state.turn else None
@@ -118,21 +78,22 @@ class Coordinator:
         self.collect_commitments()
         self.collect_reveals()
         self.draw()
-        self.collect_states()
+        self.hearing.collect_states()
         if not self.state.open_turn.lag:
             self.audit_drawn()
         close = self.close()
         self.publish()
-        self.begin_audits()
+        self.hearing.begin()
         if self.state.rounds_done == self.state.config["run"]["rounds"]:
             self.settle_late()  # in the last turn, so that what is seen of it has these too
         return close
 
     def audit_drawn(self) -> None:
-        """The first look at what was drawn, and a second one where that is drawn or due."""
-        self.audit(1)
+        """A first look at what was drawn, a second one where that is drawn or due, and what they dispute."""
+        self.hearing.first_looks()
         self.draw_second_looks()
-        self.audit(2)
+        self.hearing.second_looks()
+        self.hearing.disputes()
 
     def settle_late(self) -> None:
         """Log what audits of earlier turns came to, and take out of the weights what they do not bear out."""
@@ -215,111 +176,8 @@ class Coordinator:
             link = self.desk.chain.link(link_number(self.state))
             self._append(plan_draw(self.state, head, link, links, self.desk.notary.pulse()))
 
-    def collect_states(self) -> None:
-        """Ask every drawn contributor for the state it started from, and its trace; log who served them."""
-        turn = self.state.open_turn
-        if turn.served or not turn.draw or not turn.reveal_close:
-            return
-        owed = [d.slot for d in turn.draw.drawn if d.auditors and d.slot in turn.reveal_close.revealed]
-        self._fetch(turn, owed)
-        held = self._held_of(turn).states
-        unserved = tuple(slot for slot in owed if slot not in held)
-        self._append(Served(*self._place, tuple(s for s in owed if s in held), unserved))
-
-    def _held_of(self, turn: Turn) -> _Held:
-        return self._held.setdefault(turn.open.turn, _Held())
-
-    def _fetch(self, turn: Turn, slots: Iterable[int]) -> None:
-        """Ask for what audits of `slots` need. What is incomplete counts as not served."""
-        crew, held = self.desk.crew, self._held_of(turn)
-        slots = [slot for slot in slots if not self._take_from_evidence(turn, slot)]
-        states = crew.states(turn, slots)
-        partial = [slot for slot in states if turn.audit_of(slot).opens_a_trace(turn.segments(slot))]
-        base = self.desk.folder.checkpoint(turn.open.round - 1) if partial else b""
-        draw = self.desk.ledger.envelope("draw", turn=place(turn)[1:])[1] if partial else b""
-        traces = crew.traces(turn, partial, draw, base, lambda slot, data: self._read_trace(turn, slot, data))
-        held.traces |= traces
-        held.states |= {slot: data for slot, data in states.items() if slot in traces or slot not in partial}
-
-    def _take_from_evidence(self, turn: Turn, slot: int) -> bool:
-        """Whether what a first look failed on is at hand; after a crash nobody need be asked for it again."""
-        kept = self.desk.folder.evidence_folder(turn.open, slot)
-        if (slot, 1) not in turn.verdicts or not (kept / "start_state").is_file():
-            return False
-        state = (kept / "start_state").read_bytes()
-        self._job.state(state, turn.open.entry(slot).start_state)
-        held = self._held_of(turn)
-        if (kept / "trace").is_file():
-            held.traces[slot] = (kept / "trace").read_bytes()
-            self._read_trace(turn, slot, held.traces[slot])
-        held.states[slot] = state
-        return True
-
-    def _read_trace(self, turn: Turn, slot: int, data: bytes) -> None:
-        steps, opening = turn.open.entry(slot).steps, turn.reveals[slot].opening
-        read_trace(self._job, opening, steps, turn.audit_of(slot), data)
-
-    def audit(self, look: Literal[1, 2]) -> None:
-        """Collect the verdicts of a look; keep what a contributor needs to rerun one that went against it."""
-        turn, desk = self.state.open_turn, self.desk
-        if not turn.draw or not turn.served or any(done == look for _, done in turn.verdicts):
-            return
-        if look == 1 and turn.second:  # nobody answered, and that is settled: too late to ask again
-            return
-        drawn = turn.draw.drawn if look == 1 else (turn.second.looks if turn.second else ())
-        served = set(turn.served.served)
-        if self.state.due:  # of what a settlement took out, nobody is asked
-            served &= self.state.due.slots
-        orders = {item.slot: item.auditors for item in drawn if item.slot in served}
-        cases = self._cases(turn, orders)
-        held = self._held_of(turn)
-        begun = held.begun if look == 1 else {}
-        found = desk.crew.verdicts(turn, look, {slot: orders[slot] for slot in cases}, cases, begun)
-        for (slot, _), (verdict, _) in found.items():
-            if getattr(verdict, "outcome", "") == "fail":
-                payload = desk.folder.payload(turn.reveals[slot].opening.payload)
-                files = {"start_state": held.states[slot], "payload": payload}
-                if slot in held.traces:
-                    files["trace"] = held.traces[slot]
-                desk.folder.put_evidence(turn.open, slot, files)
-        if found:
-            desk.ledger.append([found[key] for key in sorted(found)])
-
-    def begin_audits(self) -> None:
-        """Where audits lag, have those of the turn that was just closed begin while the next one trains."""
-        if not self.state.waiting or self.state.turn:
-            return
-        waiting = self.state.waiting[-1]
-        turn, held = waiting.turn, self._held_of(waiting.turn)
-        drawn = turn.draw.drawn if turn.draw else ()
-        orders = {
-            item.slot: item.auditors for item in drawn if item.slot in waiting.slots & held.states.keys()
-        }
-        held.begun = self.desk.crew.begin_verdicts(orders, self._cases(turn, orders))
-
-    def _cases(self, turn: Turn, slots: Collection[int]) -> dict[int, AuditCase]:
-        """What auditors need for the slots of a turn that were served."""
-        ledger, held = self.desk.ledger, self._held_of(turn)
-        missing = [slot for slot in slots if slot not in held.states]
-        if missing:  # only after a crash: the log says it was served, so it is asked for again
-            self._fetch(turn, missing)
-        _, opened = ledger.envelope("round-open", turn=place(turn)[1:])
-        base = self.desk.folder.checkpoint(turn.open.round - 1)
-        return {
-            slot: AuditCase(
-                opened,
-                turn.drawn_segments(slot),
-                ledger.envelope("reveal", slot, turn=place(turn)[1:])[1],
-                base,
-                held.states[slot],
-                held.traces.get(slot),
-            )
-            for slot in slots
-            if slot in held.states
-        }
-
     def draw_second_looks(self) -> None:
-        """With the first verdicts under head 3, show the next links and draw who is looked at twice."""
+        """With the first verdicts sealed under head 3, show the next links; draw who is looked at twice."""
         turn = self.state.open_turn
         if turn.second is None:
             head, links = self.desk.notary.attest(SecondDraw.kind)
@@ -339,12 +197,12 @@ class Coordinator:
             desk.folder.put_checkpoint(number, weights, dict(after.outer))
         val_loss = desk.validate(weights) if accepted and self._validates(number) else None
         rejected = {o.entry.slot: o.reason for o in settle(turn.evidence) if o.reason}
-        evidence = {slot: self._close_evidence(slot, why) for slot, why in rejected.items()}
+        evidence = self._evidence(rejected)
         record = plan_close(state, desk.aggregator.digests(after), evidence=evidence, val_loss=val_loss)
         self._append(record)
         self.lineage, self.last_turn = lineage, turn
         if not turn.lag:
-            self._held.pop(turn.open.turn, None)
+            self.hearing.forget(turn)
         self._keep_checkpoints()
         return record
 
@@ -353,7 +211,7 @@ class Coordinator:
         state, desk = self.state, self.desk
         turn = due_turn(state).turn
         reasons = {item.slot: item.reason for item in removals(state, {}) if item.reason != FOLLOWS}
-        evidence = {slot: self._close_evidence(slot, why) for slot, why in reasons.items()}
+        evidence = self._evidence(reasons)
         removed = removals(state, evidence)
         lineage = self.lineage.settled_after(desk.folder, state, removed)
         settled, last = desk.aggregator.digests(lineage.settled), desk.aggregator.digests(lineage.current)
@@ -364,7 +222,7 @@ class Coordinator:
             weights = desk.aggregator.arrays(lineage.current)
             desk.folder.put_checkpoint(state.rounds_done, weights, dict(lineage.current.outer))
         self.lineage = lineage
-        self._held.pop(turn.open.turn, None)
+        self.hearing.forget(turn)
         self._keep_checkpoints()
 
     def _keep_checkpoints(self) -> None:
@@ -372,14 +230,18 @@ class Coordinator:
         every = state.config["checkpoint"]["every"]
         self.desk.folder.keep_checkpoints(state.rounds_done, every, state.bases_in_use)
 
-    def _close_evidence(self, slot: int, reason: str) -> str | None:
-        """Beside what the contributor sent, put what a rerun takes; the case's digest, None without one."""
-        desk, open_ = self.desk, self.state.open_turn.open
-        if not desk.folder.has_evidence(open_, slot):
-            return None
-        base = desk.folder.checkpoint(open_.round - 1)
-        desk.folder.put_evidence(open_, slot, rerun_files(desk.ledger, desk.data, base, slot))
-        return desk.folder.close_evidence(open_, slot, reason)
+    def _evidence(self, rejected: Mapping[int, str]) -> dict[int, str | None]:
+        """The digests of the turn's cases by slot: of what is rejected, and of what was wrongly failed.
+
+        A failure that nobody outvoted on work that is accepted leaves none.
+        """
+        turn = self.state.open_turn
+        overruled = overruled_auditors(turn.evidence, {})
+        wronged = {item.slot for item in overruled if turn.verdicts[item.slot, item.look].outcome == "fail"}
+        due = {**dict.fromkeys(wronged, "overruled"), **rejected}
+        for slot in {slot for slot, _ in turn.verdicts} - due.keys():
+            self.desk.folder.drop_evidence(turn.open, slot)
+        return {slot: self.hearing.close_evidence(slot, why) for slot, why in sorted(due.items())}
 
     def publish(self) -> None:
         """Between two turns, have the newest head cosigned, and give all of the last turn their receipts."""

@@ -9,21 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from pipeline.ledger import Entry
 from verification.errors import BarnraiseError, FormatError, ProtocolError
 from verification.intake import (
     RevealAnswer,
     as_bytes,
+    check_appeal,
     check_commitment,
     check_enrolment,
     check_identity_change,
     check_verdict,
     snapshot_due,
 )
-from verification.judge import Look
 from verification.merkle import Inclusion
+from verification.records import Verdict
 from verification.rounds import apply
 from verification.state import RunState, Turn
 
@@ -57,6 +58,7 @@ class Members(Protocol):
     def begin(self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Sequence[Begun]: ...  # noqa: D102
 
 
+Judged = tuple[Verdict, bytes]  # a checked verdict and its envelope
 # A call that was begun: given a deadline in milliseconds, counted from now, it waits for the answer.
 Begun = Callable[[int], Answer]
 
@@ -240,24 +242,39 @@ class Crew:
                 self._say(turn, slot, f"did not open its trace: {error}")
         return found
 
+    def appeals(self, state: RunState, shown: Mapping[int, Sequence[bytes]]) -> dict[int, Entry]:
+        """Show contributors the two verdicts against them; the appeals of those that stand by their work."""
+        turn = state.open_turn
+        asked = {slot: (turn.open.turn, list(envelopes)) for slot, envelopes in shown.items()}
+        found: dict[int, Entry] = {}
+        for slot, answer in self._ask(turn, "appeal", asked, deadline_ms=_brief(state)).items():
+            if answer is None:
+                continue
+            try:
+                envelope = as_bytes(answer.value)
+                found[slot] = check_appeal(turn, slot, envelope), envelope
+            except BarnraiseError as error:
+                self._say(turn, slot, f"appeal refused: {error}")
+        return dict(sorted(found.items()))
+
     def verdicts(
         self,
         turn: Turn,
-        look: Literal[1, 2],
+        look: int,
         orders: Mapping[int, tuple[str, ...]],
         cases: Mapping[int, AuditCase],
         begun: Mapping[int, Begun],
-    ) -> dict[Look, Entry]:
-        """Ask auditors in the drawn order until each slot has a verdict or nobody is left to ask.
+    ) -> dict[int, Judged]:
+        """Ask auditors in the given order until each slot has a verdict or nobody is left to ask; by slot.
 
         `begun` are calls by slot, to the first of its auditors, that were begun earlier.
         """
         left = dict(orders)
-        found: dict[Look, Entry] = {}
+        found: dict[int, Judged] = {}
         for slot in sorted(left.keys() & begun.keys()):
             entry = self._verdict(turn, slot, look, left[slot][0], begun[slot](_deadline(turn)))
             if entry:
-                found[slot, look], left[slot] = entry, ()
+                found[slot], left[slot] = entry, ()
         while any(left.values()):
             # One slot an auditor at a time: a slow auditor holds up only its own slots.
             batch: dict[str, int] = {}
@@ -270,7 +287,7 @@ class Crew:
                 entry = self._verdict(turn, slot, look, name, answers[name])
                 left[slot] = () if entry else left[slot][1:]
                 if entry:
-                    found[slot, look] = entry
+                    found[slot] = entry
         return found
 
     def begin_verdicts(
@@ -286,7 +303,7 @@ class Crew:
         segments = list(case.segments)
         return (case.open, slot, look, segments, case.reveal, case.checkpoint, case.state, case.trace)
 
-    def _verdict(self, turn: Turn, slot: int, look: int, auditor: str, answer: Answer) -> Entry | None:
+    def _verdict(self, turn: Turn, slot: int, look: int, auditor: str, answer: Answer) -> Judged | None:
         if not answer.ok:
             self._notice(f"{auditor}: no verdict on slot {slot}: {answer.error or 'too late'}")
             return None
@@ -297,10 +314,13 @@ class Crew:
             self._notice(f"{auditor}: verdict on slot {slot} refused: {error}")
             return None
 
-    def _ask(self, turn: Turn, method: str, asked: Mapping[int, tuple[Any, ...]]) -> dict[int, Answer | None]:
+    def _ask(
+        self, turn: Turn, method: str, asked: Mapping[int, tuple[Any, ...]], *, deadline_ms: int | None = None
+    ) -> dict[int, Answer | None]:
         names = {slot: turn.open.entry(slot).member for slot in asked}
         arguments = {names[slot]: args for slot, args in asked.items()}
-        answers = self._members.call(method, arguments, deadline_ms=_deadline(turn))
+        deadline = _deadline(turn) if deadline_ms is None else deadline_ms
+        answers = self._members.call(method, arguments, deadline_ms=deadline)
         found: dict[int, Answer | None] = {}
         for slot, name in names.items():
             answer = answers[name]

@@ -6,6 +6,7 @@ where folders lie (folder.py) or what a rerun makes of them (rerun.py).
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,20 +19,21 @@ from data_prep.dataset import Windows
 from model.arrays import arrays_from_bytes, arrays_to_bytes
 from pipeline.ledger import Ledger
 from pipeline.work import Job, positions_of
+from verification.disputes import prevailing
 from verification.encoding import blake3_digest, canonical_json, parse_canonical, sha256_digest, to_json
 from verification.envelope import open_envelope
 from verification.errors import FormatError, ProtocolError, UsageError
-from verification.judge import Audit, alike, verdict_is_sound
+from verification.judge import Audit, verdict_is_sound
 from verification.records import Draw, DrawnSlot, Manifest, Reveal, RosterEntry, RoundOpen, Verdict
 from verification.sealing import open_record, parse_predicate
 
 CASE = "case.json"
 # Records are log entries or shorter; arrays are bounded by what a machine holds, and by their own form later.
 MOST_BYTES = {"manifest": 1 << 24, "open": 1 << 16, "reveal": 1 << 16, "draw": 1 << 16} | {
-    "verdict-1": 1 << 16, "verdict-2": 1 << 16, "payload": 1 << 30, "start_state": 1 << 32, "trace": 1 << 40,
+    "verdict": 1 << 16, "appeal": 1 << 16, "payload": 1 << 30, "start_state": 1 << 32, "trace": 1 << 40,
     "weights": 1 << 32, "windows": 1 << 30, CASE: 1 << 16,
 }  # fmt: skip
-LOOKS = (1, 2)
+_OF_A_LOOK = re.compile(r"verdict-([1-9][0-9]{0,3})\Z")
 
 
 def rerun_files(ledger: Ledger, data: Windows, checkpoint: bytes, slot: int) -> dict[str, bytes]:
@@ -51,9 +53,11 @@ def rerun_files(ledger: Ledger, data: Windows, checkpoint: bytes, slot: int) -> 
     batches_SBT = data.batches(config["run"]["seed"], positions_of(entry.positions), config["train"]["batch"])
     files |= {"draw": ledger.envelope("draw", turn=place)[1], "weights": checkpoint}
     files["windows"] = arrays_to_bytes({"windows": batches_SBT})
-    for look in LOOKS:
-        if (slot, look) in turn.verdicts:
+    for of, look in turn.verdicts:
+        if of == slot:
             files[f"verdict-{look}"] = ledger.envelope("verdict", slot, look, place)[1]
+    if slot in turn.appeals:
+        files["appeal"] = ledger.envelope("appeal", slot, turn=place)[1]
     return files
 
 
@@ -110,7 +114,8 @@ def read_evidence(folder: Path) -> Evidence:
         raise ProtocolError(
             "the payload in a case is not the one that was revealed", expected=reveal.opening.payload
         )
-    verdicts = tuple(_verdict(open_, entry.slot, look, files) for look in LOOKS if f"verdict-{look}" in files)
+    looks = sorted(int(found[1]) for name in files if (found := _OF_A_LOOK.match(name)))
+    verdicts = tuple(_verdict(open_, entry.slot, look, files) for look in looks)
     audit = None
     if verdicts:
         drawn = _drawn(manifest, open_, entry.slot, files)
@@ -125,11 +130,12 @@ def read_evidence(folder: Path) -> Evidence:
 
 
 def _read(folder: Path, name: object) -> bytes:
-    if type(name) is not str or name not in MOST_BYTES:
+    kind = "verdict" if type(name) is str and _OF_A_LOOK.match(name) else name
+    if type(name) is not str or name == "verdict" or kind not in MOST_BYTES:
         raise FormatError(
             "a case names a file that no case has", expected=sorted(MOST_BYTES), got=repr(name)[:80]
         )
-    path, most = folder / name, MOST_BYTES[name]
+    path, most = folder / name, MOST_BYTES[str(kind)]
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
@@ -193,8 +199,10 @@ def _check_verdicts(
             raise ProtocolError(
                 "a verdict in a case does not follow from its own values", got=verdict.auditor
             )
-    if verdicts[0].look != 1 or len({operators[verdict.auditor] for verdict in verdicts}) != len(verdicts):
-        raise ProtocolError("the verdicts in a case are not a first and another operator's second")
+    looks = [verdict.look for verdict in verdicts]
+    heard = {operators[verdict.auditor] for verdict in verdicts}
+    if looks != list(range(1, len(looks) + 1)) or len(heard) != len(looks):
+        raise ProtocolError("the verdicts in a case are not of looks 1, 2 and so on, each another operator's")
 
 
 def _reason(verdicts: Sequence[Verdict]) -> str:
@@ -205,9 +213,10 @@ def _reason(verdicts: Sequence[Verdict]) -> str:
         return "unconfirmed"
     if not any(verdict.outcome == "fail" for verdict in verdicts):
         raise ProtocolError("a case holds no verdict against its contribution")
-    first, second = verdicts
-    failed = first.outcome == second.outcome == "fail"
-    return "failed-audit" if failed and alike(first, second) else "disputed"
+    side = prevailing(verdicts)
+    if side is None:
+        return "disputed"
+    return "failed-audit" if side[0] == "fail" else "overruled"
 
 
 def _drawn(manifest: Manifest, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> DrawnSlot:

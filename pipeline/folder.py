@@ -160,7 +160,11 @@ class RunFolder:
         """
         for entry in open_.roster:
             if entry.slot not in slots:
-                shutil.rmtree(self.evidence_folder(open_, entry.slot), ignore_errors=True)
+                self.drop_evidence(open_, entry.slot)
+
+    def drop_evidence(self, open_: RoundOpen, slot: int) -> None:
+        """Remove what was stored of a slot, if anything was."""
+        shutil.rmtree(self.evidence_folder(open_, slot), ignore_errors=True)
 
     def put_evidence(self, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> None:
         """Store what a contributor needs to rerun a decision against it."""

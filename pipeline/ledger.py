@@ -21,12 +21,15 @@ from verification.keys import PrivateKey
 from verification.log import Log
 from verification.notes import Checkpoint, parse_checkpoint
 from verification.records import (
+    Appeal,
+    AuditorEntry,
     Enrol,
     KeyRevocation,
     KeyRotation,
     Manifest,
     Record,
     RevealClose,
+    RosterEntry,
     RoundClose,
     RoundOpen,
     Settlement,
@@ -222,22 +225,23 @@ class Journal:
 def read_entries(log: Log, manifest: Manifest) -> Iterator[Entry]:
     """Every record of a log with its envelope, each verified with the key of whoever may sign it."""
     keys: dict[str, str] = {}
-    auditors: dict[tuple[int, int], dict[str, str]] = {}  # of turns whose verdicts may still come
+    named: dict[tuple[int, int], dict[str, str]] = {}  # in opens of turns whose verdicts may still come
     lag = manifest.config["audit"]["lag"]
     for index, data in enumerate(log.entries()):
         sealed = open_envelope(data)
         kind = KINDS.get(sealed.predicate_type)
         if kind is None or (kind is Manifest) != (index == 0):
             raise FormatError(f"log entry {index} is of an unknown kind", got=sealed.predicate_type)
-        record: Record = verified_record(kind, sealed, _signer(kind, sealed, keys, auditors, manifest))
+        record: Record = verified_record(kind, sealed, _signer(kind, sealed, keys, named, manifest))
         if isinstance(record, Enrol):
             keys[record.member] = record.key
         elif isinstance(record, KeyRotation):
             keys[record.member] = record.new_key
         elif isinstance(record, RoundOpen):
-            auditors[record.round, record.attempt] = {entry.member: entry.key for entry in record.auditors}
+            entries: list[AuditorEntry | RosterEntry] = [*record.auditors, *record.roster]
+            named[record.round, record.attempt] = {entry.member: entry.key for entry in entries}
         elif isinstance(record, Settlement if lag else RoundClose):
-            auditors.pop((record.round, record.attempt), None)
+            named.pop((record.round, record.attempt), None)
         elif index == 0 and record != manifest:
             raise ProtocolError("manifest.json disagrees with log entry 0")
         yield record, data
@@ -247,17 +251,17 @@ def _signer(
     kind: type[Record],
     sealed: Sealed,
     keys: Mapping[str, str],
-    auditors: Mapping[tuple[int, int], Mapping[str, str]],
+    named: Mapping[tuple[int, int], Mapping[str, str]],
     manifest: Manifest,
 ) -> str:
     """Whose signature an entry needs, by what it says of itself and the members' present `keys`.
 
-    A verdict is signed with the key that the open of its turn names, rotated since or not.
+    A verdict or an appeal is signed with the key that the open of its turn names, rotated since or not.
     """
     said = sealed.peek()
-    if kind is Verdict:
-        return auditors.get((said.get("round"), said.get("attempt")), {}).get(said.get("auditor"), "")
     name = said.get("auditor", said.get("member"))
+    if kind in (Verdict, Appeal):
+        return named.get((said.get("round"), said.get("attempt")), {}).get(str(name), "")
     if kind is Enrol:
         return sealed.keyid
     if name is None or (kind is KeyRevocation and said.get("by") == "coordinator"):

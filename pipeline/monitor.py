@@ -49,6 +49,8 @@ def turn_row(
     """
     verdicts = [v for one in (turn, *(late for late, _ in settled)) for v in one.verdicts.values()]
     removed = [item for _, record in settled for item in record.removed]
+    overruled = [(item, close.round) for item in close.overruled]
+    overruled += [(item, record.round) for _, record in settled for item in record.overruled]
     fresh = sum(item.tokens for item in close.accepted)
     return {
         "round": close.round,
@@ -65,6 +67,7 @@ def turn_row(
         "removed": [
             {"contributor": item.member, "round": item.round, "reason": item.reason} for item in removed
         ],
+        "overruled": [{"auditor": item.auditor, "round": round_} for item, round_ in overruled],
         "audits": len(verdicts),
         "audits_passed": sum(verdict.outcome == "pass" for verdict in verdicts),
         "quarantined": list(close.quarantined),
@@ -161,6 +164,11 @@ class Bars:
                 f"[yellow]round {row['round']}:[/] {item['contributor']} taken out of round {item['round']}: "
                 f"[bold]{item['reason']}[/]"
             )
+        for item in row["overruled"]:
+            self._console.print(
+                f"[yellow]round {row['round']}:[/] {item['auditor']} [bold]overruled[/] by other auditors on "
+                f"work of round {item['round']}; quarantined"
+            )
         self._bar.update(
             self._task,
             advance=1 if row["accepted"] else 0,
@@ -228,6 +236,7 @@ class Wandb:
             "contributors/quarantined": len(row["quarantined"]),
             "audits/verdicts": row["audits"],
             "audits/passed": row["audits_passed"],
+            "audits/overruled": len(row["overruled"]),
             "validation/loss": row["val_loss"],
         }
         values |= {f"credits/{member}": tokens for member, tokens in row["credits"].items()}

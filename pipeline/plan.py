@@ -60,8 +60,10 @@ def _show_found(answer: Plan, console: Console) -> None:
         verdict = "nothing deters it"
     else:
         verdict = f"this {'deters' if policy.deters else 'does not deter'}; it takes {_rounds(least)}"
+    late = f", audits may end {_rounds(answer.lag)} late" if answer.lag else ""
     text = (
-        f"Credit vests after {_rounds(answer.vest_rounds)}. Where a cheat gains {gain} of credit {verdict}.\n"
+        f"Credit vests after {_rounds(answer.vest_rounds)}{late}. "
+        f"Where a cheat gains {gain} of credit {verdict}.\n"
     )
     console.print(text, highlight=False, soft_wrap=True)
 
@@ -189,7 +191,19 @@ def notes(answer: Plan) -> Iterator[str]:
             f"Each false place that is looked at passes with {_share(answer.tolerance)}. Honest work may "
             "fail under a tolerance, too: measure how often, and give --false-alarm-rate."
         )
-    elif answer.false_alarm_rate == 0:
+    if answer.tolerance_cap is not None:
+        yield (
+            "This configuration has limits between numerics classes. Where no auditor is of a contributor's "
+            "class its work rests on them; all such work together has at most "
+            f"{_share(answer.tolerance_cap)} of the weight. What hides below the limits, and how often an "
+            "honest step goes beyond them, barnraise calibrate says: --tolerance and --false-alarm-rate."
+        )
+    if answer.lag:
+        yield (
+            f"A cheat is found up to {_rounds(answer.lag)} later, and taken out of the weights again with "
+            "all that its member did since; what others did meanwhile was trained on weights that had it."
+        )
+    if not answer.tolerance and answer.false_alarm_rate == 0:
         yield (
             "Audits ask for equal bits of one numerics class, in which honest work never fails, by "
             "definition. Clean audits alone prove no more than a bound, 3/N: after 3,000 of them "
@@ -212,6 +226,7 @@ def following(answer: Plan, options: PlanOptions) -> str:
         "audit.segments": options.segments,
         "audit.second-look-ppm": None if options.second_look is None else answer.second_look_ppm,
         "audit.probation-rounds": options.probation_rounds,
+        "audit.lag": options.lag,
         "credit.vest-rounds": vest,
     }
     typed = "".join(f" --{name} {value}" for name, value in fields_of_train.items() if value is not None)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pipeline.audit_arithmetic import (
+    MILLION,
     Policy,
     Workload,
     audit_cost,
@@ -24,8 +25,11 @@ from pipeline.audit_arithmetic import (
     overhead_of_run,
     power,
     rounds_until,
+    unvested_when_caught,
+    vesting_for,
     vesting_needed,
     weakest_power,
+    wrongful_fault,
 )
 from pipeline.plan_options import PlanOptions, Terms, terms_of
 
@@ -92,6 +96,8 @@ class Plan:
     target_detection: float
     cheat_segments: int
     vest_rounds: int
+    lag: int
+    tolerance_cap: float | None
     probation_rounds: int
     rounds: int
     policy: PolicyPlan
@@ -115,10 +121,11 @@ def plan(options: PlanOptions) -> Plan:
     best = cheapest(work, target, policy.second_look_ppm)
     # A member that is just out of probation has earned no more than that.
     needed = planned.vest_rounds_needed
-    at_first = needed is not None and min(terms.vest, terms.probation) >= needed
+    at_first = needed is not None and min(terms.vest, vesting_for(terms.probation, terms.lag)) >= needed
     # Without two operators to look, no fault is confirmed, right or wrong.
     alarm = terms.alarm if terms.auditors > 1 else 0.0
-    least, most = false_accusations(float(policy.rate), len(work.steps), alarm)
+    wrongful = wrongful_fault(alarm, terms.auditors, policy.second_look_ppm / MILLION)
+    least, most = false_accusations(float(policy.rate), len(work.steps), alarm, wrongful)
     return Plan(
         second_look_ppm=policy.second_look_ppm,
         steps=work.steps,
@@ -132,6 +139,8 @@ def plan(options: PlanOptions) -> Plan:
         target_detection=target.confidence,
         cheat_segments=options.cheat_segments,
         vest_rounds=terms.vest,
+        lag=terms.lag,
+        tolerance_cap=terms.tolerance_cap,
         probation_rounds=terms.probation,
         rounds=terms.rounds,
         policy=planned,
@@ -175,7 +184,8 @@ def _outlook(terms: Terms, policy: Policy, cheat: str, segments: int | None) -> 
     found = weakest_power(terms.work, policy.segments, segments)
     caught = float(policy.rate * found)
     penalty = deterring_penalty(caught, terms.gain)
-    needed = vesting_needed(caught, terms.gain)
+    unvested = vesting_needed(caught, terms.gain)
+    needed = None if unvested is None else vesting_for(unvested, terms.lag)
     return Outlook(
         cheat=cheat,
         segments=segments,
@@ -187,7 +197,7 @@ def _outlook(terms: Terms, policy: Policy, cheat: str, segments: int | None) -> 
         rounds_for_99=rounds_until(caught, 0.99),
         penalty=None if math.isinf(penalty) else penalty,
         vest_rounds_needed=needed,
-        deters=needed is not None and terms.vest >= needed,
+        deters=unvested is not None and unvested_when_caught(terms.vest, terms.lag) >= unvested,
     )
 
 
@@ -209,6 +219,11 @@ def _warnings(terms: Terms, planned: PolicyPlan, at_first: bool) -> Iterator[str
             f"{terms.auditors} auditor{several} cannot confirm a fault, which takes two operators: a failed "
             "audit costs the round's credit and nothing else."
         )
+    elif terms.auditors == 2:
+        yield (
+            "Of two auditors that contradict one another neither prevails: the contributor loses the round, "
+            "whoever lied. A third, of another operator, lets disputes be settled."
+        )
     if not planned.deters:
         yield "A cheat pays on average: audit more, or vest later."
     elif not at_first:
@@ -216,5 +231,7 @@ def _warnings(terms: Terms, planned: PolicyPlan, at_first: bool) -> Iterator[str
             f"A newcomer has {terms.probation} rounds of credit to lose when probation ends, too few to "
             "deter its first cheat; the stake grows with every round."
         )
+    if terms.lag and terms.vest <= terms.lag:
+        yield f"credit.vest_rounds has to be above audit.lag, {terms.lag}: what has vested is not taken back."
     if terms.measured_time:
         yield "The coordinator's clock sets the local steps of this run: these are the ones it starts from."

@@ -46,6 +46,8 @@ class PlanOptions:
     """How many auditors share the work."""
     vest_rounds: int | None = None
     """Turns until earned credit vests."""
+    lag: int | None = None
+    """Turns by which a turn's audits may end later than it closes."""
     probation_rounds: int | None = None
     """Accepted contributions that are all audited in full, at first."""
     gain: float = 1.0
@@ -57,7 +59,7 @@ class PlanOptions:
     target_detection: float = 0.95
     """With which probability it is to be found, for the cheapest policy."""
     tolerance: float = 0.0
-    """Chance that a false segment that is looked at passes; 0 for equal bits, as all audits ask for today."""
+    """Chance that a false segment that is looked at passes: 0 where audits ask for equal bits."""
     false_alarm_rate: float = 0.0
     """Chance that one audit of honest work fails, or a bound on it: 3/N after N clean audits."""
     boundary_cost: float = 0.12
@@ -75,6 +77,8 @@ class Terms:
     target: Target
     auditors: int
     vest: int
+    lag: int
+    tolerance_cap: float | None
     probation: int
     rounds: int
     gain: float
@@ -111,6 +115,8 @@ def terms_of(options: PlanOptions) -> Terms:
         target=Target(options.target_detection, options.within_rounds, options.cheat_segments),
         auditors=_count("auditors", options.auditors, audit.auditors),
         vest=_count("vest_rounds", options.vest_rounds, vest),
+        lag=_count("lag", options.lag, audit.lag),
+        tolerance_cap=audit.tolerance_cap_ppm / MILLION if audit.tolerance else None,
         probation=_count("probation_rounds", options.probation_rounds, audit.probation_rounds),
         rounds=(config.run if config else RunConfig()).rounds,
         gain=options.gain,

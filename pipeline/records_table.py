@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from pipeline.folder import RunFolder
 from verification.durable import write_atomic
 from verification.errors import FormatError
-from verification.judge import Outcome, bears_out, settle
+from verification.judge import Outcome, bears_out, settle, verdicts_on
+from verification.looks import overruled_auditors
 from verification.plans import audited_tokens
 from verification.records import Manifest, Record, RoundClose, Settlement
 from verification.rounds import apply, begin
@@ -81,7 +82,7 @@ def _turn_rows(state: RunState, outcomes: Iterable[Outcome], payload_bytes: int)
         tokens[slot], reasons[slot] = entry.steps * batch * context, outcome.reason
         reveal = turn.reveals.get(slot)
         opening = reveal.opening if reveal else None
-        verdict = turn.verdicts.get((slot, 2)) or turn.verdicts.get((slot, 1))
+        verdict = turn.verdicts.get((slot, len(verdicts_on(turn.evidence, slot))))
         rows.append(
             {
                 "round": turn.open.round,
@@ -100,7 +101,8 @@ def _turn_rows(state: RunState, outcomes: Iterable[Outcome], payload_bytes: int)
                 "credit": tokens[slot] if outcome.reason is None else 0,
             }
         )
-    for (slot, _), verdict in sorted(turn.verdicts.items()):
+    gone = {(item.slot, item.look) for item in overruled_auditors(turn.evidence, {})}
+    for (slot, look), verdict in sorted(turn.verdicts.items()):
         rows.append(
             {
                 "round": turn.open.round,
@@ -117,7 +119,7 @@ def _turn_rows(state: RunState, outcomes: Iterable[Outcome], payload_bytes: int)
                 "loss_last": verdict.loss_last / 1e6,
                 "seconds": None,
                 "credit": audited_tokens(state, turn, slot)
-                if bears_out(reasons[slot], verdict.outcome)
+                if bears_out(reasons[slot], verdict.outcome) and (slot, look) not in gone
                 else 0,
             }
         )

@@ -95,6 +95,13 @@ def _faults(turn: Turn) -> set[int]:
     return found | {slot for slot, fault in turn.removed.items() if fault}
 
 
+def _overruled(turn: Turn) -> dict[tuple[int, int], str | None]:
+    """By (slot, look) the verdicts that the run itself did not bear out, with the slot's case."""
+    records = [record for record in (turn.close, turn.settlement) if record]
+    lines = [item for record in records for item in record["overruled"]]
+    return {(item["slot"], item["look"]): item["evidence"] for item in lines}
+
+
 def _judged(turn: Turn) -> set[int]:
     return {verdict["slot"] for verdict in turn.verdicts}
 
@@ -196,7 +203,7 @@ class WorkReplay:
                     "none",
                 )
             )
-        if slot in _faults(turn):
+        if slot in _faults(turn) or any(of == slot and case_ for (of, _), case_ in _overruled(turn).items()):
             self._check_case(case, where)
         for verdict in turn.verdicts:
             if verdict["slot"] == slot:
@@ -252,8 +259,10 @@ class WorkReplay:
             return
         claimed = [verdict[name] for name in ("payload", "next_state", "trace", "loss_first", "loss_last")]
         got = [found.payload, found.next_state, list(found.trace), found.loss_first, found.loss_last]
-        if claimed != got:
-            what = f"the verdict of {verdict['auditor']} was not computed"
+        gone = (verdict["slot"], verdict["look"]) in _overruled(turn)
+        if (claimed != got) != gone:
+            how = "was overruled although it was computed" if gone else "was not computed"
+            what = f"the verdict of {verdict['auditor']} {how}"
             self.fail(Failure(what, f"{where}, look {verdict['look']}", str(got[0]), str(claimed[0])))
 
     def _audited(self, turn: Turn, case: Case, audit: Audit, done: Recomputed) -> Recomputed | None:

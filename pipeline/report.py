@@ -7,7 +7,7 @@ looks (report_page.py) or whether the run holds: `barnraise verify` checks more,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,12 +20,14 @@ from pipeline.replay_aggregation import checked_config
 from verification.durable import write_atomic
 from verification.encoding import sha256_digest
 from verification.errors import BarnraiseError, FormatError, UsageError
-from verification.judge import Outcome, settle
+from verification.judge import Outcome, settle, verdicts_on
 from verification.log import Log
+from verification.looks import Asked, asked_at
 from verification.notes import Checkpoint
 from verification.records import (
     Enrol,
     Manifest,
+    Overruled,
     Rejected,
     Removed,
     RosterEntry,
@@ -44,15 +46,20 @@ MAX_COUNTED_TOKENS = 200_000_000
 
 @dataclass(frozen=True)
 class Work:
-    """One roster entry of a closed turn. `reason` is None when it was accepted; loss in nats."""
+    """One roster entry of a closed turn. `reason` is None when it was accepted; loss in nats.
+
+    `order` are the auditors drawn; `asked` the looks that are over, none before the verdicts are in the log.
+    """
 
     entry: RosterEntry
     tokens: int
     loss: float | None
     reason: str | None
     drawn: bool
-    asked: tuple[tuple[str, ...], tuple[str, ...]]
+    order: tuple[str, ...]
+    asked: tuple[Asked, ...]
     verdicts: tuple[Verdict, ...]
+    overruled: tuple[Overruled, ...]
     rejection: Rejected | Removed | None
     evidence: str | None
     evidence_state: str
@@ -210,7 +217,7 @@ def _status(state: RunState) -> str:
 
 def _phase(turn: Turn) -> str:
     if turn.second:
-        return "second looks are under way"
+        return "second looks and disputes are under way"
     if turn.served:
         return "audits are under way"
     if turn.draw:
@@ -229,7 +236,9 @@ def _resettled(
     turn = state.open_turn
     rejections = {item.slot: item for item in record.removed if item.reason != FOLLOWS}
     work = {
-        outcome.entry.slot: _work(folder, state, turn, rejections.get(outcome.entry.slot), outcome)
+        outcome.entry.slot: _work(
+            folder, state, turn, rejections.get(outcome.entry.slot), outcome, record.overruled
+        )
         for outcome in final_outcomes(state)
     }
     gone = sum(tokens_of(state, item) for item in record.removed)
@@ -257,7 +266,7 @@ def _closed(folder: RunFolder, state: RunState, close: RoundClose, total: int) -
         attempt=close.attempt,
         void=close.void,
         work=tuple(
-            _work(folder, state, turn, rejections.get(outcome.entry.slot), outcome)
+            _work(folder, state, turn, rejections.get(outcome.entry.slot), outcome, close.overruled)
             for outcome in settle(turn.evidence)
         ),
         tokens=sum(item.tokens for item in close.accepted),
@@ -271,24 +280,32 @@ def _closed(folder: RunFolder, state: RunState, close: RoundClose, total: int) -
 
 
 def _work(
-    folder: RunFolder, state: RunState, turn: Turn, rejection: Rejected | Removed | None, outcome: Outcome
+    folder: RunFolder,
+    state: RunState,
+    turn: Turn,
+    rejection: Rejected | Removed | None,
+    outcome: Outcome,
+    overruled: Sequence[Overruled],
 ) -> Work:
     slot = outcome.entry.slot
-    first = {item.slot: item.auditors for item in turn.draw.drawn} if turn.draw else {}
-    second = {item.slot: item.auditors for item in turn.second.looks} if turn.second else {}
+    order = next((d.auditors for d in turn.draw.drawn if d.slot == slot), ()) if turn.draw else ()
+    served = turn.served.served if turn.served else ()
     reveal = turn.reveals.get(slot)
     path, found = None, ""
-    if rejection and rejection.evidence:
+    mine = tuple(item for item in overruled if item.slot == slot)
+    if digest := next((item.evidence for item in (rejection, *mine) if item and item.evidence), None):
         case = folder.evidence_folder(turn.open, slot) / "case.json"
-        path, found = str(case.relative_to(folder.path)), _evidence_state(case, rejection.evidence)
+        path, found = str(case.relative_to(folder.path)), _evidence_state(case, digest)
     return Work(
         entry=outcome.entry,
         tokens=outcome.entry.steps * state.config["train"]["batch"] * state.manifest.dataset["context"],
         loss=_nats(reveal.opening.loss_last) if reveal else None,
         reason=outcome.reason,
         drawn=outcome.drawn,
-        asked=(first.get(slot, ()), second.get(slot, ())),
-        verdicts=tuple(turn.verdicts[look] for look in ((slot, 1), (slot, 2)) if look in turn.verdicts),
+        order=order,
+        asked=asked_at(turn.evidence, slot) if turn.second and slot in served else (),
+        verdicts=tuple(verdicts_on(turn.evidence, slot).values()),
+        overruled=mine,
         rejection=rejection,
         evidence=path,
         evidence_state=found,

@@ -1,4 +1,4 @@
-"""Who was asked to audit, who answered, and who is said not to have.
+"""Who was asked to audit, who answered, who is said not to have, and whom others contradicted.
 
 Owns those counts. Does not own how they look (report_page.py) or who was to be asked (verification.lottery).
 A coordinator that asks only the auditor it likes has to log the others as missed, which shows here.
@@ -6,22 +6,12 @@ A coordinator that asks only the auditor it likes has to log the others as misse
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.report import ClosedTurn, Work
 from verification.records import Verdict
-
-# These were settled before anybody was asked to audit.
-_NOT_ASKED = (
-    "late",
-    "unrevealed",
-    "opening-mismatch",
-    "malformed-payload",
-    "duplicate-payload",
-    "unserved",
-    "no-eligible-auditor",
-)
 
 
 @dataclass(frozen=True)
@@ -34,24 +24,27 @@ class Call:
 
 @dataclass(frozen=True)
 class AuditorCount:
-    """Of one auditor: how often it stood first in the order drawn, answered, and is said to have missed."""
+    """Of one auditor: how often it stood first in the order drawn, answered, and is said to have missed.
+
+    `compared` are verdicts of its on work that others judged too, `overruled` those that they did not bear
+    out: of somebody who passes without looking, the share of false work among what is compared.
+    """
 
     auditor: str
     first: int
     looks: int
     failed: int
     missed: int
+    compared: int
+    overruled: int
 
 
 def calls(work: Work) -> Iterator[Call]:
-    """Those that were asked to audit a piece of work, in order, over both looks."""
+    """Those that were asked to audit a piece of work, in order, over all looks."""
     given = {verdict.look: verdict for verdict in work.verdicts}
-    for look, order in enumerate(work.asked, start=1):
-        verdict = given.get(1 if look == 1 else 2)
-        reached = order.index(verdict.auditor) if verdict else len(order)
-        if work.reason not in _NOT_ASKED:
-            yield from (Call(name, None) for name in order[:reached])
-        if verdict:
+    for asked in work.asked:
+        yield from (Call(name, None) for name in asked.missed)
+        if verdict := given.get(asked.look):
             yield Call(verdict.auditor, verdict)
 
 
@@ -59,17 +52,13 @@ def auditor_counts(auditors: Sequence[str], turns: Iterable[ClosedTurn]) -> tupl
     """The counts of each auditor of a run, in the order given."""
     work = [item for turn in turns for item in turn.work]
     made = [call for item in work for call in calls(item)]
-    firsts = [order[0] for item in work for order in item.asked if order]
-    return tuple(
-        AuditorCount(
-            name,
-            firsts.count(name),
-            sum(call.auditor == name and call.verdict is not None for call in made),
-            sum(
-                call.auditor == name and call.verdict is not None and call.verdict.outcome == "fail"
-                for call in made
-            ),
-            sum(call.auditor == name and call.verdict is None for call in made),
-        )
-        for name in auditors
-    )
+    second = [asked.auditors for item in work for asked in item.asked if asked.look == 2]
+    firsts = Counter(order[0] for order in (*(item.order for item in work), *second) if order)
+    given = [call.verdict for call in made if call.verdict]
+    looks = Counter(verdict.auditor for verdict in given)
+    failed = Counter(verdict.auditor for verdict in given if verdict.outcome == "fail")
+    missed = Counter(call.auditor for call in made if call.verdict is None)
+    compared = Counter(v.auditor for item in work if len(item.verdicts) > 1 for v in item.verdicts)
+    overruled = Counter(line.auditor for item in work for line in item.overruled)
+    counts = (firsts, looks, failed, missed, compared, overruled)
+    return tuple(AuditorCount(name, *(count[name] for count in counts)) for name in auditors)

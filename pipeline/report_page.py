@@ -23,6 +23,7 @@ from pipeline.report_plots import (
     turn_name,
 )
 from verification.beacon import described
+from verification.disputes import first_difference
 from verification.witnessing import fork_takes
 
 # No script can run and nothing can be fetched, whatever a member's name or a licence text holds.
@@ -39,7 +40,7 @@ WORDS = {
     "no-eligible-auditor": "drawn, and nobody could audit it: other operator, same numerics class",
     "unaudited": "drawn, and no auditor answered",
     "unconfirmed": "one audit failed and no second auditor answered",
-    "disputed": "the auditors disagree with each other",
+    "disputed": "the auditors disagree, and no side prevailed",
     "failed-audit": "two auditors of different operators found the same other result",
 }
 
@@ -194,11 +195,6 @@ def _rejections(story: RunStory) -> str:
 
 def _rejection(turn: ClosedTurn, work: Work, reason: str) -> Sequence[str]:
     failed = [verdict.auditor for verdict in work.verdicts if verdict.outcome == "fail"]
-    if work.evidence:
-        state = f" <em>{escape(work.evidence_state)}</em>" if work.evidence_state else ""
-        evidence = f'<a href="{escape(work.evidence)}"><code>{escape(work.evidence)}</code></a>{state}'
-    else:
-        evidence = '<span class="muted">the log itself</span>'
     return (
         escape(turn_name(turn).removeprefix("round ")),
         escape(work.entry.member),
@@ -207,7 +203,7 @@ def _rejection(turn: ClosedTurn, work: Work, reason: str) -> Sequence[str]:
             f"<small>{escape(WORDS.get(reason, ''))}</small>"
         ),
         escape(", ".join(failed)) or '<span class="muted">coordinator</span>',
-        evidence,
+        _case(work),
     )
 
 
@@ -282,7 +278,11 @@ def _drawn(work: Work) -> str:
 def _auditors(story: RunStory) -> str:
     names = [b.member.member for b in story.balances if b.member.role == "auditor"]
     rows = [
-        (escape(count.auditor), *(f"{n:,}" for n in (count.first, count.looks, count.failed, count.missed)))
+        (
+            escape(count.auditor),
+            *(f"{n:,}" for n in (count.first, count.looks, count.failed, count.missed, count.compared)),
+            f'<span class="fail">{count.overruled:,}</span>' if count.overruled else "0",
+        )
         for count in auditor_counts(names, story.turns)
     ]
     if not rows:
@@ -290,10 +290,50 @@ def _auditors(story: RunStory) -> str:
     words = (
         '<p class="caption">The draw orders the auditors; the first that answers judges. Whoever was asked '
         "and gave no verdict is <em>missed</em> in the log. Only the coordinator knows whether it asked: an "
-        "auditor that often stands first and is often missed is away, or not wanted.</p>"
+        "auditor that often stands first and is often missed is away, or not wanted. Whom two others of its "
+        "class contradict is <em>overruled</em> and in quarantine; what nobody else looked at cannot be.</p>"
     )
-    head = ("auditor", "drawn first", "verdicts", "of these fail", "missed")
-    return words + _table(head, rows)
+    head = ("auditor", "drawn first", "verdicts", "of these fail", "missed", "compared", "overruled")
+    return words + _table(head, rows) + _overruled(story)
+
+
+def _overruled(story: RunStory) -> str:
+    """Whose verdicts others did not bear out, with the first segment in which they differ, and the case."""
+    rows = [
+        (
+            escape(turn_name(turn).removeprefix("round ")),
+            escape(line.auditor),
+            escape(work.entry.member),
+            _difference(work, line.look),
+            _case(work),
+        )
+        for turn in story.turns
+        for work in turn.work
+        for line in work.overruled
+    ]
+    head = ("round", "overruled", "on work of", "its verdict", "evidence")
+    return _table(head, rows) if rows else ""
+
+
+def _difference(work: Work, look: int) -> str:
+    """What an overruled verdict said, and where it first differs from the one that holds."""
+    said = next(verdict for verdict in work.verdicts if verdict.look == look)
+    gone = {line.look for line in work.overruled}
+    other = next(verdict for verdict in work.verdicts if verdict.look not in gone)
+    leaf, segments = first_difference(said, other), len(said.trace) - 1
+    where = "in no leaf" if leaf is None else "at the boundary" if leaf == segments else f"in segment {leaf}"
+    mark = "✓" if said.outcome == "pass" else "✗"
+    return (
+        f'<span class="{said.outcome}">{mark} {said.outcome}</span>'
+        f"<small>look {look}; differs first {where}</small>"
+    )
+
+
+def _case(work: Work) -> str:
+    if not work.evidence:
+        return '<span class="muted">the log itself</span>'
+    state = f" <em>{escape(work.evidence_state)}</em>" if work.evidence_state else ""
+    return f'<a href="{escape(work.evidence)}"><code>{escape(work.evidence)}</code></a>{state}'
 
 
 def _identity(story: RunStory) -> str:

@@ -7,6 +7,7 @@ it. The arithmetic is the audit's own (segment_audit.py). Does not own what lies
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ from pipeline.segment_audit import Case
 from pipeline.step_audit import recompute
 from pipeline.trace import read_trace
 from pipeline.work import Job, check_assignment
+from verification.disputes import overruled, prevailing, side_of
 from verification.errors import BarnraiseError, FormatError, UsageError
 from verification.judge import Audit, Recomputed, differences, judged, stated_by
 from verification.records import Claim, Opening, Verdict
@@ -178,9 +180,7 @@ def _answer(
         Said(v.auditor, v.look, v.outcome, v.differs, _states(v, here, found, differs) if found else None)
         for v in evidence.verdicts
     )
-    # Of verdicts that disagree, or of one alone, nothing follows but that; which of them is true is shown.
-    held = evidence.reason not in FAULTS or (bool(differs) and all(verdict.same for verdict in said))
-    borne_out = None if differs is None else held
+    borne_out = None if differs is None else _held(evidence, bool(differs), said)
     open_, audit = evidence.open, evidence.audit
     return Rerun(
         evidence.digest, open_.run, evidence.manifest.coordinator, evidence.entry.member, open_.round,
@@ -188,6 +188,22 @@ def _answer(
         bool(audit and audit.tolerant),
         evidence.entry.numerics_class, here, differs, said, borne_out, why,
     )  # fmt: skip
+
+
+def _held(evidence: Evidence, differs: bool, said: Sequence[Said]) -> bool:
+    """Whether what was decided is what this machine would have decided.
+
+    Where a side prevailed, its verdicts are to be what is found here, and those of who was overruled are not.
+    Of verdicts that disagree, or of one alone, nothing follows but that; which of them is true is shown.
+    """
+    if evidence.reason not in (*FAULTS, "overruled"):
+        return True
+    side = prevailing(evidence.verdicts)
+    gone = {verdict.look for verdict in overruled(evidence.verdicts)}
+    holding = {verdict.look for verdict in evidence.verdicts if side_of(verdict) == side} - gone
+    sound = [one.same for one in said if one.look in holding]
+    false = [one.same for one in said if one.look in gone]
+    return differs == (evidence.reason != "overruled") and all(sound) and not any(false)
 
 
 def _states(verdict: Verdict, here: str, found: Recomputed, differs: tuple[str, ...] | None) -> bool:
@@ -200,7 +216,8 @@ def _states(verdict: Verdict, here: str, found: Recomputed, differs: tuple[str, 
 
 def _words(answer: Rerun) -> list[str]:
     where = f"round {answer.round}" + (f", attempt {answer.attempt}" if answer.attempt else "")
-    lines = [f"{answer.member} in {where}, slot {answer.slot}: rejected as {answer.reason}"]
+    was = "accepted, an auditor overruled" if answer.reason == "overruled" else f"rejected as {answer.reason}"
+    lines = [f"{answer.member} in {where}, slot {answer.slot}: {was}"]
     lines.append(f"      run      {answer.run}, coordinator {answer.coordinator}")
     lines.append(f"      case     {answer.case}: the run's if the round-close of that turn names it")
     if answer.segments:
@@ -222,7 +239,8 @@ def _words(answer: Rerun) -> list[str]:
         lines.append(answer.why)
     here = f"differs in {', '.join(answer.differs)}" if answer.differs else "is as it was claimed"
     held = "borne out" if answer.borne_out else "NOT borne out"
-    lines.append(f"{held if answer.reason in FAULTS else 'no fault was found'}: the contribution {here}")
+    decided = held if answer.reason in (*FAULTS, "overruled") else "no fault was found"
+    lines.append(f"{decided}: the contribution {here}")
     following = "barnraise verify RUN --level 3   recomputes more of the run this case is from"
     return [*lines, f"Next: {following}"]
 

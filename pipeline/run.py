@@ -29,8 +29,9 @@ from pipeline.beacon_client import BeaconClient, check_wanted, keep_address, kep
 from pipeline.checkpoint import Aggregator
 from pipeline.compression import Codec
 from pipeline.config import Config, config_from_manifest, manifest_config
-from pipeline.coordinator import Coordinator, Desk
+from pipeline.coordinator import Coordinator
 from pipeline.crew import Crew
+from pipeline.desk import Desk
 from pipeline.folder import PARTS, RunFolder, member_folder
 from pipeline.identities import pending_revocations
 from pipeline.ledger import Ledger
@@ -309,6 +310,8 @@ def _clean_up(folder: RunFolder, ledger: Ledger, config: Config) -> None:
         for turn in [*([state.turn] if state.turn else []), *(waiting.turn for waiting in state.waiting)]:
             refused = turn.reveal_close.refused if turn.reveal_close else ()
             known = {refusal.slot for refusal in refused}
+            sealed = turn.first_looks.looks if turn.first_looks else ()
+            known |= {look.slot for look in sealed if look.outcome == "fail"}
             known |= {slot for (slot, _), v in turn.verdicts.items() if v.outcome == "fail"}
             folder.keep_evidence(turn.open, known)
     except OSError as error:

@@ -81,8 +81,9 @@ def _losses(losses: list[tuple[int, float]]) -> str:
 
 
 def show_rejections(console: Console, records: list[Record], drills: Mapping[str, str]) -> None:
-    """Who was caught doing what, and what a fire drill had in it."""
+    """Who was caught doing what, auditors too, and what a fire drill had in it."""
     found: dict[str, list[tuple[int, str]]] = {}
+    overruled: dict[str, list[int]] = {}
     quarantined: set[str] = set()
     for record in records:
         if isinstance(record, RoundClose):
@@ -93,6 +94,9 @@ def show_rejections(console: Console, records: list[Record], drills: Mapping[str
             quarantined |= set(record.quarantined)
             for late in record.removed:
                 found.setdefault(late.member, []).append((late.round, late.reason))
+        if isinstance(record, RoundClose | Settlement):
+            for line in record.overruled:
+                overruled.setdefault(line.auditor, []).append(record.round)
     for member, cases in sorted(found.items()):
         kind = f" (drill: {drills[member]})" if member in drills else ""
         places = ", ".join(f"round {round_}: {reason}" for round_, reason in cases[:6])
@@ -102,6 +106,9 @@ def show_rejections(console: Console, records: list[Record], drills: Mapping[str
     for member, kind in drills.items():
         if member not in found:
             console.print(f"[red]not caught[/] [bold]{member}[/] (drill: {kind})")
+    for auditor, rounds in sorted(overruled.items()):
+        places = ", ".join(f"round {round_}" for round_ in rounds[:6])
+        console.print(f"[yellow]overruled[/] [bold]{auditor}[/]: {places}; other auditors found otherwise")
     honest = [member for member in found if member not in drills]
     if drills:
         console.print(f"honest contributors rejected: {', '.join(honest) or 'none'}")

@@ -7,7 +7,7 @@ settling.py, rounds.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from verification.encoding import digest_hex
 
@@ -53,8 +53,18 @@ class Missed:
     """An auditor that was asked in its order and gave no verdict."""
 
     slot: int
-    look: Literal[1, 2]
+    look: int
     auditor: str
+
+
+@dataclass(frozen=True)
+class Overruled:
+    """An auditor whose verdict on a slot others did not bear out; `evidence` is the slot's case."""
+
+    slot: int
+    look: int
+    auditor: str
+    evidence: str | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ class RoundClose:
     accepted: tuple[Accepted, ...]
     rejected: tuple[Rejected, ...]
     missed: tuple[Missed, ...]
+    overruled: tuple[Overruled, ...]
     weights: str
     outer: str
     requeued: tuple[Requeued, ...]
@@ -125,6 +136,7 @@ class Settlement:
     attempt: int
     removed: tuple[Removed, ...]
     missed: tuple[Missed, ...]
+    overruled: tuple[Overruled, ...]
     settled: Base
     weights: str
     outer: str

@@ -41,13 +41,14 @@ class TurnResult:
     """What a turn means for standings.
 
     `earned`: member to tokens, contributions and audits alike. `accepted`: members whose contribution was
-    accepted, with whether it had been drawn. `rejected`: members and reasons.
+    accepted, with whether it had been drawn. `rejected`: members and reasons. `overruled`: auditors.
     """
 
     turn: int
     earned: Sequence[tuple[str, int]] = ()
     accepted: Mapping[str, bool] = field(default_factory=dict)
     rejected: Mapping[str, str] = field(default_factory=dict)
+    overruled: Collection[str] = ()
 
 
 def after_turn(
@@ -77,6 +78,8 @@ def after_turn(
                 quarantined=before.quarantined or count >= strikes,
             )
         after[member] = before
+    for member in result.overruled:
+        after[member] = replace(after[member], quarantined=True)
     return {name: _vest(standing, result.turn - vest_rounds) for name, standing in after.items()}
 
 
@@ -85,7 +88,8 @@ class LateResult:
     """What a settlement means for standings.
 
     `removed`: (member, turn, tokens) of each contribution that was taken out. `earned`: auditor to tokens, as
-    of `turn`. `faults`: members at fault. `cleared`: members whose contribution was drawn and holds.
+    of `turn`. `faults`: members at fault, auditors that were overruled too. `cleared`: members whose
+    contribution was drawn and holds.
     """
 
     turn: int

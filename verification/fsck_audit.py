@@ -1,7 +1,7 @@
 """From the draw to the last verdict of a turn (protocol, sections 4 and 6).
 
-Owns the checks of draw, served, verdict and second-draw, and how a slot settles, at once or late.
-The arithmetic of the lottery is in `fsck_draws`.
+Owns the checks of draw, served, first-looks, second-draw, verdict and appeal, and how a slot settles, at once
+or late. The arithmetic of the lottery is in `fsck_draws`, what verdicts come to in `fsck_disputes`.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from verification.fsck_beacon import is_short_of_pulse, pulse_holds, pulse_in_seed
+from verification.fsck_disputes import Dispute
 from verification.fsck_draws import (
     differences,
     draw_seed,
     drawn_segments,
     drawn_slots,
     is_short,
-    judged,
     looked_into,
-    missed_calls,
     second_looks,
     twins,
 )
+from verification.fsck_findings import Record
+from verification.fsck_json import hash_object
 from verification.fsck_tolerance import check_deviations, eligible, limits_of
-from verification.fsck_turn import Entry, Run, TurnState, check_ascending, place
+from verification.fsck_turn import Entry, Run, TurnState, check_ascending, check_author, place
 from verification.fsck_witness import check_cosigned_head, check_links
 
 
@@ -99,21 +100,44 @@ def check_served(run: Run, turn: TurnState, entry: Entry) -> None:
     turn.served_record = record
 
 
+def check_first_looks(run: Run, turn: TurnState, entry: Entry) -> None:
+    """Who looked first at what was served, by slot, and that it was an auditor of the draw."""
+    record, where = entry.record, place(entry)
+    slots = [line["slot"] for line in record["looks"]]
+    check_ascending(run, f"the first looks of {turn.name}", where, slots)
+    for line in record["looks"]:
+        slot, name = line["slot"], line["auditor"]
+        owed = slot in turn.served and (not run.settings.lag or slot in turn.standing)
+        called = turn.drawn[slot] if owed else []
+        if name in called:
+            turn.seals.setdefault(slot, line)
+        else:
+            what = f"{name} was not to look first at slot {slot} in {turn.name}"
+            run.report.add(what, where, called, name)
+    turn.first_looks = record
+
+
+def sealed(verdict: Record) -> str:
+    """The digest of a verdict in first-looks and appeals."""
+    return hash_object("barnraise/sealed-verdict/v1", verdict)
+
+
 def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
     """A verdict is by an auditor that was called, says what its digests say, and comes once, by slot."""
     record, where, report = entry.record, place(entry), run.report
     slot, look, name = record["slot"], record["look"], record["auditor"]
     of = f"look {look} of slot {slot} in {turn.name}"
-    owed = slot in turn.served and (not run.settings.lag or slot in turn.standing)
-    first = turn.drawn[slot] if owed else []
-    called = turn.looks.get(slot, []) if look == 2 else first
-    if look != (1 if turn.second_draw is None else 2) or name not in called or (look, slot) in turn.verdicts:
+    dispute = turn.disputes.get(slot)
+    called = dispute.called(look) if dispute is not None else []
+    if dispute is None or name not in called or (look, slot) in turn.verdicts:
         report.add(f"{name} was not to give a verdict for {of}, or one was given before", where, called, name)
         return
     before = next(reversed(turn.verdicts), None)
     if before is not None and (look, slot) < before:
-        what = f"the verdict of {of} does not stand by slot"
-        report.add(what, where, f"a slot above {before[1]}", slot)
+        what = f"the verdict of {of} does not stand by look and slot"
+        report.add(what, where, "above look {} of slot {}".format(*before), f"look {look} of slot {slot}")
+    if turn.appeals and look <= 2:
+        report.add(f"the verdict of {of} stands after an appeal", where, "no appeal before it", "one")
     auditor = next(a for a in turn.auditors if a["member"] == name)
     if not entry.envelope.signed_by(auditor["key"]):
         report.add(
@@ -128,7 +152,14 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
     report.equal(f"what differs is told wrongly in the verdict of {of}", where, differs, record["differs"])
     outcome = "fail" if differs else "pass"
     report.equal(f"the outcome in the verdict of {of} is wrong", where, outcome, record["outcome"])
+    if look == 1:
+        seal = turn.seals[slot]
+        what = f"the verdict of {of} is not the one that first-looks tells"
+        report.equal(what, where, seal["verdict"], sealed(record))
+        what = f"first-looks tells another outcome than the verdict of {of}"
+        report.equal(what, where, record["outcome"], seal["outcome"])
     turn.verdicts[look, slot] = record
+    dispute.take(look, record)
 
 
 def _check_what_was_looked_into(run: Run, turn: TurnState, entry: Entry, of: str) -> None:
@@ -153,14 +184,42 @@ def check_second_draw(run: Run, turn: TurnState, entry: Entry) -> None:
     """Head 3, links 2u + 2, the seed, and who looks again."""
     record, where = entry.record, place(entry)
     short = _check_link_and_seed(run, turn, entry, 2) or turn.short
-    first = {slot: verdict for (_, slot), verdict in turn.verdicts.items()}
     operators = {a["member"]: a["operator"] for a in turn.auditors}
     ppm = run.settings.second_look_ppm
-    turn.looks = second_looks(record["seed"], turn.drawn, first, operators, ppm, short=short)
-    expected = [{"auditors": names, "slot": slot} for slot, names in turn.looks.items()]
-    what = f"the second looks of {turn.name} do not follow from verdicts and seed"
+    looks = second_looks(record["seed"], turn.drawn, turn.seals, operators, ppm, short=short)
+    expected = [{"auditors": names, "slot": slot} for slot, names in looks.items()]
+    what = f"the second looks of {turn.name} do not follow from first-looks and seed"
     run.report.equal(what, where, expected, record["looks"])
+    turn.disputes = {
+        slot: Dispute(turn.drawn[slot], operators, seal["auditor"], looks.get(slot))
+        for slot, seal in turn.seals.items()
+    }
     turn.second_draw = record
+
+
+def check_appeal(run: Run, turn: TurnState, entry: Entry) -> None:
+    """An appeal is by a roster entry that two verdicts failed alike, names them, and comes once, by slot."""
+    record, where, report = entry.record, place(entry), run.report
+    slot = record["slot"]
+    if not check_author(run, turn, entry):
+        return
+    of = f"the appeal of slot {slot} in {turn.name}"
+    if any(look > 2 for look, _ in turn.verdicts):
+        report.add(f"{of} stands after a third look", where, "before all looks from 3 on", "after one")
+        return
+    verdicts = [turn.verdicts.get((look, slot)) for look in (1, 2)]
+    first, second = verdicts
+    if first is None or second is None or turn.disputes[slot].reason() != "failed-audit":
+        what = f"{of} is not against two verdicts that failed it alike"
+        told = ["none" if verdict is None else verdict["outcome"] for verdict in verdicts]
+        report.add(what, where, "two that fail, of one side", " and ".join(told))
+        return
+    if turn.appeals and slot <= max(turn.appeals):
+        report.add(f"{of} is out of order", where, f"a slot after {max(turn.appeals)}", slot)
+    digests = [sealed(first), sealed(second)]
+    report.equal(f"{of} names other verdicts than those of looks 1 and 2", where, digests, record["verdicts"])
+    turn.appeals.setdefault(slot, record)
+    turn.disputes[slot].appealed = True
 
 
 def settled(run: Run, turn: TurnState, slot: int) -> str | None:
@@ -183,13 +242,24 @@ def settled_by_verdicts(turn: TurnState, slot: int) -> str | None:
     """The rest of that: the rules after `unserved`, which late settling applies."""
     if slot not in turn.drawn:
         return None
-    first = turn.verdicts.get((1, slot))
-    if first is None:
-        return "unaudited"
-    return judged(first, turn.verdicts.get((2, slot)), second_was_drawn=slot in turn.looks)
+    dispute = turn.disputes.get(slot)
+    return "unaudited" if dispute is None else dispute.reason()
 
 
 def expected_missed(turn: TurnState, slots: Iterable[int]) -> set[tuple[str, int, int]]:
     """(auditor, look, slot) of everyone that was called for one of these served slots and gave no verdict."""
-    called = {slot: turn.drawn[slot] for slot in slots}
-    return missed_calls(called, turn.verdicts, 1) | missed_calls(turn.looks, turn.verdicts, 2)
+    missed: set[tuple[str, int, int]] = set()
+    for slot in slots:
+        dispute = turn.disputes.get(slot)
+        told = [(name, 1) for name in turn.drawn[slot]] if dispute is None else dispute.missed()
+        missed.update((name, look, slot) for name, look in told)
+    return missed
+
+
+def expected_overruled(turn: TurnState) -> dict[tuple[int, int], tuple[str, bool]]:
+    """By (slot, look): the auditor that is overruled, and whether it said that the contribution failed."""
+    return {
+        (slot, look): told
+        for slot, dispute in sorted(turn.disputes.items())
+        for look, told in dispute.overruled().items()
+    }

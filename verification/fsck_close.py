@@ -1,7 +1,7 @@
 """The round-close: who was accepted with what weight, and what is carried over.
 
 Owns the checks of that one record (protocol, sections 4, 9 and 10), and of what a settlement has in
-common with it: who missed, queue, credit, quarantine.
+common with it: who missed, who was overruled, queue, credit, quarantine.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from verification.fsck_audit import expected_missed, settled
+from verification.fsck_audit import expected_missed, expected_overruled, settled
 from verification.fsck_findings import Record
 from verification.fsck_ledger import Outcome, weights_of
 from verification.fsck_shapes import CASE_FILES
@@ -29,6 +29,7 @@ def check_round_close(run: Run, turn: TurnState, entry: Entry) -> None:
     _check_rejected(run, turn, record, where)
     # Who missed is told when the audits are over.
     check_missed(run, turn, record, set() if run.settings.lag else expected_missed(turn, turn.served), where)
+    check_overruled(run, turn, record, {line["slot"]: line["evidence"] for line in record["rejected"]}, where)
     _check_result(run, turn, record, accepted, where)
     _carry_over(run, turn, record, reasons, where)
     turn.close = record
@@ -123,6 +124,46 @@ def check_missed(
         run.report.add(what, where, "only auditors that were called and gave no verdict, once", "")
 
 
+def check_overruled(
+    run: Run, turn: TurnState, record: Record, evidence: Mapping[int, str | None], where: str
+) -> None:
+    """The `overruled` of a record: whose verdict others did not bear out, and the case of its slot.
+
+    `evidence` is what the record says of each slot of the turn that is not accepted.
+    """
+    report = run.report
+    want = expected_overruled(turn)
+    said = Counter((line["slot"], line["look"], line["auditor"]) for line in record["overruled"])
+    keys = [(line["slot"], line["look"]) for line in record["overruled"]]
+    what = f"who was overruled in {turn.name} is not in order, each once"
+    report.equal(what, where, sorted(set(keys)), keys)
+    due = {(slot, look, name) for (slot, look), (name, _) in want.items()}
+    for slot, look, name in sorted(due - said.keys()):
+        what = f"{name} is not listed as overruled for look {look} of slot {slot} in {turn.name}"
+        report.add(what, where, "to be listed: others bear out another verdict", "not listed")
+    for slot, look, name in sorted(said.keys() - due):
+        what = f"{name} is listed as overruled for look {look} of slot {slot} in {turn.name}"
+        report.add(what, where, "only auditors whose verdict others did not bear out", name)
+    failed = {slot for (slot, _), (_, fails) in want.items() if fails}
+    told: dict[int, str | None] = dict(evidence)
+    for line in record["overruled"]:
+        slot = line["slot"]
+        of = f"of overruled {line['auditor']} at slot {slot} in {turn.name}"
+        if slot in told:
+            report.equal(f"the evidence {of} is not that of its slot", where, told[slot], line["evidence"])
+        elif slot in failed and line["evidence"] is None:
+            report.add(f"the evidence {of} is missing", where, "a digest of its case.json", "null")
+        elif slot not in failed and line["evidence"] is not None:
+            report.add(f"there is evidence {of}, who failed nobody", where, "null", line["evidence"])
+        told.setdefault(slot, line["evidence"])
+
+
+def overruled_members(turn: TurnState, record: Record) -> set[str]:
+    """Auditors of the turn that a record lists as overruled."""
+    present = {auditor["member"] for auditor in turn.auditors}
+    return {line["auditor"] for line in record["overruled"]} & present
+
+
 def _check_result(run: Run, turn: TurnState, record: Record, accepted: list[int], where: str) -> None:
     report = run.report
     report.equal(f"whether {turn.name} is void is told wrongly", where, not accepted, record["void"])
@@ -174,7 +215,8 @@ def _carry_over(
     """Queue, credit and quarantine after the turn; then take over what the close says, see `Ledger`."""
     ledger, report = run.ledger, run.report
     outcomes = [_outcome(run, turn, slot, reason) for slot, reason in reasons.items()]
-    ledger.close(turn.open["turn"], outcomes, paid_verdicts(run, turn, reasons))
+    paid = paid_verdicts(run, turn, record, reasons)
+    ledger.close(turn.open["turn"], outcomes, paid, overruled_members(turn, record))
     for slot, reason in reasons.items():
         if reason is None:
             run.index.add("accepted", bytes.fromhex(turn.valid[slot]["payload"][7:]))
@@ -185,15 +227,20 @@ def _carry_over(
     take_over(run, record, turn.name, where)
 
 
-def paid_verdicts(run: Run, turn: TurnState, reasons: Mapping[int, str | None]) -> list[tuple[str, int]]:
-    """(auditor, tokens that it looked into) of the verdicts that agree with how their slot was settled.
+def paid_verdicts(
+    run: Run, turn: TurnState, record: Record, reasons: Mapping[int, str | None]
+) -> list[tuple[str, int]]:
+    """(auditor, tokens that it looked into) of the verdicts that agree with how their slot was settled and
+    that the record does not call overruled.
 
     `reasons` are those of slots that are not accepted.
     """
+    overruled = {(line["slot"], line["look"], line["auditor"]) for line in record["overruled"]}
     return [
         (verdict["auditor"], _audited_tokens(run, turn, slot))
-        for (_, slot), verdict in turn.verdicts.items()
+        for (look, slot), verdict in turn.verdicts.items()
         if (verdict["outcome"], reasons.get(slot)) in _PAID
+        and (slot, look, verdict["auditor"]) not in overruled
     ]
 
 

@@ -1,4 +1,4 @@
-"""Who is drawn, by whom audited, and what the verdicts make of it (protocol, section 6).
+"""Who is drawn, by whom audited, and in what a verdict differs (protocol, section 6).
 
 Pure functions of seeds and records; where the records came from is for others.
 """
@@ -9,7 +9,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from verification.fsck_cosign import WitnessKey
 from verification.fsck_findings import Record
@@ -17,7 +16,7 @@ from verification.fsck_formats import MAX_ENTRY
 from verification.fsck_json import hash_object
 from verification.fsck_log import Tree, leaf_hash
 from verification.fsck_shapes import DIFFERENCES, MILLION, Tolerances
-from verification.fsck_tolerance import Limits, contradict, deviates, eligible
+from verification.fsck_tolerance import Limits, deviates, eligible
 
 
 def uniform(seed: str, label: str, n: int) -> int:
@@ -163,16 +162,16 @@ def second_looks(
     *,
     short: bool = False,
 ) -> dict[int, list[str]]:
-    """Slots that get a second look, and its candidates in order. `first` holds look 1 verdicts by slot.
+    """Slots that get a second look, and its candidates in order. `first` holds first-looks by slot.
 
     In a `short` turn, one whose draw or second draw is, all get one for which there are candidates.
     """
     looks: dict[int, list[str]] = {}
-    for slot, verdict in sorted(first.items()):
+    for slot, seal in sorted(first.items()):
         order = drawn[slot]
-        after = order[order.index(verdict["auditor"]) + 1 :]
-        candidates = [name for name in after if operators[name] != operators[verdict["auditor"]]]
-        certain = short or verdict["outcome"] == "fail"
+        after = order[order.index(seal["auditor"]) + 1 :]
+        candidates = [name for name in after if operators[name] != operators[seal["auditor"]]]
+        certain = short or seal["outcome"] == "fail"
         if candidates and (certain or uniform(seed, f"second/{slot}", MILLION) < second_look_ppm):
             looks[slot] = candidates
     return looks
@@ -197,31 +196,3 @@ def differences(opening: Record, verdict: Record, limits: Limits | None) -> list
         "deviation": deviates(verdict, limits),
     }
     return [name for name in DIFFERENCES if differs[name]]
-
-
-def judged(first: Record, second: Record | None, *, second_was_drawn: bool) -> str | None:
-    """What one or two verdicts make of a contribution: a reason to reject it, or None."""
-    if first["outcome"] == "pass":
-        if not second_was_drawn:
-            return None
-        if second is None:
-            return "unaudited"
-        return "disputed" if second["outcome"] == "fail" or contradict(first, second) else None
-    if second is None:
-        return "unconfirmed"
-    if second["outcome"] == "pass":
-        return "disputed"
-    alike = all(first[key] == second[key] for key in ("payload", "next_state", "trace"))
-    return "failed-audit" if alike and not contradict(first, second) else "disputed"
-
-
-def missed_calls(
-    called: Mapping[int, Sequence[str]], verdicts: Mapping[tuple[int, int], Record], look: int
-) -> set[tuple[str, int, int]]:
-    """(auditor, look, slot) of those that were called in their order and gave no verdict."""
-    missed: set[tuple[str, int, int]] = set()
-    for slot, order in called.items():
-        verdict: Any = verdicts.get((look, slot))
-        until = len(order) if verdict is None else order.index(verdict["auditor"])
-        missed |= {(name, look, slot) for name in order[:until]}
-    return missed

@@ -18,10 +18,12 @@ from verification.fsck_index import Index
 from verification.fsck_json import parse_canonical, sha256_text
 from verification.fsck_log import Tree, list_files
 from verification.fsck_rules import Story, payload_length
-from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES, RERUN_FILES, tolerances_of
+from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES, OVERRULED, RERUN_FILES, tolerances_of
 from verification.fsck_tolerance import rests_on_tolerance
 
 _LONGEST_CASE = 1 << 20
+_ON_VERDICTS = ("failed-audit", OVERRULED)
+"""Reasons of cases that hold what was judged, and the verdicts."""
 _TRACE = b"barnraise-trace-v1\n"
 _MOST_LEAVES = MAX_ENTRY // 64
 """Verdicts list every leaf of what they judge, so none of more leaves can have failed."""
@@ -68,7 +70,7 @@ class FileCheck:
         lines = [] if turn.close is None else list(turn.close["rejected"])
         removed = [] if turn.settlement is None else turn.settlement["removed"]
         lines += [line for line in removed if (line["round"], line["attempt"]) == place]
-        for line in lines:
+        for line in [*lines, *_accepted_cases(turn, {line["slot"] for line in lines})]:
             if line["evidence"] is not None:
                 for name in check_case(self, turn, line):
                     self.index.add("evidence", name.encode("utf-8", "surrogatepass"))
@@ -271,7 +273,8 @@ def check_case(files: FileCheck, turn: Turn, line: Record) -> set[str]:
         opening = turn.reveals[slot]["opening"]
         want_files = {key: opening[key] for key in CASE_FILES[line["reason"]]}
         # Of these bytes the opening says nothing, of the trace's no more than their root.
-        for file in (*RERUN_FILES[line["reason"]], *(("trace",) if opened_trace else ())):
+        rerun = [*RERUN_FILES[line["reason"]], *_files_of_verdicts(turn, line)]
+        for file in (*rerun, *(("trace",) if opened_trace else ())):
             want_files[file] = case["files"].get(file, f"the digest of {file}")
         files.report.equal(f"the files in {of} are wrong", name, want_files, case["files"])
     for file, digest in case["files"].items():
@@ -284,13 +287,37 @@ def check_case(files: FileCheck, turn: Turn, line: Record) -> set[str]:
     return known
 
 
+def _accepted_cases(turn: Turn, rejected: set[int]) -> list[Record]:
+    """A line for each slot that is accepted and has a case, as if it were rejected for it."""
+    told = [line for record in (turn.close, turn.settlement) if record for line in record["overruled"]]
+    cases = {line["slot"]: line["evidence"] for line in reversed(told) if line["evidence"] is not None}
+    return [
+        {
+            "evidence": cases[entry["slot"]],
+            "member": entry["member"],
+            "reason": OVERRULED,
+            "slot": entry["slot"],
+        }
+        for entry in (turn.open["roster"] if cases else ())
+        if entry["slot"] in cases.keys() - rejected
+    ]
+
+
+def _files_of_verdicts(turn: Turn, line: Record) -> list[str]:
+    """The files of a case that hold verdicts on its slot, and an appeal."""
+    if line["reason"] not in _ON_VERDICTS:
+        return []
+    looks = [verdict["look"] for verdict in turn.verdicts if verdict["slot"] == line["slot"]]
+    return [f"verdict-{look}" for look in looks] + ["appeal"] * (line["slot"] in turn.appeals)
+
+
 def _has_opened_trace(files: FileCheck, turn: Turn, line: Record) -> bool:
-    """Whether a case has the trace that was served: an audit failed of which not all segments were drawn, or
-    that rests on tolerance.
+    """Whether a case has the trace that was served: it is on verdicts of an audit of which not all
+    segments were drawn, or that rests on tolerance.
     """
     slot = line["slot"]
     reveal = turn.reveals.get(slot)
-    if line["reason"] != "failed-audit" or reveal is None or turn.draw is None:
+    if line["reason"] not in _ON_VERDICTS or reveal is None or turn.draw is None:
         return False
     entries = [entry for entry in turn.open["roster"] if entry["slot"] == slot]
     if any(rests_on_tolerance(entry, turn.open["auditors"], files.tolerances) for entry in entries):

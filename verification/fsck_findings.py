@@ -55,7 +55,7 @@ class Turn:
     `commitments` and `reveals` are by slot, in log order; `verdicts` in log order. `first_entry` is the
     log index of the round-open. Keys and types of every record here are as in the protocol. Where audits lag,
     `settlement` is the turn's own, with the verdicts before it, and `removed` holds the slots that any
-    settlement took out of this turn, and whether for a fault.
+    settlement took out of this turn, and whether for a fault. `appeals` are by slot.
     """
 
     first_entry: int
@@ -71,6 +71,8 @@ class Turn:
     close: Record | None
     settlement: Record | None = None
     removed: Mapping[int, bool] = field(default_factory=dict)
+    first_looks: Record | None = None
+    appeals: Mapping[int, Record] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -139,15 +139,25 @@ class Ledger:
 
     def revoke(self, member: str) -> None:
         """A key-revocation: quarantine, and what is not vested is forfeited."""
-        self.quarantined.add(member)
+        self._shut_out({member})
         self._forfeit(member)
+
+    def _shut_out(self, members: set[str]) -> None:
+        """Quarantine, which ends with the run."""
+        self.quarantined |= members
         self.auditors = [a for a in self._all_auditors if a["member"] not in self.quarantined]
 
     # --- what a round-close does ---
 
-    def close(self, turn: int, outcomes: Iterable[Outcome], verdicts: Iterable[tuple[str, int]]) -> None:
+    def close(
+        self,
+        turn: int,
+        outcomes: Iterable[Outcome],
+        verdicts: Iterable[tuple[str, int]],
+        overruled: Iterable[str] = (),
+    ) -> None:
         """Apply a turn; `verdicts` are the paid ones: (auditor, tokens it looked into)."""
-        new: set[str] = set()
+        new = set(overruled)
         earned: list[tuple[str, int]] = list(verdicts)
         for outcome in outcomes:
             if outcome.reason is None:
@@ -164,7 +174,7 @@ class Ledger:
             if outcome.reason == "failed-audit" or (outcome.reason in REFUSALS and struck_out):
                 new.add(outcome.member)
         self.queue.sort()
-        self.quarantined |= new
+        self._shut_out(new)
         self._credit(turn, earned, new)
 
     def _accept(self, turn: int, outcome: Outcome) -> None:
@@ -193,13 +203,14 @@ class Ledger:
         cleared: set[str],
     ) -> None:
         """Apply the settlement of a turn (section 10). `verdicts` as in `close`; `at_fault` and `cleared`
-        are members whose contribution of this turn failed its audit, and was drawn and is accepted.
+        are members whose contribution of this turn failed its audit or whose verdict was overruled, and whose
+        contribution was drawn and is accepted.
         """
         for removal in removals:
             self._take_back(removal)
         self.queue.sort()
         self._earn(turn, verdicts)
-        self.quarantined |= at_fault
+        self._shut_out(at_fault)
         # An auditor may be in quarantine since its verdict was asked for.
         for member in self.quarantined:
             self._forfeit(member)

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError
-from verification.fsck_audit import check_draw, check_second_draw, check_served, check_verdict
+from verification.fsck_audit import (
+    check_appeal,
+    check_draw,
+    check_first_looks,
+    check_second_draw,
+    check_served,
+    check_verdict,
+)
 from verification.fsck_beacon import check_beacon
 from verification.fsck_close import check_round_close
 from verification.fsck_draws import Chain, Witness
@@ -45,8 +52,9 @@ _FOLLOWS = {
     "commit-close": ("reveal", "reveal-close"),
     "reveal-close": ("draw",),
     "draw": ("served",),
-    "served": ("verdict", "second-draw"),
-    "second-draw": ("verdict", "round-close"),
+    "served": ("first-looks",),
+    "first-looks": ("second-draw",),
+    "second-draw": ("verdict", "appeal", "round-close"),
     "round-close": (),
 }
 """After the record that began a phase: what may come, the last of them beginning the next phase."""
@@ -55,8 +63,9 @@ _FOLLOWS_LATE = {
     **{phase: _FOLLOWS[phase] for phase in ("round-open", "commit-close", "reveal-close", "draw")},
     "served": ("round-close",),
     "round-close": (),
-    _DUE: ("verdict", "second-draw"),
-    "second-draw": ("verdict", "settlement"),
+    _DUE: ("first-looks",),
+    "first-looks": ("second-draw",),
+    "second-draw": ("verdict", "appeal", "settlement"),
     "settlement": (),
 }
 """The same where audits lag; no record begins the phase in which a settlement is due."""
@@ -68,12 +77,16 @@ _CHECKS: dict[str, Callable[[Run, TurnState, Entry], None]] = {
     "reveal-close": check_reveal_close,
     "draw": check_draw,
     "served": check_served,
+    "first-looks": check_first_looks,
     "verdict": check_verdict,
+    "appeal": check_appeal,
     "second-draw": check_second_draw,
     "round-close": check_round_close,
     "settlement": check_settlement,
 }
-_SIGNED_BY_MEMBERS = ("enrol", "commitment", "reveal", "verdict", "key-rotation", "key-revocation")
+_SIGNED_BY_MEMBERS = (
+    "enrol", "commitment", "reveal", "verdict", "appeal", "key-rotation", "key-revocation"
+)  # fmt: skip
 _BETWEEN_TURNS = ("round-open", "run-close", "key-rotation", "key-revocation")
 
 

@@ -117,6 +117,12 @@ def pair(first: Shape, second: Shape) -> Shape:
     return Shape(check)
 
 
+def two_of(shape: Shape) -> Shape:
+    """A list of exactly two of one shape, all of which its `quick` says."""
+    quick = Annotated[list[shape.quick], Meta(min_length=2, max_length=2)]  # type: ignore[name-defined]
+    return Shape(pair(shape, shape).check, quick)
+
+
 def members(table: Mapping[str, Shape], *, others: bool = False) -> Shape:
     """An object with exactly these keys (or, with `others`, at least these)."""
 

@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from verification.fsck_audit import expected_missed, settled_by_verdicts
-from verification.fsck_close import check_missed, check_queue, paid_verdicts, take_over
+from verification.fsck_close import (
+    check_missed,
+    check_overruled,
+    check_queue,
+    overruled_members,
+    paid_verdicts,
+    take_over,
+)
 from verification.fsck_findings import Record
 from verification.fsck_ledger import Removal
 from verification.fsck_shapes import CASE_FILES, FOLLOWS
@@ -35,13 +42,21 @@ def check_settlement(run: Run, turn: TurnState, entry: Entry) -> None:
     check_missed(run, turn, record, expected_missed(turn, turn.served & turn.standing), where)
     taken = _check_removed(run, turn, record, where)
     reasons = {item.slot: item.reason for item in taken if item.turn is turn}
+    place_of = (turn.open["round"], turn.open["attempt"])
+    evidence = {
+        line["slot"]: line["evidence"]
+        for line in record["removed"]
+        if (line["round"], line["attempt"]) == place_of
+    }
+    check_overruled(run, turn, record, evidence, where)
     for item in taken:
         item.turn.standing.discard(item.slot)
     run.ledger.settle(
         turn.open["turn"],
         [_removal(item) for item in taken],
-        paid_verdicts(run, turn, reasons),
-        at_fault={item.member for item in taken if item.reason == "failed-audit"},
+        paid_verdicts(run, turn, record, reasons),
+        at_fault={item.member for item in taken if item.reason == "failed-audit"}
+        | overruled_members(turn, record),
         cleared={turn.roster[slot]["member"] for slot in turn.standing & turn.drawn.keys()},
     )
     after = f"the settlement of {turn.name}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verification.fsck_beacon import BEACON_SCHEME
-from verification.fsck_formats import PROTOCOL, parse_hex_float
+from verification.fsck_formats import MAX_ENTRY, PROTOCOL, parse_hex_float
 from verification.fsck_json import MAX_INTEGER
 from verification.fsck_schema import (
     At,
@@ -28,6 +28,7 @@ from verification.fsck_schema import (
     span,
     strings,
     text,
+    two_of,
     wrong,
 )
 
@@ -35,17 +36,24 @@ REFUSALS = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-pa
 FOLLOWS = "follows"
 """Why a settlement removes what came after something that it removes."""
 REASONS = (*REFUSALS, "late", "no-eligible-auditor", "unaudited", "unconfirmed", "disputed", "failed-audit")
-CASE_FILES = {"failed-audit": ("payload", "start_state"), "malformed-payload": ("payload",)}
+OVERRULED = "overruled"
+"""The reason of a case on a slot that is accepted."""
+CASE_FILES = {
+    "failed-audit": ("payload", "start_state"),
+    OVERRULED: ("payload", "start_state"),
+    "malformed-payload": ("payload",),
+}
 """The reasons that always have a case, and its files; their digests are the opening's (section 11).
 
-A case of a `failed-audit` for which a trace was served has the file `trace` too, and each has those of
-`RERUN_FILES`.
+A case on verdicts for which a trace was served has the file `trace` too, and each has those of `RERUN_FILES`.
 """
+_ON_VERDICTS = ("draw", "manifest", "open", "reveal", "weights", "windows")
 RERUN_FILES = {
-    "failed-audit": ("draw", "manifest", "open", "reveal", "verdict-1", "verdict-2", "weights", "windows"),
+    "failed-audit": _ON_VERDICTS,
+    OVERRULED: _ON_VERDICTS,
     "malformed-payload": ("manifest", "open", "reveal"),
 }
-"""What a rerun takes beside them; whoever reruns a case checks what these are."""
+"""What a rerun takes beside them and the verdicts and appeals; whoever reruns a case checks what they are."""
 DIFFERENCES = ("trace", "payload", "next_state", "loss", "deviation")
 MILLION = 1_000_000
 
@@ -217,7 +225,11 @@ _REMOVED = members(
         "slot": _NUMBER,
     }
 )
-_MISSED = list_of(members({"auditor": NAME, "look": choice(1, 2), "slot": _NUMBER}))
+_LOOK = integer(1, MAX_ENTRY)
+"""Of every operator there is one look at most, and no open has room for so many."""
+_MISSED = list_of(members({"auditor": NAME, "look": _LOOK, "slot": _NUMBER}))
+_OVERRULED = list_of(members({"auditor": NAME, "evidence": nullable(SHA256), "look": _LOOK, "slot": _NUMBER}))
+_SEALED = members({"auditor": NAME, "outcome": choice("pass", "fail"), "slot": _NUMBER, "verdict": SHA256})
 _REQUEUED = list_of(members({"operator": NAME, "range": span}))
 _CREDIT = members({"earned": _NUMBER, "forfeited": _NUMBER, "member": NAME, "vested": _NUMBER})
 
@@ -275,7 +287,7 @@ RECORDS: dict[str, Shape] = {
         {
             **_OF_TURN,
             "slot": _NUMBER,
-            "look": choice(1, 2),
+            "look": _LOOK,
             "auditor": NAME,
             "key": KEY,
             "outcome": choice("pass", "fail"),
@@ -289,6 +301,8 @@ RECORDS: dict[str, Shape] = {
             "class": CLASS,
         }
     ),
+    "first-looks": members({**_OF_TURN, "looks": list_of(_SEALED)}),
+    "appeal": members({**_BY_SLOT, "verdicts": two_of(SHA256)}),
     "second-draw": members({**_OF_TURN, **_DRAW, "looks": _LOOKS}),
     "round-close": members(
         {
@@ -297,6 +311,7 @@ RECORDS: dict[str, Shape] = {
             "accepted": list_of(_ACCEPTED),
             "rejected": list_of(_REJECTED),
             "missed": _MISSED,
+            "overruled": _OVERRULED,
             "weights": BLAKE3,
             "outer": BLAKE3,
             "requeued": _REQUEUED,
@@ -312,6 +327,7 @@ RECORDS: dict[str, Shape] = {
             **_OF_TURN,
             "removed": list_of(_REMOVED),
             "missed": _MISSED,
+            "overruled": _OVERRULED,
             "settled": _PAIR_OF_ARRAYS,
             "weights": BLAKE3,
             "outer": BLAKE3,
@@ -330,7 +346,7 @@ CASE = members(
         "attempt": _NUMBER,
         "files": members({}, others=True),
         "member": NAME,
-        "reason": choice(*REASONS),
+        "reason": choice(*REASONS, OVERRULED),
         "round": integer(1),
         "run": SHA256,
         "slot": _NUMBER,

@@ -68,12 +68,6 @@ def deviates(verdict: Record, limits: Limits | None) -> bool:
     return any(deviation[key] > limits[key] for deviation in verdict["deviations"] for key in _NUMBERS)
 
 
-def contradict(first: Record, second: Record) -> bool:
-    """Whether two verdicts on one slot, of one class, have other deviations."""
-    same_class: bool = first["class"] == second["class"]
-    return same_class and bool(first["deviations"] != second["deviations"])
-
-
 def capped(weights: Sequence[int], resting: Sequence[bool], cap_ppm: int) -> list[int]:
     """Section 9, 1: the weights of accepted slots after the cap on those that rest on tolerance."""
     shared = sum(weight for weight, rests in zip(weights, resting, strict=True) if rests)

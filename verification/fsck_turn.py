@@ -14,6 +14,7 @@ from typing import Any
 from verification.errors import FormatError, ProtocolError
 from verification.fsck_beacon import in_time
 from verification.fsck_cosign import WitnessKey
+from verification.fsck_disputes import Dispute
 from verification.fsck_draws import Chain, Witness
 from verification.fsck_envelope import Envelope
 from verification.fsck_findings import Record, Report, Turn
@@ -115,10 +116,15 @@ class TurnState:
     served_record: Record | None = None
     served: set[int] = field(default_factory=set)
     unserved: set[int] = field(default_factory=set)
+    first_looks: Record | None = None
+    seals: dict[int, Record] = field(default_factory=dict)
+    """What first-looks says of each slot."""
     verdicts: dict[tuple[int, int], Record] = field(default_factory=dict)
     """By (look, slot)."""
     second_draw: Record | None = None
-    looks: dict[int, list[str]] = field(default_factory=dict)
+    disputes: dict[int, Dispute] = field(default_factory=dict)
+    """Of every slot in first-looks."""
+    appeals: dict[int, Record] = field(default_factory=dict)
     close: Record | None = None
     standing: set[int] = field(default_factory=set)
     """Slots that the close accepted and no settlement removed."""
@@ -150,6 +156,8 @@ class TurnState:
             self.close,
             self.settlement,
             self.removed,
+            self.first_looks,
+            self.appeals,
         )
 
 
@@ -277,7 +285,7 @@ def check_commitment(run: Run, turn: TurnState, entry: Entry) -> None:
     """A commitment is by a roster entry, in slot order, once."""
     record, slot = entry.record, entry.record["slot"]
     where = place(entry)
-    if not _check_author(run, turn, entry):
+    if not check_author(run, turn, entry):
         return
     if turn.commitments and slot <= max(turn.commitments):
         run.report.add(
@@ -291,7 +299,7 @@ def check_commitment(run: Run, turn: TurnState, entry: Entry) -> None:
     turn.commitments[slot] = record
 
 
-def _check_author(run: Run, turn: TurnState, entry: Entry) -> bool:
+def check_author(run: Run, turn: TurnState, entry: Entry) -> bool:
     """Whether a contributor's record is by a slot of the roster; its signature is checked too."""
     slot = entry.record["slot"]
     line = turn.roster.get(slot)
@@ -303,9 +311,9 @@ def _check_author(run: Run, turn: TurnState, entry: Entry) -> bool:
     if not entry.envelope.signed_by(line["key"]):
         what = f"the {entry.kind} of slot {slot} in {turn.name} is not signed by {line['member']}"
         run.report.add(what, place(entry), line["key"], entry.envelope.keyid)
-    if entry.kind == "commitment":
+    if entry.kind != "reveal":
         for key in ("member", "key"):
-            what = f"the {key} in the commitment of slot {slot} in {turn.name} is wrong"
+            what = f"the {key} in the {entry.kind} of slot {slot} in {turn.name} is wrong"
             run.report.equal(what, place(entry), line[key], entry.record[key])
     return True
 
@@ -331,7 +339,7 @@ def check_commit_close(run: Run, turn: TurnState, entry: Entry) -> None:
 def check_reveal(run: Run, turn: TurnState, entry: Entry) -> None:
     """A reveal is by a slot that committed, in slot order, once. Whether it opens anything: see the close."""
     slot = entry.record["slot"]
-    if not _check_author(run, turn, entry):
+    if not check_author(run, turn, entry):
         return
     if slot not in turn.commitments or slot in turn.reveals:
         what = f"slot {slot} revealed in {turn.name} without having committed, or twice"

@@ -14,6 +14,7 @@ from verification.envelope import open_envelope
 from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError
 from verification.judge import verdict_is_sound
 from verification.records import (
+    Appeal,
     Commitment,
     Enrol,
     KeyRevocation,
@@ -110,7 +111,7 @@ def _fixed(open_: RoundOpen, entry: RosterEntry) -> dict[str, object]:
     }
 
 
-def _same_turn(open_: RoundOpen, entry: RosterEntry, record: Commitment | Reveal) -> None:
+def _same_turn(open_: RoundOpen, entry: RosterEntry, record: Commitment | Reveal | Appeal) -> None:
     expected = (open_.run, open_.round, open_.attempt, entry.slot, entry.member, entry.key)
     got = (record.run, record.round, record.attempt, record.slot, record.member, record.key)
     if expected != got:
@@ -195,6 +196,17 @@ def _decodes(payload: bytes, decode: Callable[[bytes], object]) -> bool:
     except FormatError:
         return False
     return True
+
+
+def check_appeal(turn: Turn, slot: int, data: bytes) -> Appeal:
+    """An appeal of the roster entry `slot` against the two verdicts of this turn that failed it."""
+    entry = turn.open.entry(slot)
+    record = open_record(Appeal, as_bytes(data), entry.key)
+    _same_turn(turn.open, entry, record)
+    against = tuple(turn.verdicts[slot, look].digest for look in (1, 2))
+    if record.verdicts != against:
+        raise ProtocolError("an appeal is against other verdicts", expected=against, got=record.verdicts)
+    return record
 
 
 def check_verdict(turn: Turn, slot: int, look: int, auditor: str, data: bytes) -> Verdict:

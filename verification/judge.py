@@ -6,9 +6,10 @@ own arrays: a recomputation reaches it as digests and integers. Does not own cre
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from verification.disputes import prevailing
 from verification.encoding import digest_hex, hash_object
 from verification.merkle import leaf_hash, root
 from verification.records import (
@@ -16,8 +17,7 @@ from verification.records import (
     Claim,
     Deviation,
     Draw,
-    DrawnSlot,
-    Missed,
+    FirstLooks,
     Opening,
     Reveal,
     RosterEntry,
@@ -29,7 +29,7 @@ from verification.records import (
 from verification.segments import looked_into, opened_leaves
 from verification.tolerance import Tolerances, eligible, rests_on_tolerance, thresholds
 
-Look = tuple[int, int]  # (slot, 1 or 2)
+Look = tuple[int, int]  # (slot, 1, 2, …)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,9 @@ class TurnEvidence:
     draw: Draw
     unserved: Sequence[int]
     verdicts: Mapping[Look, Verdict]
+    first_looks: FirstLooks | None
     second: SecondDraw | None
+    appeals: Collection[int] = ()
     tolerances: Tolerances = ()
 
 
@@ -198,50 +200,33 @@ def _reason(turn: TurnEvidence, entry: RosterEntry, auditors: tuple[str, ...] | 
         return None
     if slot in turn.unserved:
         return "unserved"
-    if turn.second is None:
-        return None
-    first, second = turn.verdicts.get((slot, 1)), turn.verdicts.get((slot, 2))
-    if first is None:
+    return None if turn.second is None else reason_by_verdicts(turn, slot)
+
+
+def reason_by_verdicts(turn: TurnEvidence, slot: int) -> str | None:
+    """Why the verdicts on a served slot reject it; None where they accept it."""
+    verdicts = verdicts_on(turn, slot)
+    if 1 not in verdicts:
         return "unaudited"
-    if first.outcome == "pass":
-        if slot not in {look.slot for look in turn.second.looks}:
-            return None
-        if second is None:
-            return "unaudited"
-    elif second is None:
-        return "unconfirmed"
-    if second.outcome != first.outcome or not alike(first, second):
+    if 2 not in verdicts:
+        if verdicts[1].outcome == "fail":
+            return "unconfirmed"
+        return "unaudited" if slot in _slots(turn.second.looks if turn.second else ()) else None
+    side = prevailing(list(verdicts.values()))
+    if side is None:
         return "disputed"
-    return None if first.outcome == "pass" else "failed-audit"
+    return None if side[0] == "pass" else "failed-audit"
 
 
-def alike(first: Verdict, second: Verdict) -> bool:
-    """Whether two verdicts state the same; across classes no two auditors can find the same deviations."""
-    if (first.payload, first.next_state, first.trace) != (second.payload, second.next_state, second.trace):
-        return False
-    return first.numerics_class != second.numerics_class or first.deviations == second.deviations
+def verdicts_on(turn: TurnEvidence, slot: int) -> dict[int, Verdict]:
+    """The verdicts on a slot by look, in the order of looks."""
+    return {look: verdict for (of, look), verdict in sorted(turn.verdicts.items()) if of == slot}
+
+
+def _slots(items: Sequence[SlotAuditors]) -> set[int]:
+    return {item.slot for item in items}
 
 
 def bears_out(reason: str | None, outcome: str) -> bool:
     """Whether a verdict agrees with how its slot was settled; only such a verdict earns credit."""
     return outcome == {None: "pass", "failed-audit": "fail"}.get(reason)
-
-
-def missed_auditors(turn: TurnEvidence) -> tuple[Missed, ...]:
-    """Who was asked, in the drawn order, and gave no verdict; it follows from who did."""
-    if turn.second is None:
-        return ()
-    asked = [item for item in turn.draw.drawn if _was_asked(turn, item.slot)]
-    missed = [m for item in asked for m in _missed(item, 1, turn.verdicts)]
-    missed += [m for item in turn.second.looks for m in _missed(item, 2, turn.verdicts)]
-    return tuple(sorted(missed, key=lambda m: (m.slot, m.look)))
-
-
-def _was_asked(turn: TurnEvidence, slot: int) -> bool:
-    return slot in turn.committed and slot not in turn.refused and slot not in turn.unserved
-
-
-def _missed(item: SlotAuditors | DrawnSlot, look: int, verdicts: Mapping[Look, Verdict]) -> list[Missed]:
-    given = verdicts.get((item.slot, look))
-    stop = item.auditors.index(given.auditor) if given else len(item.auditors)
-    return [Missed(item.slot, 1 if look == 1 else 2, name) for name in item.auditors[:stop]]

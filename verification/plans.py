@@ -6,14 +6,15 @@ state machine recomputes them, so a coordinator cannot write anything else by mi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from verification.beacon import Pulse
 from verification.credits import Standing, TurnResult, after_turn
 from verification.errors import ProtocolError
 from verification.handout import Need, give_back, hand_out, learning_rates, next_steps, steps_when_late
-from verification.judge import Outcome, bears_out, missed_auditors, settle
+from verification.judge import Outcome, bears_out, settle
+from verification.looks import missed_auditors, overruled_auditors
 from verification.lottery import (
     Auditor,
     Candidate,
@@ -32,14 +33,17 @@ from verification.records import (
     Credit,
     Draw,
     DrawnSlot,
+    FirstLooks,
     Rejected,
     Requeued,
     RosterEntry,
     RoundClose,
     RoundOpen,
     RunClose,
+    SealedLook,
     SecondDraw,
     SlotAuditors,
+    Verdict,
     WitnessLink,
 )
 from verification.segments import segment_count, steps_in
@@ -190,19 +194,26 @@ def _was_short(state: RunState, draw: Draw) -> bool:
     return _without_pulse(state, parse_head(state.manifest, draw.head), draw.beacon)
 
 
+def plan_first_looks(state: RunState, verdicts: Iterable[Verdict]) -> FirstLooks:
+    """The seals of the first verdicts, which are not shown before the second ones are given."""
+    looks = (SealedLook(v.slot, v.auditor, v.outcome, v.digest) for v in verdicts)
+    turn = state.open_turn
+    return FirstLooks(PROTOCOL, *place(turn), tuple(sorted(looks, key=lambda look: look.slot)))
+
+
 def plan_second_draw(state: RunState, head: str, link: str, links: Links) -> SecondDraw:
-    """Who is looked at twice, seeded by head 3, which covers the first verdicts; raises as `plan_draw`."""
+    """Who is looked at twice, seeded by head 3, which covers the first seals; raises as `plan_draw`."""
     turn = state.open_turn
     cosigned, shown = _attested(state, head, links)
     seed = _seed(state, 2, cosigned, link, shown)
     auditors = {auditor.member: auditor for auditor in _auditors(turn)}
+    orders = {item.slot: item.auditors for item in turn.draw.drawn} if turn.draw else {}
     looks = []
-    for item in turn.draw.drawn if turn.draw else ():
-        verdict = turn.verdicts.get((item.slot, 1))
-        if verdict is not None:
-            missed = item.auditors[: item.auditors.index(verdict.auditor)]
-            order = tuple(auditors[name] for name in item.auditors)
-            looks.append(FirstLook(item.slot, verdict.outcome, auditors[verdict.auditor], order, missed))
+    for first in turn.first_looks.looks if turn.first_looks else ():
+        names = orders[first.slot]
+        order = tuple(auditors[name] for name in names)
+        missed = names[: names.index(first.auditor)]
+        looks.append(FirstLook(first.slot, first.outcome, auditors[first.auditor], order, missed))
     # Either short draw leaves a choice: of the auditors of look 1, or of who is looked at twice.
     short = is_short(shown) or (turn.draw is not None and _was_short(state, turn.draw))
     rate = EVERY_TIME if short else state.config["audit"]["second_look_ppm"]
@@ -280,6 +291,7 @@ def plan_close(
             if o.reason is not None
         ),
         missed_auditors(turn.evidence),
+        overruled_auditors(turn.evidence, evidence),
         base.weights,
         base.outer,
         give_back(left, failed),
@@ -363,22 +375,32 @@ def audited_tokens(state: RunState, turn: Turn, slot: int) -> int:
     return int(steps * train["batch"] * context)
 
 
+def earned_by_audits(state: RunState, turn: Turn, reasons: Mapping[int, str | None]) -> list[tuple[str, int]]:
+    """(auditor, tokens) of the verdicts that settling bore out; `reasons` are the slots'.
+
+    The same pay for pass and fail.
+    """
+    gone = {(item.slot, item.look) for item in overruled_auditors(turn.evidence, {})}
+    return [
+        (verdict.auditor, audited_tokens(state, turn, slot))
+        for (slot, look), verdict in sorted(turn.verdicts.items())
+        if bears_out(reasons[slot], verdict.outcome) and (slot, look) not in gone
+    ]
+
+
 def standings_after(state: RunState, turn: Turn, outcomes: tuple[Outcome, ...]) -> dict[str, Standing]:
     """Everyone's standing after the turn (section 10)."""
     batch, context = state.config["train"]["batch"], state.manifest.dataset["context"]
     tokens = {o.entry.slot: o.entry.steps * batch * context for o in outcomes}
     earned = [(o.entry.member, tokens[o.entry.slot]) for o in outcomes if o.reason is None]
-    # The same pay for pass and fail, and none for a verdict that the settling did not bear out.
-    reasons = {o.entry.slot: o.reason for o in outcomes}
-    for (slot, _), verdict in sorted(turn.verdicts.items()):
-        if bears_out(reasons[slot], verdict.outcome):
-            earned.append((verdict.auditor, audited_tokens(state, turn, slot)))
+    earned += earned_by_audits(state, turn, {o.entry.slot: o.reason for o in outcomes})
     result = TurnResult(
         turn.open.turn,
         earned,
         # A provisional close clears nobody: whether the audit was passed is known at the settlement.
         {o.entry.member: o.drawn and not turn.lag for o in outcomes if o.reason is None},
         {o.entry.member: o.reason for o in outcomes if o.reason is not None},
+        {item.auditor for item in overruled_auditors(turn.evidence, {})},
     )
     credit = state.config["credit"]
     return after_turn(state.standings, result, vest_rounds=credit["vest_rounds"], strikes=credit["strikes"])

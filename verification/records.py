@@ -1,8 +1,8 @@
 """The frozen records of a run, one dataclass for each predicate of docs/protocol.md, section 4.
 
-Owns their fields, types and simple ranges; those that bind keys to names are in identity.py, a beacon's words
-in beacon.py, and both are named here too. Does not own their envelopes (sealing.py), which record may follow
-which (rounds.py) or how it travels.
+Owns their fields, types and simple ranges. Those that bind keys to names are in identity.py, a beacon's words
+in beacon.py, verdicts in verdicts.py, what closes things in closing.py; all are named here too. Does not own
+their envelopes (sealing.py), which record may follow which (rounds.py) or how it travels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from verification.closing import Accepted as Accepted  # noqa: PLC0414 - named h
 from verification.closing import Base as Base  # noqa: PLC0414 - named here too
 from verification.closing import Credit as Credit  # noqa: PLC0414 - named here too
 from verification.closing import Missed as Missed  # noqa: PLC0414 - named here too
+from verification.closing import Overruled as Overruled  # noqa: PLC0414 - named here too
 from verification.closing import Range as Range  # noqa: PLC0414 - named here too
 from verification.closing import Rejected as Rejected  # noqa: PLC0414 - named here too
 from verification.closing import Removed as Removed  # noqa: PLC0414 - named here too
@@ -40,8 +41,11 @@ from verification.identity import Enrol as Enrol  # noqa: PLC0414 - named here t
 from verification.identity import KeyRevocation as KeyRevocation  # noqa: PLC0414 - named here too
 from verification.identity import KeyRotation as KeyRotation  # noqa: PLC0414 - named here too
 from verification.tolerance import Deviation as Deviation  # noqa: PLC0414 - named here too
-
-Claim = Literal["trace", "payload", "next_state", "loss", "deviation"]
+from verification.verdicts import Appeal as Appeal  # noqa: PLC0414 - named here too
+from verification.verdicts import Claim as Claim  # noqa: PLC0414 - named here too
+from verification.verdicts import FirstLooks as FirstLooks  # noqa: PLC0414 - named here too
+from verification.verdicts import SealedLook as SealedLook  # noqa: PLC0414 - named here too
+from verification.verdicts import Verdict as Verdict  # noqa: PLC0414 - named here too
 
 
 @dataclass(frozen=True)
@@ -341,40 +345,6 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What an auditor computed from the same start, and where it differs from the opening.
-
-    `trace` has a digest where the draw looked into the trace, and elsewhere a leaf hash as it was served.
-    `loss_first` is None unless the first segment was drawn. `deviations`, one for each drawn segment, are
-    there only where the slot rests on tolerance.
-    """
-
-    kind: ClassVar[str] = "verdict"
-    protocol: int
-    run: str
-    round: int
-    attempt: int
-    slot: int
-    look: Literal[1, 2]
-    auditor: str
-    key: str
-    outcome: Literal["pass", "fail"]
-    differs: tuple[Claim, ...]
-    payload: str
-    next_state: str
-    trace: tuple[str, ...]
-    loss_first: int | None
-    loss_last: int
-    deviations: tuple[Deviation, ...]
-    numerics_class: str
-
-    def __post_init__(self) -> None:
-        require_digests("blake3", self.payload, self.next_state)
-        require_digests("sha256", *(leaf for leaf in self.trace if not HEX32.match(leaf)))
-        require_counts(self.loss_first or 0, self.loss_last)
-
-
-@dataclass(frozen=True)
 class SecondDraw:
     """Which verdicts get a second look; `head` is checkpoint 3, with its cosignatures."""
 
@@ -402,8 +372,10 @@ Record = (
     | RevealClose
     | Draw
     | Served
-    | Verdict
+    | FirstLooks
     | SecondDraw
+    | Verdict
+    | Appeal
     | RoundClose
     | Settlement
     | RunClose

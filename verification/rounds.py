@@ -15,6 +15,7 @@ from typing import assert_never
 from verification.encoding import MAX_INTEGER
 from verification.errors import ProtocolError
 from verification.judge import settle
+from verification.looks import further_look, may_appeal
 from verification.lottery import verify_link
 from verification.membership import (
     apply_enrol,
@@ -35,14 +36,17 @@ from verification.plans import (
     standings_after,
 )
 from verification.records import (
+    Appeal,
     Base,
     CommitClose,
     Commitment,
     Draw,
     Enrol,
+    FirstLooks,
     KeyRevocation,
     KeyRotation,
     Manifest,
+    Overruled,
     Record,
     Refusal,
     Reveal,
@@ -66,8 +70,9 @@ from verification.settling import (
 from verification.state import RunState, Turn, Waiting
 from verification.witnessing import check_witnessing, first_links, given_links, links_after
 
-Late = Verdict | SecondDraw | Settlement
-OfTurn = Commitment | CommitClose | Reveal | RevealClose | Draw | Served | Verdict | SecondDraw
+Late = FirstLooks | SecondDraw | Verdict | Appeal | Settlement
+Early = Commitment | CommitClose | Reveal | RevealClose | Draw | Served
+OfTurn = Early | FirstLooks | SecondDraw | Verdict | Appeal
 
 
 def begin(manifest: Manifest) -> RunState:
@@ -147,7 +152,7 @@ def _open(state: RunState, record: RoundOpen) -> RunState:
     return replace(state, turn=turn, turns=state.turns + 1)
 
 
-def _by_its_owner(turn: Turn, record: Commitment | Reveal) -> bool:
+def _by_its_owner(turn: Turn, record: Commitment | Reveal | Appeal) -> bool:
     who = (record.slot, record.member, record.key)
     return who in {(entry.slot, entry.member, entry.key) for entry in turn.open.roster}
 
@@ -192,19 +197,76 @@ def _settles_who_served(turn: Turn, record: Served) -> bool:
     return ascending and sorted((*record.served, *record.unserved)) == owed
 
 
-def _was_called(state: RunState, turn: Turn, record: Verdict) -> bool:
-    if turn.served is None or record.slot not in turn.served.served:
+def _may_be_judged(state: RunState, turn: Turn, slot: int) -> bool:
+    if slot not in (turn.served.served if turn.served else ()):
         return False
-    if turn.lag and not (state.due and record.slot in state.due.slots):
-        return False  # it is too early, or a settlement took the contribution out
-    drawn = turn.draw.drawn if turn.draw else ()
-    called = drawn if record.look == 1 else (turn.second.looks if turn.second else ())
-    names = {name for item in called if item.slot == record.slot for name in item.auditors}
-    return record.auditor in names and (record.look == 2 or turn.second is None)
+    # Where audits lag it may be too early, or a settlement took the contribution out.
+    return not turn.lag or (state.due is not None and slot in state.due.slots)
+
+
+def _seals(state: RunState, turn: Turn, record: FirstLooks) -> bool:
+    orders = {item.slot: item.auditors for item in turn.draw.drawn} if turn.draw else {}
+    slots = [look.slot for look in record.looks]
+    return slots == sorted(set(slots)) and all(
+        _may_be_judged(state, turn, look.slot) and look.auditor in orders[look.slot] for look in record.looks
+    )
+
+
+def _was_called(state: RunState, turn: Turn, record: Verdict) -> bool:
+    if turn.second is None or not _may_be_judged(state, turn, record.slot):
+        return False
+    if record.look == 1:
+        sealed = (record.slot, record.auditor, record.outcome, record.digest)
+        looks = turn.first_looks.looks if turn.first_looks else ()
+        return sealed in {(look.slot, look.auditor, look.outcome, look.verdict) for look in looks}
+    if record.look == 2:
+        looked = {name for item in turn.second.looks if item.slot == record.slot for name in item.auditors}
+        return record.auditor in looked
+    due = further_look(turn.evidence, record.slot)
+    return due is not None and due.look == record.look and record.auditor in due.auditors
+
+
+def _may_stand(turn: Turn, record: Appeal) -> bool:
+    if turn.second is None or not may_appeal(turn.evidence, record.slot):
+        return False
+    return record.verdicts == tuple(turn.verdicts[record.slot, look].digest for look in (1, 2))
 
 
 def _advance(state: RunState, turn: Turn, record: OfTurn) -> RunState:
+    if isinstance(record, Early):
+        return _early(state, turn, record)
     # Each arm says which record must be there already and which must not be there yet.
+    match record:
+        case FirstLooks():
+            _expect(turn.served is not None and turn.first_looks is None, record)
+            _expect(not turn.lag or state.due is not None, record)
+            _expect(_seals(state, turn, record), record)
+            turn = replace(turn, first_looks=record)
+        case SecondDraw():
+            _expect(turn.first_looks is not None and turn.second is None, record)
+            planned_second = plan_second_draw(state, record.head, record.link, given_links(record.links))
+            _expect(record == planned_second, record)
+            turn, state = replace(turn, second=record), _link(state, record)
+        case Verdict():
+            last = max(((look, slot) for slot, look in turn.verdicts), default=(0, 0))
+            _expect((record.look, record.slot) > last and _was_called(state, turn, record), record)
+            _expect(record.look > 2 or not turn.appeals, record)
+            turn = replace(turn, verdicts={**turn.verdicts, (record.slot, record.look): record})
+        case Appeal():
+            _expect(record.slot > max(turn.appeals, default=-1) and _by_its_owner(turn, record), record)
+            _expect(_may_stand(turn, record), record)
+            _expect(all(look <= 2 for _, look in turn.verdicts), record)
+            turn = replace(turn, appeals={**turn.appeals, record.slot: record})
+        case _:
+            assert_never(record)
+    if state.turn:
+        return replace(state, turn=turn)
+    return replace(state, waiting=(replace(state.waiting[0], turn=turn), *state.waiting[1:]))
+
+
+def _early(state: RunState, turn: Turn, record: Early) -> RunState:
+    # Up to here every record is of the turn in progress.
+    _expect(state.turn is not None, record)
     match record:
         case Commitment():
             _expect(turn.commit_close is None and record.slot > max(turn.commitments, default=-1), record)
@@ -234,22 +296,9 @@ def _advance(state: RunState, turn: Turn, record: OfTurn) -> RunState:
         case Served():
             _expect(turn.served is None and _settles_who_served(turn, record), record)
             turn = replace(turn, served=record)
-        case Verdict():
-            look = (record.slot, record.look)
-            _expect(_was_called(state, turn, record) and look not in turn.verdicts, record)
-            _expect(record.slot > max((s for s, n in turn.verdicts if n == record.look), default=-1), record)
-            turn = replace(turn, verdicts={**turn.verdicts, look: record})
-        case SecondDraw():
-            _expect(turn.served is not None and turn.second is None, record)
-            _expect(not turn.lag or state.due is not None, record)
-            planned_second = plan_second_draw(state, record.head, record.link, given_links(record.links))
-            _expect(record == planned_second, record)
-            turn, state = replace(turn, second=record), _link(state, record)
         case _:
             assert_never(record)
-    if state.turn:
-        return replace(state, turn=turn)
-    return replace(state, waiting=(replace(state.waiting[0], turn=turn), *state.waiting[1:]))
+    return replace(state, turn=turn)
 
 
 def _link(state: RunState, record: Draw | SecondDraw) -> RunState:
@@ -259,8 +308,13 @@ def _link(state: RunState, record: Draw | SecondDraw) -> RunState:
     return replace(state, link="sha256:" + record.link, links=shown, draws=state.draws + 1)
 
 
+def _cases(overruled: Iterable[Overruled]) -> dict[int, str | None]:
+    """The digests of cases by slot; work that is accepted has one where an auditor was overruled on it."""
+    return {item.slot: item.evidence for item in overruled}
+
+
 def _close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
-    evidence = {item.slot: item.evidence for item in record.rejected}
+    evidence = _cases(record.overruled) | {item.slot: item.evidence for item in record.rejected}
     planned = plan_close(
         state, Base(record.weights, record.outer), evidence=evidence, val_loss=record.val_loss
     )
@@ -291,7 +345,8 @@ def _close(state: RunState, turn: Turn, record: RoundClose) -> RunState:
 
 
 def _settle(state: RunState, record: Settlement) -> RunState:
-    evidence = {item.slot: item.evidence for item in record.removed if item.reason != FOLLOWS}
+    own = [item for item in record.removed if item.reason != FOLLOWS]
+    evidence = _cases(record.overruled) | {item.slot: item.evidence for item in own}
     base = Base(record.weights, record.outer)
     if record != plan_settlement(state, record.settled, base, evidence):
         raise ProtocolError("a settlement does not follow from the log", got=f"round {record.round}")

@@ -14,10 +14,12 @@ from verification.errors import FormatError
 from verification.fields import PROTOCOL, renamed
 from verification.keys import PrivateKey
 from verification.records import (
+    Appeal,
     CommitClose,
     Commitment,
     Draw,
     Enrol,
+    FirstLooks,
     KeyRevocation,
     KeyRotation,
     Manifest,
@@ -47,8 +49,10 @@ KINDS: dict[str, type[Record]] = {
         RevealClose,
         Draw,
         Served,
-        Verdict,
+        FirstLooks,
         SecondDraw,
+        Verdict,
+        Appeal,
         RoundClose,
         Settlement,
         RunClose,

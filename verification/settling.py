@@ -13,8 +13,9 @@ from dataclasses import replace
 from verification.credits import LateResult, Standing, after_settlement
 from verification.errors import ProtocolError
 from verification.handout import give_back
-from verification.judge import Outcome, bears_out, missed_auditors, settle
-from verification.plans import audited_tokens, place, weighed
+from verification.judge import Outcome, settle
+from verification.looks import missed_auditors, overruled_auditors
+from verification.plans import earned_by_audits, place, weighed
 from verification.records import PROTOCOL, Base, Credit, Removed, Settlement
 from verification.state import RunState, Turn, Waiting
 
@@ -100,6 +101,7 @@ def plan_settlement(
         *place(turn),
         removed,
         tuple(m for m in missed_auditors(turn.evidence) if m.slot in waiting.slots),
+        overruled_auditors(turn.evidence, evidence),
         settled,
         last.weights,
         last.outer,
@@ -129,16 +131,12 @@ def standings_settled(state: RunState, removed: Sequence[Removed]) -> dict[str, 
     turn = due_turn(state).turn
     outcomes = late_outcomes(state)
     reasons = {o.entry.slot: o.reason for o in outcomes}
-    earned = [
-        (verdict.auditor, audited_tokens(state, turn, slot))
-        for (slot, _), verdict in sorted(turn.verdicts.items())
-        if bears_out(reasons[slot], verdict.outcome)
-    ]
+    overruled = {item.auditor for item in overruled_auditors(turn.evidence, {})}
     result = LateResult(
         turn.open.turn,
         [(item.member, _turn_of(state, item).open.turn, tokens_of(state, item)) for item in removed],
-        earned,
-        {o.entry.member for o in outcomes if o.fault},
+        earned_by_audits(state, turn, reasons),
+        overruled | {o.entry.member for o in outcomes if o.fault},
         {o.entry.member for o in outcomes if o.reason is None and o.drawn},
     )
     return after_settlement(state.standings, result)

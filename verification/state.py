@@ -15,11 +15,13 @@ from verification.errors import ProtocolError
 from verification.judge import Audit, Look, TurnEvidence
 from verification.records import (
     Accepted,
+    Appeal,
     Base,
     CommitClose,
     Commitment,
     Draw,
     Enrol,
+    FirstLooks,
     Manifest,
     Requeued,
     Reveal,
@@ -45,8 +47,10 @@ class Turn:
     reveal_close: RevealClose | None = None
     draw: Draw | None = None
     served: Served | None = None
-    verdicts: Mapping[Look, Verdict] = field(default_factory=dict)
+    first_looks: FirstLooks | None = None
     second: SecondDraw | None = None
+    verdicts: Mapping[Look, Verdict] = field(default_factory=dict)
+    appeals: Mapping[int, Appeal] = field(default_factory=dict)
     lag: int = 0
     tolerances: Tolerances = ()
 
@@ -84,7 +88,9 @@ class Turn:
             self.draw,
             self.served.unserved,
             self.verdicts,
+            self.first_looks,
             self.second,
+            self.appeals.keys(),
             self.tolerances,
         )
 

@@ -35,7 +35,18 @@ _INDEX = re.compile(r"index (0|[1-9][0-9]{0,15})\Z")
 _MEMBER = re.compile(r"[a-z0-9._-]{1,64}\Z")
 _REASON = re.compile(r"[a-z]+(?:-[a-z]+)*\Z")
 _CLOSE_KEYS = frozenset(
-    {"accepted", "attempt", "credits", "cursor", "missed", "outer", "protocol", "quarantined", "rejected"}
+    {
+        "accepted",
+        "attempt",
+        "credits",
+        "cursor",
+        "missed",
+        "outer",
+        "overruled",
+        "protocol",
+        "quarantined",
+        "rejected",
+    }
     | {"requeued", "round", "run", "train_loss", "val_loss", "void", "weights"}
 )
 _ACCEPTED_KEYS = frozenset({"member", "payload", "slot", "tokens", "weight"})

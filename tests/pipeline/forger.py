@@ -40,6 +40,7 @@ from verification.plans import (
     pace_after,
     plan_close,
     plan_draw,
+    plan_first_looks,
     plan_open,
     plan_run_close,
     plan_second_draw,
@@ -52,6 +53,7 @@ from verification.records import (
     Commitment,
     Draw,
     Enrol,
+    FirstLooks,
     Manifest,
     Record,
     Reveal,
@@ -197,9 +199,12 @@ class Forger:
         link = self.chain.link(2 * number + 1)
         self._one("draw", number, plan_draw(self.state, self.log.checkpoint, link, {}))
         self._one("served", number, self._served(taken.one(Served)))
-        self.add(self._changed("verdict", number, self._verdicts(taken, 1)))
+        first = self._changed("verdict", number, self._verdicts(taken, 1))
+        seals = plan_first_looks(self.state, [r for r, _ in first if isinstance(r, Verdict)])
+        self._one("first-looks", number, seals)
         link = self.chain.link(2 * number + 2)
         self._one("second-draw", number, plan_second_draw(self.state, self.log.checkpoint, link, {}))
+        self.add(first)
         self.add(self._changed("verdict2", number, self._verdicts(taken, 2)))
         self._close(number, taken)
 
@@ -256,14 +261,16 @@ class Forger:
 
     def _evidence(self, turn: Turn, old: RoundClose) -> dict[int, str | None]:
         """The true run's evidence where the reason is the same; made anew for a fault that is not in it."""
-        before = {(item.slot, item.reason): item.evidence for item in old.rejected}
+        before: dict[tuple[int, str], str | None] = {(i.slot, ""): i.evidence for i in old.overruled}
+        before |= {(item.slot, item.reason): item.evidence for item in old.rejected}
         found: dict[int, str | None] = {}
         for outcome in self.told(turn.evidence):
             slot, reason = outcome.entry.slot, outcome.reason
             found[slot] = before.get((slot, reason or ""))
             if reason in ("failed-audit", "malformed-payload") and found[slot] is None:
                 opening = turn.reveals[slot].opening
-                files = dict.fromkeys(RERUN_FILES[reason], b"made up")
+                looks = [f"verdict-{look}" for of, look in turn.verdicts if of == slot]
+                files = dict.fromkeys((*RERUN_FILES[reason], *looks), b"made up")
                 files["payload"] = self.folder.payload(opening.payload)
                 if reason == "failed-audit":
                     files["start_state"] = self.folder.state_file(opening.start_state).read_bytes()
@@ -316,7 +323,7 @@ class Forger:
             f"r{r.round:05d}-a{r.attempt}-s{line.slot}"
             for r in records
             if isinstance(r, RoundClose)
-            for line in r.rejected
+            for line in (*r.rejected, *r.overruled)
             if line.evidence
         }
         for path in (self.folder.path / "evidence").iterdir():
@@ -367,6 +374,8 @@ def _believe(state: RunState, record: Record, told: Callable[[TurnEvidence], Any
             turn = replace(turn, draw=record)
         case Served():
             turn = replace(turn, served=record)
+        case FirstLooks():
+            turn = replace(turn, first_looks=record)
         case Verdict():
             turn = replace(turn, verdicts={**turn.verdicts, (record.slot, record.look): record})
         case SecondDraw():

@@ -127,7 +127,7 @@ LIES: dict[str, Lie] = {
     ),
     "a disputed slot of a second look forgotten": Lie(
         fields("second-draw", 0, looks=()),
-        "the second looks of round 1 do not follow from verdicts and seed",
+        "the second looks of round 1 do not follow from first-looks and seed",
         "second-draw of round 1",
         turns=1,
         end=False,
@@ -320,7 +320,7 @@ LIES: dict[str, Lie] = {
         alone=True,
     ),
     # the log as a whole
-    "a second manifest": Lie(manifest_again, "a record is out of order", "log entry 27, manifest"),
+    "a second manifest": Lie(manifest_again, "a record is out of order", "log entry 28, manifest"),
     "a commitment replaced": Lie(
         entries("commitment", LAST, resealed(lambda c: replace(c, commitment="sha256:" + "1" * 64))),
         "the commitment of slot 0 in round 3 is not signed by c00",

@@ -162,7 +162,7 @@ def test_a_rejection_that_can_be_rerun_has_its_evidence(stories: Any, kind: str)
     rule, story = RULES[kind], stories(kind)
     folder = story.folder / "evidence" / f"r{rule.first_lie + 1:05d}-a0-s4"
     files = {reason: {"case.json", "payload", *more} for reason, more in RERUN_FILES.items()}
-    files["failed-audit"].add("start_state")
+    files["failed-audit"] |= {"start_state", "verdict-1", "verdict-2"}
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     assert found == files.get(rule.reason, set())
     assert not found or rerun(folder).borne_out

@@ -2,6 +2,7 @@ import itertools
 import math
 import random
 from fractions import Fraction
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -25,11 +26,16 @@ from pipeline.audit_arithmetic import (
     overhead_of_run,
     power,
     rounds_until,
+    unvested_when_caught,
+    vesting_for,
     vesting_needed,
     weakest_power,
+    wrongful_fault,
 )
-from verification.credits import Standing, TurnResult, after_turn
+from verification.credits import LateResult, Standing, TurnResult, after_settlement, after_turn
+from verification.disputes import prevailing, takes_another
 from verification.errors import UsageError
+from verification.records import Claim, Verdict
 
 SHARES = st.floats(min_value=1e-4, max_value=1.0)
 PARTS = st.fractions(min_value=0, max_value=1, max_denominator=20)
@@ -165,10 +171,71 @@ def test_detection_agrees_with_a_simulation() -> None:
     assert found / trials == pytest.approx(detection(rate * float(power(count, looked, bad)), 6), abs=0.012)
 
 
+@pytest.mark.parametrize(("vest", "lag"), [(5, 1), (5, 2), (5, 3), (2, 1), (4, 3)])
+def test_what_is_unvested_when_a_lagging_audit_finds_a_cheat(vest: int, lag: int) -> None:
+    """Of a member that always worked, and cheated in turn 10: from the rules of credit themselves."""
+    standings = {"c00": Standing()}
+    for turn in range(10 + lag + 1):
+        result = TurnResult(turn, [("c00", 1)], {"c00": True})
+        standings = after_turn(standings, result, vest_rounds=vest, strikes=2)
+    removed = [("c00", turn, 1) for turn in range(10, 10 + lag + 1)]
+    caught = after_settlement(standings, LateResult(10, removed, faults={"c00"}))["c00"]
+    assert caught.forfeited == unvested_when_caught(vest, lag)
+    assert unvested_when_caught(vesting_for(caught.forfeited, lag), lag) == caught.forfeited
+    assert vesting_for(caught.forfeited, lag) <= vest
+
+
+def test_without_a_lag_all_that_vests_later_is_at_stake() -> None:
+    assert (unvested_when_caught(7, 0), vesting_for(7, 0)) == (7, 7)
+
+
+def said(operator: int, outcome: Literal["pass", "fail"]) -> Verdict:
+    """A verdict; all that fail find the same."""
+    found = "blake3:" + ("00" if outcome == "pass" else "11") * 32
+    differs: tuple[Claim, ...] = () if outcome == "pass" else ("payload",)
+    place = (1, "sha256:" + "00" * 32, 1, 0, 0, operator + 1, f"a{operator}", "")
+    return Verdict(*place, outcome, differs, found, "blake3:" + "00" * 32, (), None, 0, (), "class")
+
+
+def faults(errs: tuple[bool, ...], *, looked_twice: bool) -> bool:
+    """Whether honest work ends as a fault, by the rules of disputes themselves: who errs, in their order."""
+    outcomes: list[Literal["pass", "fail"]] = ["fail" if err else "pass" for err in errs]
+    if outcomes[0] == "pass" and not looked_twice:
+        return False
+    verdicts = [said(i, outcome) for i, outcome in enumerate(outcomes[:2])]
+    failed = prevailing(verdicts)
+    appealed = failed is not None and failed[0] == "fail"
+    while len(verdicts) < len(outcomes) and takes_another(verdicts, appealed=appealed):
+        verdicts.append(said(len(verdicts), outcomes[len(verdicts)]))
+    side = prevailing(verdicts)
+    return side is not None and side[0] == "fail"
+
+
+@pytest.mark.parametrize("operators", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("second_look", [0.0, 0.3, 1.0])
+def test_a_wrongful_fault_is_as_likely_as_the_rules_of_disputes_make_it(
+    operators: int, second_look: float
+) -> None:
+    alarm, expected = 0.2, 0.0
+    for errs in itertools.product((False, True), repeat=operators):
+        chance = math.prod(alarm if err else 1 - alarm for err in errs)
+        twice = second_look * faults(errs, looked_twice=True) + (1 - second_look) * faults(
+            errs, looked_twice=False
+        )
+        expected += chance * (faults(errs, looked_twice=False) if errs[0] else twice)
+    assert wrongful_fault(alarm, operators, second_look) == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_operator_cannot_bring_about_a_fault() -> None:
+    assert wrongful_fault(1.0, 1, 1.0) == 0.0
+    assert wrongful_fault(1.0, 2, 0.0) == 1.0
+
+
 def test_false_accusations_are_bounded_from_both_sides() -> None:
-    assert false_accusations(0.1, 8, 0.0) == (0.0, 0.0)
-    assert false_accusations(0.1, 8, 0.001) == pytest.approx((0.0008, 0.8))
-    assert false_accusations(1.0, 1, 1.0, rounds=7) == (7.0, 7.0)
+    assert false_accusations(0.1, 8, 0.0, 0.0) == (0.0, 0.0)
+    assert false_accusations(0.1, 8, 0.001, 0.000001) == pytest.approx((0.0008, 0.8))
+    assert false_accusations(1.0, 1, 1.0, 1.0, rounds=7) == (7.0, 7.0)
+    assert false_accusations(1.0, 1, 0.1, 0.2, rounds=10) == pytest.approx((1.0, 1.0))
 
 
 @given(workloads(), st.integers(1, 12))

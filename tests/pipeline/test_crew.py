@@ -178,7 +178,7 @@ def test_enrolments_come_in_the_order_of_those_allowed() -> None:
     team, _, fakes = crew(enrol=lambda name: members[name])
     assert [entry[0] for entry in team.enrolments(state, ALLOWED)] == enrolments(state.run)
     backwards = {name: ALLOWED[name] for name in reversed(NAMES)}
-    assert [record.member for record, _ in team.enrolments(state, backwards)] == NAMES[::-1]  # type: ignore[union-attr]
+    assert [record.member for record, _ in team.enrolments(state, backwards)] == NAMES[::-1]
     assert [name for _, name in fakes.asked] == NAMES + NAMES[::-1]
 
 
@@ -332,7 +332,7 @@ def test_auditors_are_asked_in_order_until_one_gives_a_sound_verdict() -> None:
     team, said, fakes = crew(audit=reply)
     found = team.verdicts(turn, 1, {0: order}, {0: case}, {})
     assert [name for _, name in fakes.asked] == list(order)
-    assert found[0, 1][0] == verdict(state, 0, 1, order[2], "pass")
+    assert found[0][0] == verdict(state, 0, 1, order[2], "pass")
     assert [line.split(":")[0] for line in said] == [order[0], order[1]]
 
 
@@ -348,7 +348,7 @@ def test_a_call_that_was_begun_is_waited_for_and_nobody_is_asked_beside_it() -> 
     assert list(begun) == [0]  # who has no auditor, or no case, is not begun
     assert fakes.asked == []
     found = patient.verdicts(turn, 1, {0: order}, {0: NO_CASE}, begun)
-    assert found[0, 1][0].auditor == order[0]  # type: ignore[union-attr]
+    assert found[0][0].auditor == order[0]
     assert fakes.asked == [("audit", order[0])]
     assert fakes.deadlines["audit"] == PATIENCE_MS
     assert said == []
@@ -373,7 +373,7 @@ def test_a_call_that_was_begun_and_came_to_nothing_is_made_again(why: type[Excep
     begun = team.begin_verdicts({0: order}, {0: NO_CASE})
     found = team.verdicts(turn, 1, {0: order}, {0: NO_CASE}, begun)
     assert calls == [order[0], order[0]]
-    assert found[0, 1][0].auditor == order[0]  # type: ignore[union-attr]
+    assert found[0][0].auditor == order[0]
     assert len(said) == 1
 
 
@@ -455,7 +455,7 @@ def test_two_members_cannot_take_the_same_new_key_and_the_gone_are_not_asked() -
     fakes = Fakes({"identity_changes": lambda name, _: [envelopes[name]] if name in envelopes else []})
     notices: list[str] = []
     found = Crew(fakes, notices.append, by_digest).identity_changes(play.state)
-    assert [record.member for record, _ in found] == ["c1"]  # type: ignore[union-attr]
+    assert [record.member for record, _ in found] == ["c1"]
     assert [line.split(":")[0] for line in notices] == ["c2", "c3"]
     assert ("identity_changes", "c0") not in fakes.asked
 

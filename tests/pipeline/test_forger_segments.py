@@ -196,7 +196,8 @@ def test_an_opened_trace_that_is_none_in_the_evidence(
 def test_the_case_names_the_opened_trace(true: Stage) -> None:
     folder = RunFolder(true.run).evidence_case(1, 0, LIAR)
     files = set(json.loads((folder / "case.json").read_bytes())["files"])
-    assert files == {"payload", "start_state", "trace", *RERUN_FILES["failed-audit"]}
+    sent = {"payload", "start_state", "trace"}
+    assert files == {*sent, *RERUN_FILES["failed-audit"], "verdict-1", "verdict-2"}
 
 
 # --- with an auditor's key ---

@@ -71,6 +71,8 @@ leaves, are not counted.
 note One false segment is enough to bring any change into the weights: plan for that line.
 note Audits ask for equal bits of one numerics class, in which honest work never fails, by definition. Clean \
 audits alone prove no more than a bound, 3/N: after 3,000 of them --false-alarm-rate 0.001.
+note Of two auditors that contradict one another neither prevails: the contributor loses the round, whoever \
+lied. A third, of another operator, lets disputes be settled.
 note A newcomer has 3 rounds of credit to lose when probation ends, too few to deter its first cheat; the \
 stake grows with every round.
 Next: barnraise train --train.steps 20 20 --train.trace-every 1 --audit.rate-ppm 1000000 --audit.segments 1 \
@@ -139,7 +141,7 @@ def test_the_example_of_one_audit_in_twenty(capsys: Capture) -> None:
     assert answer["policy"]["vest_rounds_needed"] == 19
     assert answer["policy"]["deters"] is True
     assert answer["deters_after_probation"] is False
-    assert len(answer["warnings"]) == 1
+    assert [text.split()[0] for text in answer["warnings"]] == ["Of", "A"]
 
 
 def test_numbers_come_from_the_configuration_where_none_are_given(tmp_path: Path) -> None:
@@ -160,6 +162,26 @@ def test_false_accusations_have_two_bounds() -> None:
     assert alone.false_accusations_if_same_cause == 0
     assert any("1 auditor cannot confirm" in warning for warning in alone.warnings)
     assert "not known" in said(PlanOptions(tolerance=0.1))
+
+
+def test_a_third_operator_makes_disputes_end_for_better_or_worse() -> None:
+    def least(auditors: int) -> float:
+        options = PlanOptions(rate=1.0, steps=(8,), false_alarm_rate=0.01, second_look=0.1, auditors=auditors)
+        return plan(options).false_accusations_if_independent
+
+    assert least(2) == pytest.approx(0.1)
+    assert least(4) < least(2) < least(3)
+
+
+def test_late_audits_take_longer_vesting() -> None:
+    at_once, late = (plan(PlanOptions(rate=0.05, vest_rounds=19, lag=lag)) for lag in (0, 2))
+    assert (at_once.policy.vest_rounds_needed, late.policy.vest_rounds_needed) == (19, 22)
+    assert (at_once.policy.deters, late.policy.deters) == (True, False)
+    assert plan(PlanOptions(rate=0.05, vest_rounds=22, lag=2)).policy.deters
+    text = said(PlanOptions(rate=0.05, vest_rounds=19, lag=2))
+    assert "Credit vests after 19 rounds, audits may end 2 rounds late." in text
+    assert "--audit.lag 2 --credit.vest-rounds 22" in text
+    assert any("has to be above audit.lag" in w for w in plan(PlanOptions(lag=30, vest_rounds=30)).warnings)
 
 
 def test_nothing_deters_without_audits() -> None:

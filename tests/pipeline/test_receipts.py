@@ -36,7 +36,8 @@ def close(round_: int, attempt: int = 0, accepted: str = "ann", rejected: str = 
         "rejected": [
             {"evidence": None, "fault": rejected == "cid", "member": rejected, "reason": "late", "slot": 1}
         ],
-        "missed": [], "weights": f"blake3:{round_:064x}", "outer": "", "requeued": [], "cursor": 9,
+        "missed": [], "overruled": [],
+        "weights": f"blake3:{round_:064x}", "outer": "", "requeued": [], "cursor": 9,
         "credits": [
             {"earned": 100, "forfeited": 7, "member": name, "vested": 36} for name in (accepted, rejected)
         ],

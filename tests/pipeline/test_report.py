@@ -28,6 +28,7 @@ from pipeline.run import View, continue_run, create_run, member_folder
 from verification.errors import BarnraiseError, UsageError
 from verification.keys import PrivateKey
 from verification.log import Log
+from verification.looks import Asked
 from verification.records import Draw, DrawnSlot, SecondDraw, SlotAuditors, Verdict
 
 CONFIG: dict[str, dict[str, object]] = {
@@ -346,8 +347,7 @@ def test_who_was_passed_over_is_missed(story: RunStory) -> None:
     audited = next(
         work for turn in story.turns for work in turn.work if work.reason is None and work.verdicts
     )
-    name = audited.asked[0][0]
-    other = audited.asked[0][1]
+    name, other = audited.order[:2]
     turn = story.turns[0]
 
     def counted(**changes: Any) -> list[tuple[int, int, int]]:
@@ -356,7 +356,7 @@ def test_who_was_passed_over_is_missed(story: RunStory) -> None:
         return [(count.first, count.looks, count.missed) for count in counts]
 
     by_other = replace(audited.verdicts[0], auditor=other, look=1)
-    order = ((name, other), ())
-    assert counted(asked=order, verdicts=(by_other,)) == [(1, 0, 1), (0, 1, 0)]
-    assert counted(asked=order, verdicts=(), reason="unaudited") == [(1, 0, 1), (0, 0, 1)]
-    assert counted(asked=order, verdicts=(), reason="unserved") == [(1, 0, 0), (0, 0, 0)]
+    by_one, by_none = Asked(1, (name, other), other), Asked(1, (name, other), None)
+    assert counted(asked=(by_one,), verdicts=(by_other,)) == [(1, 0, 1), (0, 1, 0)]
+    assert counted(asked=(by_none,), verdicts=(), reason="unaudited") == [(1, 0, 1), (0, 0, 1)]
+    assert counted(asked=(), verdicts=(), reason="unserved") == [(1, 0, 0), (0, 0, 0)]

@@ -224,7 +224,7 @@ def test_level_3_compares_windows_and_weights_with_the_run(
         data = files[name]
         return {**files, name: data[:-1] + bytes([data[-1] ^ 1])}
 
-    monkeypatch.setattr("pipeline.coordinator.rerun_files", spoiled)
+    monkeypatch.setattr("pipeline.auditing.rerun_files", spoiled)
     story = tell(tmp_path, config(audit={"segments": 3}), {LIAR: "lazy"})
     told = [failure["what"] for failure in check(story.folder).failures]
     assert told == [f"the {name} in the evidence are not the run's"]
@@ -270,7 +270,7 @@ def test_one_verdict_is_not_two(lazy: Path, tmp_path: Path) -> None:
     answer = rerun(forged(tmp_path / "alone", lazy, fewer, reason="unconfirmed"))
     assert (answer.reason, answer.borne_out) == ("unconfirmed", True)
     assert "no fault was found" in words(tmp_path / "alone")[1]
-    with pytest.raises(ProtocolError, match="another operator's second"):
+    with pytest.raises(ProtocolError, match="each another operator's"):
         rerun(forged(tmp_path / "second", lazy, {*files_of(lazy)} - {"verdict-1"}, reason="unconfirmed"))
 
 

@@ -143,7 +143,8 @@ def test_an_adversary_is_rejected_when_it_is_looked_at(tmp_path: Path, kind: str
     folder = story.folder / "evidence" / f"r{first + 1:05d}-a0-s{SLOT}"
     kept = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if reason == "failed-audit" and caught:
-        assert kept == {"case.json", "payload", "start_state", "trace", *RERUN_FILES["failed-audit"]}
+        sent = {"payload", "start_state", "trace"}
+        assert kept == {"case.json", *sent, *RERUN_FILES["failed-audit"], "verdict-1", "verdict-2"}
         against = [v for v in turn.verdicts if v.slot == SLOT]
         assert [v.outcome for v in against] == ["fail", "fail"]
         data = (folder / "trace").read_bytes()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.adversaries import ADVERSARIES, Adversary
-from pipeline.coordinator import Coordinator
+from pipeline.auditing import Hearing
 from pipeline.work import Work
 from tests.pipeline.adversary_runs import tell
 from tests.pipeline.segment_runs import LIAR, config
@@ -65,13 +65,12 @@ def test_after_a_crash_a_second_look_needs_nothing_of_whom_the_first_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ADVERSARIES, "shy", Shy)
-    real = Coordinator.audit
+    real = Hearing.second_looks
 
-    def taken_up(self: Coordinator, look: Any) -> None:
-        if look == 2:
-            self._served, self._traces = {}, {}  # all that a coordinator loses that is killed here
-        real(self, look)
+    def taken_up(self: Hearing) -> None:
+        self._held.clear()  # all that a coordinator loses that is killed here
+        real(self)
 
-    monkeypatch.setattr(Coordinator, "audit", taken_up)
+    monkeypatch.setattr(Hearing, "second_looks", taken_up)
     story = tell(tmp_path, config(run={"rounds": 1}, audit={"segments": 3}), {LIAR: "shy"})
     assert story.turns[0].rejected == {LIAR: "failed-audit"}

@@ -87,8 +87,10 @@ def _pay(story: Story, scene: Scene, close: RoundClose, accounts: dict[str, Acco
 def _pay_auditors(story: Story, scene: Scene, accounts: dict[str, Account]) -> None:
     accepted = {item.slot for item in story.accepted(scene)}
     failed = {line.slot for line in story.rejected(scene) if line.reason == "failed-audit"}
+    gone = {(item.slot, item.look) for item in story.overruled(scene)}
     for verdict in scene.verdicts:
-        if verdict.slot in (accepted if verdict.outcome == "pass" else failed):
+        borne_out = verdict.slot in (accepted if verdict.outcome == "pass" else failed)
+        if borne_out and (verdict.slot, verdict.look) not in gone:
             accounts[verdict.auditor].earn(scene.open.turn, _audited(story, scene, verdict.slot))
 
 
@@ -104,6 +106,8 @@ def _settle(story: Story, scene: Scene, record: Settlement, accounts: dict[str, 
     _pay_auditors(story, scene, accounts)
     for item in record.removed:
         accounts[item.member].out |= item.reason == "failed-audit"
+    for line in record.overruled:
+        accounts[line.auditor].out = True
     for account in accounts.values():
         _vest(account, -1)
     return total
@@ -115,6 +119,8 @@ def _punish(close: RoundClose, accounts: dict[str, Account], strikes: int) -> No
         account.strikes += line.reason in STRIKES
         if line.reason == "failed-audit" or (line.reason in STRIKES and account.strikes >= strikes):
             account.out = True
+    for item in close.overruled:
+        accounts[item.auditor].out = True
 
 
 def _vest(account: Account, due: int) -> None:

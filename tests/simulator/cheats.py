@@ -17,7 +17,7 @@ from verification.encoding import blake3_digest
 from verification.errors import FormatError, ProtocolError
 from verification.keys import PrivateKey
 from verification.merkle import Inclusion
-from verification.records import Commitment, Reveal, RosterEntry, RoundOpen
+from verification.records import Appeal, Commitment, Reveal, RosterEntry, RoundOpen
 from verification.sealing import open_record, seal_record
 
 
@@ -227,9 +227,47 @@ class Slow(Cheat):
         return work
 
 
+class Meek(FalsePayload):
+    """Does not appeal, whatever it did."""
+
+    def appeal(self, turn: int, verdicts: list[bytes]) -> bytes:
+        raise ProtocolError("no")
+
+
+class OddAppellant(FalsePayload):
+    """Appeals with anything but an appeal of its own against the two verdicts that it is shown."""
+
+    def appeal(self, turn: int, verdicts: list[bytes]) -> Any:
+        true = super().appeal(turn, verdicts)
+        record = open_record(Appeal, true, self.key.public)
+        dice = self.dice("appeal", turn)
+        first, second = record.verdicts
+        changes: list[dict[str, Any]] = [
+            {"slot": record.slot + 1},
+            {"round": record.round + 1},
+            {"attempt": record.attempt + 1},
+            {"member": "c99"},
+            {"run": digest_of("sha256", "another run")},
+            {"verdicts": (second, first)},
+            {"verdicts": (first, first)},
+            {"verdicts": (first, digest_of("sha256", turn))},
+        ]
+        told: list[Any] = [seal_record(replace(record, **change), self.key) for change in changes]
+        told += [
+            seal_record(record, PrivateKey.from_seed(dice.randbytes(32))),
+            self._stored(turn).reveal,
+            verdicts[0],
+        ]
+        kind = dice.random()
+        if kind < 0.2:
+            return true
+        return garbage(dice, true, self.key) if kind < 0.4 else dice.choice(told)
+
+
 CHEATS: dict[str, type[Cheat]] = {
     "false-payload": FalsePayload, "false-state": FalseState, "wrong-field": WrongField,
     "equivocate": Equivocator, "silent": Silent, "other-bytes": OtherBytes, "no-state": NoState,
     "impersonate": Impersonator, "steal": Thief, "garbage": Garbled, "bad-payload": BadPayload,
-    "replay": Replayer, "slow": Slow, "relapse": Relapse, "launder": Launderer, **TRACE_CHEATS,
+    "replay": Replayer, "slow": Slow, "relapse": Relapse, "launder": Launderer,
+    "no-appeal": Meek, "odd-appeal": OddAppellant, **TRACE_CHEATS,
 }  # fmt: skip

@@ -10,36 +10,36 @@ from collections import Counter
 from itertools import pairwise
 
 from tests.simulator.accounts import STRIKES
+from tests.simulator.disputes import heard_for, judged_slots, reason
 from tests.simulator.story import Scene, Story
-from tests.simulator.tolerance import contradict, eligible, is_lax
+from tests.simulator.tolerance import eligible, is_lax
 from verification.records import Rejected, Removed, RoundClose, RoundOpen, Settlement
 
 # What a call that an honest member did not answer may lead to, and which verb that is. `late` costs the
 # round; the others are strikes, since the protocol cannot tell an unreachable member from an unwilling one.
 UNHEARD = {"late": ("commit",), "unrevealed": ("reveal",), "unserved": ("serve_state", "serve_trace")}
-UNCERTAIN = ("unaudited", "unconfirmed", "disputed")
 
 
 def no_unaudited_work(story: Story) -> list[str]:
-    """Drawn work is aggregated only when every look that was drawn at it passed."""
+    """Drawn work is aggregated only when a first look, or the side that prevails, passed it."""
     found = []
     for scene in story.scenes:
-        second = {look.slot for look in scene.second.looks} if scene.second else set()
         for item in scene.close.accepted if scene.close else ():
             valid = scene.reveal_close.revealed if scene.reveal_close else ()
             if item.slot not in valid:
                 found.append(f"{scene.label}: slot {item.slot} is accepted without a valid reveal")
         for item in story.accepted(scene) if story.over(scene) else ():
-            if item.slot in scene.drawn:
-                passed = {v.look for v in scene.of(item.slot) if v.outcome == "pass"}
-                needed = {1, 2} if item.slot in second else {1}
-                if passed != needed or contradict(scene.of(item.slot)):
-                    found.append(f"{scene.label}: slot {item.slot} is accepted, looks passed: {passed}")
+            if item.slot in scene.drawn and reason(scene, item.slot) is not None:
+                looks = {v.look: v.outcome for v in scene.of(item.slot)}
+                found.append(f"{scene.label}: slot {item.slot} is accepted, its looks: {looks}")
     return found
 
 
 def honest_keys_are_safe(story: Story) -> list[str]:
-    """No honest member is at fault, struck or quarantined, but for calls that never reached it in time."""
+    """No honest member is at fault, struck, overruled or quarantined, but for calls it never heard in time.
+
+    Two bent auditors of different operators on the side that prevails can: the protocol trusts one of two.
+    """
     found = []
     excused: Counter[str] = Counter()
     strikes = story.manifest.config["credit"]["strikes"]
@@ -60,6 +60,10 @@ def honest_keys_are_safe(story: Story) -> list[str]:
                 excused[line.member] += 1
             if line.reason == "failed-audit" and line.fault:
                 excused[line.member] += strikes
+        for item in record.overruled:
+            excused[item.auditor] += strikes
+            if story.honest(item.auditor) and not _outvoted(story, scene, item.slot):
+                found.append(f"{scene.label}: honest {item.auditor} is overruled")
         found += [
             f"{scene.label}: honest {name} is in quarantine"
             for name in record.quarantined
@@ -78,23 +82,27 @@ def _fell_with_another(story: Story, record: RoundClose | Settlement, line: Reje
     )
 
 
-def _explained(story: Story, scene: Scene, slot: int, reason: str) -> bool:
+def _explained(story: Story, scene: Scene, slot: int, why: str) -> bool:
     name = scene.open.entry(slot).member
     verdicts = scene.of(slot)
-    if reason in UNHEARD:
-        return any((scene.open.turn, verb, name) in story.unheard for verb in UNHEARD[reason])
-    if reason == "no-eligible-auditor":
+    if why in UNHEARD:
+        return any((scene.open.turn, verb, name) in story.unheard for verb in UNHEARD[why])
+    if why == "no-eligible-auditor":
         return not eligible(story, scene, slot)
-    if reason == "unaudited":
+    if why == "unaudited":
         return any(missed == slot for missed, _, _ in story.missed(scene))
-    bent = {v.auditor for v in verdicts if v.outcome == "fail" and not story.honest(v.auditor)}
-    if reason == "disputed" and contradict(verdicts):  # of one class, who did all the work find the same
-        return any(not story.honest(v.auditor) for v in verdicts)
-    if reason in UNCERTAIN:
+    bent = [v for v in verdicts if not story.honest(v.auditor)]
+    if why == "unconfirmed":
+        return any(verdict.outcome == "fail" for verdict in bent)
+    if why == "disputed":  # whoever did all the work finds the same
         return bool(bent)
-    if reason == "failed-audit":  # two bent auditors of different operators: the protocol trusts one of two
-        return len({story.people[name].operator for name in bent}) == 2
-    return False
+    return why == "failed-audit" and _outvoted(story, scene, slot)
+
+
+def _outvoted(story: Story, scene: Scene, slot: int) -> bool:
+    """Whether bent auditors of two operators or more are on the side that prevails at a slot."""
+    sides = [heard_for(story, scene, slot, outcome, honest=False) for outcome in ("pass", "fail")]
+    return max(map(len, sides)) >= 2
 
 
 def accepted_once(story: Story) -> list[str]:
@@ -139,9 +147,13 @@ def _taken_out(story: Story, scene: Scene, record: Settlement, ranges: list[tupl
 
 
 def false_work_is_stopped(story: Story) -> list[str]:
-    """No work whose falsehood an honest auditor's segments hold is accepted; two such verdicts: a fault."""
+    """Honest auditors judge truly; where they outnumber bent ones, two or more, a slot is as they say.
+
+    No false work that an honest auditor's segments hold is accepted unless more bent ones passed it.
+    """
     found = []
     for scene in story.scenes:
+        settled = set(judged_slots(story, scene)) if story.over(scene) else set()
         reasons = {line.slot: line.reason for line in story.rejected(scene)}
         for slot in scene.reveals:
             judged = [v for v in scene.of(slot) if story.honest(v.auditor)]
@@ -153,15 +165,15 @@ def false_work_is_stopped(story: Story) -> list[str]:
                 for v in judged
                 if (v.outcome == "fail") != false
             ]
-            if not false or not story.over(scene):
-                continue
-            if slot not in reasons and slot in scene.drawn and (judged or not scene.of(slot)):
+            due = "failed-audit" if false else None
+            many = slot in settled and 2 <= len(judged) > len(scene.of(slot)) - len(judged)
+            if many and reasons.get(slot) != due:
+                found.append(
+                    f"{scene.label}: {len(judged)} honest auditors, slot {slot} is {reasons.get(slot)}"
+                )
+            accepted = story.over(scene) and slot not in reasons
+            if false and accepted and not _escaped(story, scene, slot):
                 found.append(f"{scene.label}: false work of slot {slot} is accepted")
-            convicted = len({story.people[v.auditor].operator for v in judged}) == 2
-            if convicted and reasons.get(slot) != "failed-audit":
-                found.append(f"{scene.label}: two honest auditors, slot {slot} is {reasons.get(slot)}")
-            if slot not in reasons and not _escaped(story, scene, slot):
-                found.append(f"{scene.label}: slot {slot} met two honest auditors and is accepted")
         found += _served_falsely(story, scene)
     return found
 
@@ -177,6 +189,8 @@ def _served_falsely(story: Story, scene: Scene) -> list[str]:
 
 
 def _escaped(story: Story, scene: Scene, slot: int) -> bool:
-    """Whether false work may be accepted: it was not drawn, or whoever was first to judge it is bent."""
-    first = next((v for v in scene.of(slot) if v.look == 1), None)
-    return slot not in scene.drawn or (first is not None and not story.honest(first.auditor))
+    """Whether drawn false work may be accepted: the one who looked is bent, or two who prevail are."""
+    verdicts = scene.of(slot)
+    if len(verdicts) == 1:
+        return not story.honest(verdicts[0].auditor)
+    return len(heard_for(story, scene, slot, "pass", honest=False)) >= 2

@@ -87,14 +87,14 @@ def _drawn(story: Story, scene: Scene) -> list[tuple[int, tuple[str, ...], tuple
     for entry in scene.open.roster:
         slot, count = entry.slot, story.segments_of(scene, entry.slot)
         whole = short or (slot in valid and payloads[scene.reveals[slot].opening.payload] > 1)
-        if not whole and _uniform(scene.draw.seed, f"audit/{slot}", MILLION) >= entry.audit_ppm:
+        if not whole and uniform(scene.draw.seed, f"audit/{slot}", MILLION) >= entry.audit_ppm:
             continue
         order = eligible(story, scene, slot)
         for i in reversed(range(1, len(order))):
-            j = _uniform(scene.draw.seed, f"auditors/{slot}/{i}", i + 1)
+            j = uniform(scene.draw.seed, f"auditors/{slot}/{i}", i + 1)
             order[i], order[j] = order[j], order[i]
         left, wanted = list(range(count)), count if whole else min(entry.audit_segments, count)
-        indices = [_uniform(scene.draw.seed, f"segments/{slot}/{i}", count - i) for i in range(wanted)]
+        indices = [uniform(scene.draw.seed, f"segments/{slot}/{i}", count - i) for i in range(wanted)]
         drawn.append((slot, tuple(order), tuple(sorted(left.pop(index) for index in indices))))
     return drawn
 
@@ -110,7 +110,8 @@ def _verdicts_state_what_was_drawn(story: Story, scene: Scene) -> list[str]:
     return found
 
 
-def _uniform(seed: str, label: str, n: int) -> int:
+def uniform(seed: str, label: str, n: int) -> int:
+    """Section 6, `uniform`."""
     counter = 0
     while True:
         value = {"counter": counter, "label": label, "seed": seed}

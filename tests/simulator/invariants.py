@@ -18,6 +18,11 @@ from tests.simulator.conduct import (
     honest_keys_are_safe,
     no_unaudited_work,
 )
+from tests.simulator.disputes import (
+    appeals_are_in_place,
+    first_verdicts_are_sealed,
+    looks_are_as_they_must,
+)
 from tests.simulator.draws import draws_follow_from_the_seed
 from tests.simulator.settling import (
     everyone_starts_from_its_last_state,
@@ -145,6 +150,9 @@ INVARIANTS: dict[str, Callable[[Story], list[str]]] = {
     "heads": heads_are_prefixes,
     "credit": credit_is_accepted_tokens,
     "false work": false_work_is_stopped,
+    "looks": looks_are_as_they_must,
+    "seals": first_verdicts_are_sealed,
+    "appeals": appeals_are_in_place,
     "tolerance": tolerance_keeps_its_place,
     "order": records_are_in_order,
     "removed": settlements_take_out_what_they_must,

@@ -136,8 +136,9 @@ class Accuser(BadAuditor):
     """Says of everybody that it found something else; each accuser something of its own."""
 
     def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
-        place = (self.name, case.open.turn, case.entry.slot)
-        change: dict[str, Any] = self.dice("how", *place).choice(
+        dice = self.different(case)
+        place = (dice.random(), case.open.turn, case.entry.slot)
+        change: dict[str, Any] = dice.choice(
             [
                 {"payload": digest_of("blake3", *place)},
                 {"next_state": digest_of("blake3", *place)},
@@ -148,29 +149,57 @@ class Accuser(BadAuditor):
         )
         return replace(claims, **change)
 
+    def different(self, case: Case) -> random.Random:
+        """What its accusation follows from."""
+        return self.dice("how", self.name, case.open.turn, case.entry.slot)
 
-class Copier(BadAuditor):
-    """At the second look, repeats the first verdict of the public log."""
+
+class Colluder(Accuser):
+    """Says what all colluders say of a contribution: their verdicts are alike, or as theirs would be."""
+
+    def bad(self, slot: int) -> bool:
+        return random.Random(f"{self.street.seed}/collude/{self.turn}/{slot}").random() < 0.7
+
+    def different(self, case: Case) -> random.Random:
+        return random.Random(f"{self.street.seed}/collude/how/{case.open.turn}/{case.entry.slot}")
+
+
+class Fickle(BadAuditor):
+    """Whenever it is asked again, signs another verdict; after a crash it is not the one that was sealed."""
+
+    def bad(self, slot: int) -> bool:
+        return True
 
     def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
-        first = self._first(case) if self.look == 2 else None
-        if first is None:
-            return claims
-        told = (first.payload, first.next_state, first.trace, first.loss_first, first.loss_last)
-        return Recomputed(*told, first.deviations)
+        place = (self.name, case.open.turn, case.entry.slot, self.look)
+        asked = self.street.shop.asked
+        asked[place] += 1
+        return replace(claims, loss_last=claims.loss_last + asked[place] - 1)
 
-    def _first(self, case: Case) -> Verdict | None:
+
+class Copier(BadAuditor):
+    """Repeats some verdict on the same work that the public log has; before look 3 it has none."""
+
+    def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
+        known = self._known(case) if self.look > 1 else []
+        if not known:
+            return claims
+        told = self.dice("which", case.open.turn, case.entry.slot, self.look).choice(known)
+        values = (told.payload, told.next_state, told.trace, told.loss_first, told.loss_last)
+        return Recomputed(*values, told.deviations)
+
+    def _known(self, case: Case) -> list[Verdict]:
         manifest, place = self.manifest, (case.open.round, case.open.attempt, case.entry.slot)
         log = Log.open(
             self.street.public / "log", manifest.origin, None, manifest.log_vkey, manifest.witness_vkeys
         )
-        for data in reversed(list(log.entries())):
-            sealed = open_envelope(data)
-            if sealed.predicate_type == "barnraise:verdict:v1":
-                verdict = parse_predicate(Verdict, sealed.peek())
-                if (verdict.round, verdict.attempt, verdict.slot) == place:
-                    return verdict
-        return None
+        sealed = [open_envelope(data) for data in log.entries()]
+        verdicts = [
+            parse_predicate(Verdict, envelope.peek())
+            for envelope in sealed
+            if envelope.predicate_type == "barnraise:verdict:v1"
+        ]
+        return [v for v in verdicts if (v.round, v.attempt, v.slot) == place]
 
 
 class GarbledAuditor(BadAuditor):
@@ -201,7 +230,8 @@ class Misplacer(BadAuditor):
         odd: dict[str, Any] = {"own": NO_LEAF}  # of what is not finite, all numbers are without bound
         changes: list[dict[str, Any]] = [
             {"slot": record.slot + 1},
-            {"look": 3 - record.look},
+            {"look": record.look + 1},
+            {"look": max(1, record.look - 1)},
             {"round": record.round + 1},
             {"attempt": record.attempt + 1},
             {"auditor": "a99"},
@@ -237,9 +267,9 @@ def _leaf(leaf: str) -> str:
 
 
 JUDGES: dict[str, type[BadAuditor]] = {
-    "rubber-stamp": RubberStamp, "accuse": Accuser, "copy-first": Copier, "garbage": GarbledAuditor,
+    "rubber-stamp": RubberStamp, "accuse": Accuser, "copy": Copier, "garbage": GarbledAuditor,
     "silent": SilentAuditor, "misplace": Misplacer, "stamp": Stamp, "invent": Inventor,
-    "friend": Friend,
+    "friend": Friend, "collude": Colluder, "fickle": Fickle,
 }  # fmt: skip
 
 

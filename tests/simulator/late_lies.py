@@ -27,13 +27,13 @@ from tests.simulator.world import Played
 from verification.fsck import check_run
 from verification.keys import PrivateKey
 from verification.log import Log
-from verification.records import PROTOCOL, Base, Removed, RunClose, Settlement, Verdict
+from verification.records import PROTOCOL, Base, Overruled, Removed, RunClose, Settlement, Verdict
 from verification.rounds import replay
 from verification.sealing import seal_record
 from verification.settling import plan_settlement
 from verification.state import RunState
 
-KINDS = ("verdict", "second-draw", "settlement")
+KINDS = ("first-looks", "second-draw", "verdict", "appeal", "settlement")
 OTHER = {"unaudited": "disputed", "disputed": "unconfirmed", "unconfirmed": "unaudited"}
 
 
@@ -152,6 +152,7 @@ def _possible(retold: Retold, scene: Scene) -> Iterator[LateLie]:
     yield from _about_checkpoints(retold, scene, settlement, at)
     yield from _about_order(retold, scene, at)
     yield from _verdicts_on_removed(retold, scene)
+    yield from _about_looks(retold, scene, settlement, at)
 
 
 def _name(scene: Scene) -> str:
@@ -234,7 +235,7 @@ def _about_checkpoints(retold: Retold, scene: Scene, settlement: Settlement, at:
 def _about_order(retold: Retold, scene: Scene, at: int) -> Iterator[LateLie]:
     entries, scenes = retold.entries, retold.story.scenes
     start = at
-    while entries[start - 1][0].kind in KINDS[:2]:
+    while entries[start - 1][0].kind in KINDS[:-1]:
         start -= 1
     block, rest = entries[start : at + 1], [*entries[:start], *entries[at + 1 :]]
     named = "a record is out of order"
@@ -250,15 +251,39 @@ def _about_order(retold: Retold, scene: Scene, at: int) -> Iterator[LateLie]:
         # Where the settlement of the next turn stands there, its records are taken for the missing ones.
         either = f"{named}|is not that of its round-open"
         yield LateLie("a settlement missing", lambda: rest, either)
-    yield LateLie("a settlement without its second-draw", lambda: _without(entries, start, at), named)
+    for kind in KINDS[:2]:
+        told = _without(entries, start, at, kind)
+        yield LateLie(f"a settlement without its {kind}", lambda told=told: told, named)
 
 
-def _without(entries: list[Entry], start: int, at: int) -> list[Entry]:
+def _without(entries: list[Entry], start: int, at: int, kind: str) -> list[Entry]:
     return [
-        entry
-        for number, entry in enumerate(entries)
-        if not (start <= number <= at and entry[0].kind == "second-draw")
+        entry for number, entry in enumerate(entries) if not (start <= number <= at and entry[0].kind == kind)
     ]
+
+
+def _about_looks(retold: Retold, scene: Scene, settlement: Settlement, at: int) -> Iterator[LateLie]:
+    """Who was overruled; and a look more or less, with nothing that follows told anew."""
+    entries, told, where = retold.entries, settlement.overruled, _name(scene)
+    for item in told:
+        left = replace(settlement, overruled=tuple(other for other in told if other != item))
+        named = (
+            f"{item.auditor} is not listed as overruled for look {item.look} of slot {item.slot} in {where}"
+        )
+        yield LateLie("an overruled auditor spared", lambda left=left: retold.instead(at, left), named)
+    for verdict in scene.verdicts:
+        if (verdict.slot, verdict.look) in {(item.slot, item.look) for item in told}:
+            continue
+        line = Overruled(verdict.slot, verdict.look, verdict.auditor, None)
+        lines = tuple(sorted((*told, line), key=lambda item: (item.slot, item.look)))
+        more = replace(settlement, overruled=lines)
+        named = f"{line.auditor} is listed as overruled for look {line.look} of slot {line.slot} in {where}"
+        yield LateLie("an auditor overruled for nothing", lambda more=more: retold.instead(at, more), named)
+    last = {verdict.slot: verdict for verdict in scene.verdicts if verdict.look > 2}
+    for verdict in last.values():
+        rest = [entry for entry in entries if entry[0] != verdict]
+        named = f"look {verdict.look} of slot {verdict.slot} in {where}|{where}|out of order"
+        yield LateLie("a further look left out", lambda rest=rest: rest, named)
 
 
 def _verdicts_on_removed(retold: Retold, scene: Scene) -> Iterator[LateLie]:
@@ -281,9 +306,9 @@ def _verdicts_on_removed(retold: Retold, scene: Scene) -> Iterator[LateLie]:
         told = (true.payload, true.next_state, true.trace, true.loss_first, true.loss_last, ())
         place = (PROTOCOL, story.manifest.run_id, scene.open.round, scene.open.attempt, slot, 1)
         verdict = Verdict(*place, name, key.public, "pass", (), *told, judge.numerics_class)
-        where = second
-        while entries[where - 1][0].kind == "verdict" and _slot(entries[where - 1]) > slot:
-            where -= 1
+        where = second + 1
+        while _look(entries[where]) == 1 and _slot(entries[where]) < slot:
+            where += 1
         entry: Entry = (verdict, seal_record(verdict, key))
         yield LateLie(
             "a verdict on a removed slot",
@@ -294,3 +319,7 @@ def _verdicts_on_removed(retold: Retold, scene: Scene) -> Iterator[LateLie]:
 
 def _slot(entry: Entry) -> int:
     return int(getattr(entry[0], "slot", -1))
+
+
+def _look(entry: Entry) -> int:
+    return entry[0].look if isinstance(entry[0], Verdict) else 0

@@ -27,7 +27,7 @@ from verification.fsck import check_run
 from verification.log import Log
 
 # Phases whose record the coordinator signs once a turn; a second round-close is an entry told twice.
-PHASES = ("round-open", "commit-close", "reveal-close", "draw", "served", "second-draw")
+PHASES = ("round-open", "commit-close", "reveal-close", "draw", "served", "first-looks", "second-draw")
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def _possible(story: Story, dice: random.Random) -> Iterator[Lie]:
             continue
         yield from _about_draws(story, number)
         yield from _about_outcomes(story, number)
+        yield from _about_looks(story, number)
         yield from _about_roster(story, number, dice)
         name = dice.choice(sorted(story.enrolled))
         at = [line.member for line in scene.close.credits].index(name)
@@ -192,13 +193,34 @@ def _about_outcomes(story: Story, number: int) -> Iterator[Lie]:
         )
 
 
+def _about_looks(story: Story, number: int) -> Iterator[Lie]:
+    scene = story.scenes[number]
+    assert scene.close is not None
+    assert scene.first_looks is not None
+    where = _round(scene)
+    for at, overruled in enumerate(scene.close.overruled):
+        of = f"look {overruled.look} of slot {overruled.slot} in {where}"
+        yield Lie(
+            "an overruled auditor spared",
+            fields("round-close", number, overruled=without("overruled", at)),
+            f"{overruled.auditor} is not listed as overruled for {of}",
+        )
+    for at, seal in enumerate(scene.first_looks.looks):
+        if (seal.slot, 1) in scene.digests:
+            yield Lie(
+                "another verdict sealed",
+                fields("first-looks", number, looks=item("looks", at, verdict="sha256:" + "7" * 64)),
+                f"the verdict of look 1 of slot {seal.slot} in {where} is not the one that first-looks tells",
+            )
+
+
 def _about_roster(story: Story, number: int, dice: random.Random) -> Iterator[Lie]:
     scene = story.scenes[number]
     where = _round(scene)
     for at, entry in enumerate(scene.open.roster):
         changes: dict[str, Any] = {
             "steps": entry.steps + 1,
-            "audit_ppm": entry.audit_ppm // 2 + 1,
+            "audit_ppm": entry.audit_ppm // 2 + 2,
             "audit_segments": entry.audit_segments + 1,
             "operator": "op-mine",
             "positions": tuple((start + 7, stop + 7) for start, stop in entry.positions),

@@ -8,6 +8,7 @@ members said. A call that was begun is under way while others are made. Does not
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import random
 from collections import Counter
@@ -43,10 +44,13 @@ class Network:
         self.unheard: dict[tuple[int, str, str], str] = {}
         self.said: dict[Place, set[bytes]] = {}
         self.refusals: list[str] = []
+        self.peeked: list[str] = []  # whom the public log could have told a first verdict too early
         self.shown: dict[str, None] = {}
         self.opens: dict[int, set[bytes]] = {}
         self._old: list[tuple[str, str, tuple[Any, ...]]] = []
-        self._turns: dict[bytes, int] = {}  # of opens
+        self._opens: dict[bytes, tuple[int, int, int]] = {}  # turn, round and attempt of opens
+        self._read = 0  # entries of the log that were looked at
+        self._judged: set[tuple[int, int, int]] = set()  # slots with a verdict in the log
         self._busy: dict[str, int] = {}  # until when a member works at calls that were begun
 
     def call(
@@ -95,7 +99,7 @@ class Network:
         self, name: str, method: str, args: tuple[Any, ...], *, revived: bool = True
     ) -> tuple[Answer | None, int, str]:
         """(what was heard, after how long, why nothing was). `revived`: whoever dies is asked again."""
-        self._look(method, args)
+        self._look(name, method, args)
         if self._cut_off(name, method):
             self.counts["fault: partitioned"] += 1
             return None, NEVER, "cut off"
@@ -212,15 +216,38 @@ class Network:
     def _turn_of(self, method: str, args: tuple[Any, ...]) -> int:
         """Which turn a call is about: where audits lag that need not be the one in progress."""
         if method in ("commit", "audit"):
-            if args[0] not in self._turns:
-                statement = json.loads(base64.b64decode(json.loads(args[0])["payload"]))
-                self._turns[args[0]] = statement["predicate"]["turn"]
-            return self._turns[args[0]]
+            return self._place_of(args[0])[0]
         return args[0] if args and type(args[0]) is int else self.turn
 
-    def _look(self, method: str, args: tuple[Any, ...]) -> None:
-        """What the coordinator shows: opens and heads."""
+    def _place_of(self, opened: bytes) -> tuple[int, int, int]:
+        """Turn, round and attempt of an open."""
+        if opened not in self._opens:
+            told = _statement(opened)["predicate"]
+            self._opens[opened] = (told["turn"], told["round"], told["attempt"])
+        return self._opens[opened]
+
+    def _look(self, name: str, method: str, args: tuple[Any, ...]) -> None:
+        """What the coordinator shows: opens and heads, and verdicts that it has logged."""
         if method in ("commit", "audit"):
             self.opens.setdefault(self._turn_of(method, args), set()).add(args[0])
+            if method == "audit" and args[2] <= 2 and self._shows(args[0], args[1]):
+                self.peeked.append(
+                    f"{name}, slot {args[1]}, look {args[2]} of turn {self._turn_of(method, args)}"
+                )
         elif method == "reveal":
             self.shown[args[1]] = None
+
+    def _shows(self, opened: bytes, slot: int) -> bool:
+        """Whether there is a verdict on a slot among all that was ever written into the log."""
+        for entry in itertools.islice(self.gate.entries, self._read, None):
+            self._read += 1
+            statement = _statement(entry)
+            if statement["predicateType"] == "barnraise:verdict:v1":
+                told = statement["predicate"]
+                self._judged.add((told["round"], told["attempt"], told["slot"]))
+        return (*self._place_of(opened)[1:], slot) in self._judged
+
+
+def _statement(envelope: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(base64.b64decode(json.loads(envelope)["payload"]))
+    return found

@@ -14,25 +14,31 @@ CHEATS = (
     "false-payload", "false-state", "false-trace", "false-loss", "wrong-field", "equivocate", "silent",
     "other-bytes", "no-state", "impersonate", "steal", "garbage", "bad-payload", "replay", "slow",
     "false-segment", "false-boundary", "planted-state", "other-leaves", "no-trace",
-    "fickle-trace", "false-step", "relapse", "launder",
+    "fickle-trace", "false-step", "relapse", "launder", "no-appeal", "odd-appeal",
 )  # fmt: skip
 # Found by some audits only, so there are more of them.
 IN_SEGMENTS = ("false-segment", "false-segment", "false-segment", "false-trace", "planted-state")
 BAD_JUDGES = (
     "rubber-stamp",
     "accuse",
-    "copy-first",
+    "copy",
     "garbage",
     "silent",
     "misplace",
     "stamp",
     "invent",
     "friend",
+    "collude",
+    "fickle",
 )
 # Only where audits may go by tolerance.
 LAX_CHEATS, LAX_JUDGES = ("false-step",), ("stamp", "invent")
 # Only where audits lag.
 LATE_CHEATS, LATE_JUDGES = ("relapse", "launder"), ("friend",)
+# What disputes are made of.
+COURT_CHEATS = ("no-appeal", "odd-appeal", "false-payload", "false-state")
+COURT_JUDGES = ("rubber-stamp", "accuse", "copy", "fickle", "silent", "misplace")
+BANDS = ("collude", "collude", "collude", "rubber-stamp")
 BAD_WITNESSES = ("garbage", "no-link", "mute")
 ELSEWHERE = LAX_CHEATS + LAX_JUDGES + LATE_CHEATS + LATE_JUDGES
 CLASSES = ("sim-a", "sim-b", "sim-c")
@@ -112,6 +118,9 @@ def draw(seed: int) -> Setting:
     if late.random() < 0.25:
         people = tuple(_of_late_kind(late, person) for person in people)
         _let_audits_lag(late, config)
+    court = random.Random(f"court/{seed}")
+    if court.random() < 0.35:
+        people = _with_a_court(court, people, config)
     lie = dice.random() < 0.3
     count = dice.choice((0, 0, 1, 2, 3))
     witnesses = tuple(dice.choice(BAD_WITNESSES) if dice.random() < 0.2 else None for _ in range(count))
@@ -178,6 +187,29 @@ def _let_audits_lag(dice: random.Random, config: dict[str, Any]) -> None:
     config["audit"]["lag"] = dice.randint(1, 3)
     config["credit"]["vest_rounds"] = config["audit"]["lag"] + dice.randint(1, 2)
     config["run"]["rounds"] = dice.randint(2, 6)
+
+
+def _with_a_court(
+    dice: random.Random, people: tuple[Person, ...], config: dict[str, Any]
+) -> tuple[Person, ...]:
+    """The same with four to six auditors, each by itself, of whom some are of one mind, and much to judge."""
+    found = []
+    for person in people:
+        kind = dice.choice(COURT_CHEATS) if dice.random() < 0.25 else person.kind
+        found.append(replace(person, kind=kind) if person.role == "contributor" else person)
+    contributors = [person for person in found if person.role == "contributor"]
+    judges = [person for person in found if person.role == "auditor"]
+    for at in range(len(judges), dice.randint(4, 6)):
+        numerics = CLASSES["tolerance" in config["audit"] and dice.random() < 0.3]
+        judges.append(Person(f"a{at:02d}", "auditor", "", numerics, None, dice.randint(20, 400)))
+    judges = [replace(judge, operator=f"op-{judge.name}") for judge in judges]
+    judges = [replace(j, kind=dice.choice(COURT_JUDGES)) if dice.random() < 0.15 else j for j in judges]
+    band = dice.choice(BANDS)
+    for at in dice.sample(range(len(judges)), dice.choice((0, 2, 2, 2, 3))):
+        judges[at] = replace(judges[at], kind=band)
+    rate, second = dice.choice((500_000, 1_000_000, 1_000_000)), dice.choice((200_000, 1_000_000))
+    config["audit"] |= {"auditors": len(judges), "rate_ppm": rate, "second_look_ppm": second}
+    return (*contributors, *judges)
 
 
 def _weather(dice: random.Random, names: list[str]) -> Weather:

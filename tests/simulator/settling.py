@@ -18,8 +18,9 @@ from typing import Any
 from model.arrays import arrays_from_safetensors
 from tests import reference_aggregator
 from tests.simulator.assembly import SPECS
+from tests.simulator.disputes import reason
 from tests.simulator.story import Scene, Story
-from tests.simulator.tolerance import contradict, is_lax
+from tests.simulator.tolerance import is_lax
 from verification.encoding import blake3_digest
 from verification.records import Base, RoundClose, RoundOpen, Settlement
 
@@ -34,8 +35,8 @@ def settlements_take_out_what_they_must(story: Story) -> list[str]:
     for scene, record in story.course():
         if isinstance(record, RoundClose):
             closed.append(scene)
-            if story.lag and record.missed:
-                found.append(f"{scene.label}: somebody missed an audit before there was one")
+            if story.lag and (record.missed or record.overruled):
+                found.append(f"{scene.label}: somebody missed an audit, or lost one, before there was one")
         if not isinstance(record, Settlement):
             continue
         due = _due(scene, closed, gone)
@@ -64,33 +65,14 @@ def _due(scene: Scene, closed: list[Scene], gone: Collection[tuple[int, int, int
         for item in later.close.accepted if later.close else ():
             if (*place, item.slot) in gone:
                 continue
-            reason = "follows" if item.member in fallen else None
+            why = "follows" if item.member in fallen else None
             if later is scene:
-                reason = _reason(scene, item.slot)
-            if reason:
-                due.append((*place, item.slot, item.member, reason, reason == "failed-audit"))
+                why = reason(scene, item.slot)
+            if why:
+                due.append((*place, item.slot, item.member, why, why == "failed-audit"))
         if later is scene:
             fallen = {line[3] for line in due}
     return due
-
-
-def _reason(scene: Scene, slot: int) -> str | None:
-    """Section 6, settling, from "drawn and no look-1 verdict" on; None where the slot stays accepted."""
-    if slot not in scene.drawn:
-        return None
-    looks = {verdict.look: verdict for verdict in scene.of(slot)}
-    again = scene.second is not None and any(item.slot == slot for item in scene.second.looks)
-    if 1 not in looks:
-        return "unaudited"
-    passed = looks[1].outcome == "pass"
-    if 2 not in looks:
-        return (("unaudited" if again else None) if passed else "unconfirmed") or None
-    told = {(v.payload, v.next_state, v.trace) for v in looks.values()}
-    alike = len(told) == 1 and not contradict(scene.of(slot))
-    both = {verdict.outcome for verdict in looks.values()}
-    if not alike or len(both) > 1:
-        return "disputed"
-    return None if passed else "failed-audit"
 
 
 # --- weights ---
@@ -240,7 +222,10 @@ def everyone_starts_from_its_last_state(story: Story) -> list[str]:
 # --- the order of records ---
 
 TURN = ("round-open", "commitment*", "commit-close", "reveal*", "reveal-close", "draw", "served")
-AUDIT = ("verdict*", "second-draw", "verdict*")
+AUDIT = (
+    *("first-looks", "second-draw", "verdict 1*", "verdict 2*", "appeal*"),
+    *(f"verdict {look}*" for look in range(3, 9)),
+)
 BETWEEN = ("key-rotation", "key-revocation")
 NEXT = ("round-open", "run-close")
 
@@ -270,6 +255,7 @@ def records_are_in_order(story: Story) -> list[str]:
     for number, (kind, link) in enumerate(links, 1):
         if story.chain.link(number) != link:
             found.append(f"the {kind} with number {number} shows another link")
+    found += _out_of_turn(story.entries)
     return found + _identities_are_between_turns(story, [kind for kind, *_ in told])
 
 
@@ -278,7 +264,22 @@ def _told(entry: bytes) -> tuple[str, tuple[int, int] | None, str | None]:
     statement = json.loads(base64.b64decode(json.loads(entry)["payload"]))
     value = statement["predicate"]
     place = (value["round"], value["attempt"]) if "attempt" in value else None
-    return statement["predicateType"].split(":")[1], place, value.get("link")
+    kind = statement["predicateType"].split(":")[1]
+    return f"verdict {value['look']}" if kind == "verdict" else kind, place, value.get("link")
+
+
+def _out_of_turn(entries: list[bytes]) -> list[str]:
+    """Verdicts of a look, and appeals, that do not stand by slot."""
+    found: list[str] = []
+    last: dict[tuple[str, tuple[int, int] | None], int] = {}
+    for entry in entries:
+        kind, place, _ = _told(entry)
+        if kind.startswith("verdict") or kind == "appeal":
+            slot = json.loads(base64.b64decode(json.loads(entry)["payload"]))["predicate"]["slot"]
+            if slot <= last.get((kind, place), -1):
+                found.append(f"the {kind} of slot {slot} stands after that of slot {last[kind, place]}")
+            last[kind, place] = slot
+    return found
 
 
 def _grammar(story: Story) -> Iterator[tuple[str, tuple[int, int] | None]]:

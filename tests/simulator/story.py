@@ -5,6 +5,9 @@ Owns reading the run folder back. Does not own what must hold of it.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,13 +26,16 @@ from verification.log import Log
 from verification.lottery import HashChain
 from verification.records import (
     Accepted,
+    Appeal,
     CommitClose,
     Commitment,
     Draw,
     Enrol,
+    FirstLooks,
     KeyRevocation,
     KeyRotation,
     Manifest,
+    Overruled,
     Record,
     Rejected,
     Removed,
@@ -45,10 +51,15 @@ from verification.records import (
 )
 from verification.sealing import parse_predicate
 
+OfAudits = FirstLooks | SecondDraw | Verdict | Appeal | Settlement  # which may come turns later
+
 
 @dataclass
 class Scene:
-    """The records of one turn; `revoked` and `rotated` are members whose keys were since the one before."""
+    """The records of one turn; `revoked` and `rotated` are members whose keys were since the one before.
+
+    `digests` are those of the verdicts as they were logged, by slot and look.
+    """
 
     open: RoundOpen
     revoked: tuple[str, ...] = ()
@@ -59,8 +70,11 @@ class Scene:
     reveal_close: RevealClose | None = None
     draw: Draw | None = None
     served: Served | None = None
-    verdicts: list[Verdict] = field(default_factory=list)
+    first_looks: FirstLooks | None = None
     second: SecondDraw | None = None
+    verdicts: list[Verdict] = field(default_factory=list)
+    digests: dict[tuple[int, int], str] = field(default_factory=dict)
+    appeals: dict[int, Appeal] = field(default_factory=dict)
     close: RoundClose | None = None
     settlement: Settlement | None = None
 
@@ -100,6 +114,7 @@ class Story:
     opens: dict[int, set[bytes]]
     unheard: dict[tuple[int, str, str], str]
     refusals: list[str]
+    peeked: list[str]
     trouble: list[str]
     # on disk
     folder: Path
@@ -164,6 +179,10 @@ class Story:
         told = [record for record in (scene.close, scene.settlement) if record]
         return {(item.slot, item.look, item.auditor) for record in told for item in record.missed}
 
+    def overruled(self, scene: Scene) -> list[Overruled]:
+        """Auditors of a turn that others did not bear out."""
+        return [item for record in (scene.close, scene.settlement) if record for item in record.overruled]
+
     def honest(self, name: str) -> bool:
         """Whether a member is."""
         return self.people[name].kind is None
@@ -210,7 +229,7 @@ def read(played: Played) -> Story:
     revoked: list[str] = []
     rotated: list[str] = []
     rotations = 0
-    for record, _ in entries:
+    for record, data in entries:
         if isinstance(record, Enrol):
             enrolled[record.member] = record
         elif isinstance(record, RunClose):
@@ -224,8 +243,11 @@ def read(played: Played) -> Story:
         elif isinstance(record, KeyRotation):
             rotations += 1
             rotated.append(record.member)
-        elif isinstance(record, Verdict | SecondDraw | Settlement):
-            _place(_of(scenes, record), record)
+        elif isinstance(record, OfAudits):
+            scene = _of(scenes, record)
+            _place(scene, record)
+            if isinstance(record, Verdict):
+                scene.digests[record.slot, record.look] = sealed_digest(data)
         elif not isinstance(record, Manifest):
             _place(scenes[-1], record)
     return Story(
@@ -241,6 +263,7 @@ def read(played: Played) -> Story:
         opens=network.opens,
         unheard=network.unheard,
         refusals=network.refusals,
+        peeked=network.peeked,
         trouble=played.trouble,
         folder=site.folder.path,
         vaults=site.home / "members",
@@ -253,7 +276,14 @@ def read(played: Played) -> Story:
     )
 
 
-def _of(scenes: list[Scene], record: Verdict | SecondDraw | Settlement) -> Scene:
+def sealed_digest(entry: bytes) -> str:
+    """What a verdict's seal says of it (section 4, first-looks)."""
+    predicate = json.loads(base64.b64decode(json.loads(entry)["payload"]))["predicate"]
+    text = json.dumps(predicate, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(b"barnraise/sealed-verdict/v1\0" + text.encode()).hexdigest()
+
+
+def _of(scenes: list[Scene], record: OfAudits) -> Scene:
     place = (record.round, record.attempt)
     return next(scene for scene in scenes if (scene.open.round, scene.open.attempt) == place)
 
@@ -272,10 +302,14 @@ def _place(scene: Scene, record: Record) -> None:
             scene.draw = record
         case Served():
             scene.served = record
+        case FirstLooks():
+            scene.first_looks = record
         case Verdict():
             scene.verdicts.append(record)
         case SecondDraw():
             scene.second = record
+        case Appeal():
+            scene.appeals[record.slot] = record
         case RoundClose():
             scene.close = record
         case Settlement():

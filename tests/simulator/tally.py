@@ -15,6 +15,7 @@ import pytest
 
 from tests.simulator.conduct import UNHEARD
 from tests.simulator.deviations import NUMBERS
+from tests.simulator.disputes import judged_slots, looks_due
 from tests.simulator.invariants import violations
 from tests.simulator.lies import lie_about
 from tests.simulator.memory import remember
@@ -118,6 +119,7 @@ def count(story: Story) -> Counter[str]:
             counts[f"verdict: {verdict.outcome}, look {verdict.look}"] += 1
         _count_segments(story, scene, counts)
         _count_tolerance(story, scene, counts)
+        _count_disputes(story, scene, counts)
     _count_late(story, counts)
     records = [record for _, record in story.course() if not isinstance(record, RoundOpen)]
     for name in records[-1].quarantined if records else ():
@@ -161,6 +163,34 @@ def _count_segments(story: Story, scene: Scene, counts: Counter[str]) -> None:
         if any(verdict.outcome == "fail" for verdict in verdicts) and story.shows(scene, slot):
             where = "boundary" if story.admitted(scene, slot).boundary else "one"
             counts[f"segments: {where} found"] += 1
+
+
+def _count_disputes(story: Story, scene: Scene, counts: Counter[str]) -> None:
+    """What auditors, and contributors, contradicted one another in, and what came of it."""
+    out = {item.slot for item in story.overruled(scene)}
+    for item in story.overruled(scene):
+        counts[f"dispute: auditor overruled, {story.people[item.auditor].kind or 'honest'}"] += 1
+    for appeal in scene.appeals.values():
+        true = not story.shows(scene, appeal.slot)
+        counts[f"dispute: appeal logged, {'true' if true else 'false'} work"] += 1
+    reasons = {line.slot: line.reason for line in story.rejected(scene)}
+    sealed = {seal.slot for seal in scene.first_looks.looks} if scene.first_looks else set()
+    for slot in judged_slots(story, scene) if story.over(scene) else ():
+        looks, decided = looks_due(scene, slot)
+        false, reason = story.shows(scene, slot), reasons.get(slot)
+        counts["dispute: nobody left to decide"] += not decided
+        counts["dispute: sealed verdict lost"] += slot in sealed and looks[0].by is None
+        counts["dispute: honest work accepted in spite of an accuser"] += (
+            slot in out and not false and not reason
+        )
+        counts["dispute: false work failed in spite of a stamp"] += (
+            slot in out and false and reason == "failed-audit"
+        )
+        if len(looks) > 2:
+            counts[f"dispute: looks at a slot, {len(looks)}"] += 1
+            counts[
+                f"dispute: {'false' if false else 'true'} work looked at again, {reason or 'accepted'}"
+            ] += 1
 
 
 def _count_tolerance(story: Story, scene: Scene, counts: Counter[str]) -> None:

@@ -9,16 +9,24 @@ from unittest import mock
 
 import pytest
 
+import pipeline.auditing
 import pipeline.auditor
 import pipeline.coordinator
+import pipeline.crew
 import pipeline.ledger
 import pipeline.lineage
 import pipeline.vault
 import verification.credits
+import verification.disputes
+import verification.envelope
+import verification.intake
 import verification.judge
+import verification.looks
 import verification.lottery
 import verification.plans
+import verification.records
 import verification.rounds
+import verification.sealing
 import verification.settling
 import verification.tolerance
 from pipeline.trace import OpenedTrace, read_trace
@@ -72,7 +80,7 @@ def first_segments(patch: pytest.MonkeyPatch) -> None:
 
 
 def traces_unchecked_by_the_coordinator(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pipeline.coordinator, "read_trace", lambda *_: None)
+    patch.setattr(pipeline.auditing, "read_trace", lambda *_: None)
 
 
 def traces_unchecked(patch: pytest.MonkeyPatch) -> None:
@@ -117,11 +125,128 @@ def deviations_never_too_far(patch: pytest.MonkeyPatch) -> None:
 
 
 def deviations_never_compared(patch: pytest.MonkeyPatch) -> None:
-    real = verification.judge.alike
+    patch.setattr(verification.disputes, "_kin", lambda verdict: (verdict.numerics_class, ()))
+
+
+def nobody_overruled(patch: pytest.MonkeyPatch) -> None:
+    for module in (verification.plans, verification.settling, pipeline.coordinator):
+        patch.setattr(module, "overruled_auditors", lambda *_: ())
+
+
+def whoever_differs_is_overruled(patch: pytest.MonkeyPatch) -> None:
+    """As soon as two verdicts contradict one another, the second one is false."""
+
+    def overruled(verdicts: Any) -> tuple[Any, ...]:
+        first = verification.disputes.side_of(verdicts[0])
+        return tuple(v for v in verdicts if verification.disputes.side_of(v) != first)
+
+    patch.setattr(verification.looks, "overruled", overruled)
+
+
+def first_verdicts_at_once(patch: pytest.MonkeyPatch) -> None:
+    """They are logged before the second draw, as they used to be."""
+    hearing = pipeline.auditing.Hearing
+    real, expect = hearing.first_looks, verification.rounds._expect
+
+    def first_looks(self: Any) -> None:
+        real(self)
+        turn = self._state.open_turn
+        if turn.first_looks and not turn.verdicts and not turn.second:
+            found = self._held_of(turn).first
+            if found:
+                self.desk.ledger.append([*found.values()])
+
+    def second_looks(self: Any) -> None:
+        turn = self._state.open_turn
+        if turn.second and not any(look > 1 for _, look in turn.verdicts):
+            orders = {item.slot: item.auditors for item in turn.second.looks}
+            found = self._verdicts(turn, 2, orders)
+            if found:
+                self.desk.ledger.append([*found.values()])
+
+    def believed(holds: bool, record: Any) -> None:
+        expect(holds or record.kind == "verdict", record)
+
+    patch.setattr(hearing, "first_looks", first_looks)
+    patch.setattr(hearing, "second_looks", second_looks)
+    patch.setattr(verification.rounds, "_expect", believed)
+
+
+def seals_not_kept(patch: pytest.MonkeyPatch) -> None:
+    """After a crash whatever the auditor then signs is logged as what it had sealed."""
+
+    def unsealed(self: Any, turn: Any) -> list[Any]:
+        held = self._held_of(turn)
+        sealed = {look.slot: look for look in turn.first_looks.looks} if turn.first_looks else {}
+        lost = {slot: (look.auditor,) for slot, look in sealed.items() if slot not in held.first}
+        held.first |= self._verdicts(turn, 1, lost)
+        return [entry for slot, entry in sorted(held.first.items()) if slot in sealed]
+
+    expect = verification.rounds._expect
+    patch.setattr(pipeline.auditing.Hearing, "_unsealed", unsealed)
     patch.setattr(
-        verification.judge,
-        "alike",
-        lambda first, second: real(first, replace(second, deviations=first.deviations)),
+        verification.rounds,
+        "_expect",
+        lambda holds, record: expect(holds or getattr(record, "look", 0) == 1, record),
+    )
+
+
+def one_pass_is_enough(patch: pytest.MonkeyPatch) -> None:
+    """A contribution that somebody passed is accepted, whoever else failed it."""
+    real = verification.judge.reason_by_verdicts
+
+    def reason(turn: Any, slot: int) -> str | None:
+        found = real(turn, slot)
+        passed = any(v.outcome == "pass" for v in verification.judge.verdicts_on(turn, slot).values())
+        return None if found == "disputed" and passed else found
+
+    patch.setattr(verification.judge, "reason_by_verdicts", reason)
+
+
+def operators_asked_again(patch: pytest.MonkeyPatch) -> None:
+    """Who gave a verdict is asked again, before anybody else."""
+
+    def left(turn: Any, drawn: Any, given: Any, looks: Any) -> tuple[str, ...]:
+        del turn, looks
+        names = [verdict.auditor for verdict in given]
+        return (*names[:1], *(name for name in drawn if name not in names))
+
+    patch.setattr(verification.looks, "_left", left)
+
+
+def two_looks_are_enough(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(verification.looks, "takes_another", lambda *_, **__: False)
+
+
+def ties_go_to_the_first(patch: pytest.MonkeyPatch) -> None:
+    """Of two sides with as many voices, the one that spoke first prevails."""
+
+    def prevailing(verdicts: Any) -> Any:
+        ranked = verification.disputes._ranked(verdicts)
+        return ranked[0][0] if ranked and ranked[0][1] >= 2 else None
+
+    for module in (verification.disputes, verification.judge):
+        patch.setattr(module, "prevailing", prevailing)
+
+
+def nobody_may_appeal(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pipeline.auditing.Hearing, "_hear_appeals", lambda _: None)
+
+
+def any_appeal_will_do(patch: pytest.MonkeyPatch) -> None:
+    """What somebody sends in the place of an appeal is logged as long as it is one."""
+
+    def check(turn: Any, slot: int, data: bytes) -> Any:
+        del slot
+        sealed = verification.envelope.open_envelope(verification.intake.as_bytes(data))
+        return verification.sealing.open_record(verification.records.Appeal, data, sealed.keyid)
+
+    expect = verification.rounds._expect
+    patch.setattr(pipeline.crew, "check_appeal", check)
+    patch.setattr(
+        verification.rounds,
+        "_expect",
+        lambda holds, record: expect(holds or record.kind == "appeal", record),
     )
 
 
@@ -190,6 +315,29 @@ def with_kinds(*kinds: str) -> Callable[[Setting], bool]:
     return lambda setting: tolerant(setting) and bool({p.kind for p in setting.people} & set(kinds))
 
 
+def contested(setting: Setting) -> bool:
+    """Two of one mind, and enough others to decide between them and a contributor."""
+    audit, judges = setting.config["audit"], setting.of_role("auditor")
+    return (
+        len(judges) >= 4
+        and audit["rate_ppm"] >= 500_000
+        and audit["second_look_ppm"] == 1_000_000
+        and sum(person.kind == "collude" for person in judges) >= 2
+        and sum(person.kind is None for person in judges) >= 2
+    )
+
+
+def contested_and_disturbed(setting: Setting) -> bool:
+    kinds = [person.kind for person in setting.of_role("auditor")]
+    return "fickle" in kinds and setting.weather.coordinator_crash > 0.5
+
+
+def contested_by(kind: str) -> Callable[[Setting], bool]:
+    return lambda setting: (
+        len(setting.of_role("auditor")) >= 4 and any(p.kind == kind for p in setting.people)
+    )
+
+
 def some_segments(setting: Setting) -> bool:
     audit = setting.config["audit"]
     return bool(audit["segments"] == 1 and audit["rate_ppm"] >= 500_000 and audit["probation_rounds"] < 2)
@@ -239,6 +387,16 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Setting]
     "removed work stays paid": (removed_work_stays_paid, late, "credit"),
     "removed work stays in the weights": (removed_work_stays_in_the_weights, late, "weights"),
     "what is left is not weighed anew": (weighed_once_for_all, late_and_capped, "weights"),
+    "nobody is overruled": (nobody_overruled, contested, "looks"),
+    "whoever contradicts is overruled": (whoever_differs_is_overruled, contested, "honest keys"),
+    "first verdicts are logged at once": (first_verdicts_at_once, contested, "seals"),
+    "seals are not kept": (seals_not_kept, contested_and_disturbed, "seals"),
+    "one pass is enough": (one_pass_is_enough, contested, "unaudited work"),
+    "an operator is asked twice": (operators_asked_again, contested, "looks"),
+    "two looks are enough": (two_looks_are_enough, contested, "looks"),
+    "a tie is no tie": (ties_go_to_the_first, contested, "looks"),
+    "nobody may appeal": (nobody_may_appeal, contested, "appeals"),
+    "any appeal will do": (any_appeal_will_do, contested_by("odd-appeal"), "appeals"),
     "nothing is forfeited": (no_forfeit, lambda s: s.config["credit"]["strikes"] == 1, "credit"),
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.simulator.accounts import credit_is_accepted_tokens
+from tests.simulator.court_doctors import COURT_DOCTORS, court, disputed
 from tests.simulator.invariants import INVARIANTS, prefix_roots
 from tests.simulator.late_doctors import LATE_DOCTORS, excising, late
 from tests.simulator.setting import Person, Setting, Weather, draw
@@ -54,7 +55,7 @@ def rich() -> Setting:
         "timing": {"mode": "fixed"},
     }
     config = {name: {**values, **changes.get(name, {})} for name, values in config.items()}
-    return Setting(7, people, Weather(), config)
+    return Setting(8, people, Weather(), config)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,16 @@ def late_original() -> Iterator[tuple[Story, Played]]:
         assert story.finished
         assert excising(story)
         assert len(story.scenes) == sum(story.over(scene) for scene in story.scenes)
+        yield story, played
+
+
+@pytest.fixture(scope="module")
+def court_original() -> Iterator[tuple[Story, Played]]:
+    with scratch() as root:
+        played = play(court(), root / "world")
+        story = read(played)
+        assert story.finished
+        assert disputed(story)[0] is story.scenes[0]
         yield story, played
 
 
@@ -375,14 +386,18 @@ DOCTORED: list[tuple[str, Doctor]] = [
 
 @pytest.mark.parametrize("name", sorted(INVARIANTS))
 def test_the_true_stories_break_none(
-    original: tuple[Story, Played], late_original: tuple[Story, Played], name: str
+    original: tuple[Story, Played],
+    late_original: tuple[Story, Played],
+    court_original: tuple[Story, Played],
+    name: str,
 ) -> None:
     assert INVARIANTS[name](original[0]) == []
     assert INVARIANTS[name](late_original[0]) == []
+    assert INVARIANTS[name](court_original[0]) == []
 
 
 def test_every_invariant_is_shown_a_story_that_breaks_it() -> None:
-    assert {name for name, _ in (*DOCTORED, *LATE_DOCTORS)} == set(INVARIANTS)
+    assert {name for name, _ in (*DOCTORED, *LATE_DOCTORS, *COURT_DOCTORS)} == set(INVARIANTS)
 
 
 @pytest.mark.parametrize(("name", "doctor"), DOCTORED)
@@ -395,6 +410,11 @@ def test_a_doctored_late_story_is_found(
     late_original: tuple[Story, Played], name: str, doctor: Doctor
 ) -> None:
     found(late_original, name, doctor)
+
+
+@pytest.mark.parametrize(("name", "doctor"), COURT_DOCTORS)
+def test_a_doctored_dispute_is_found(court_original: tuple[Story, Played], name: str, doctor: Doctor) -> None:
+    found(court_original, name, doctor)
 
 
 def found(original: tuple[Story, Played], name: str, doctor: Doctor) -> None:

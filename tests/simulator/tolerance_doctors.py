@@ -86,7 +86,9 @@ def fault_by_one(story: Story, played: Played) -> None:
 
 def fault_by_two_who_differ(story: Story, played: Played) -> None:
     scene = next(s for s in story.scenes if s.close and any(line.fault for line in s.close.rejected))
-    scene.verdicts = [replace(v, payload="blake3:" + "1" * 64) if v.look == 2 else v for v in scene.verdicts]
+    scene.verdicts = [
+        replace(v, payload="blake3:" + str(v.look) * 64) if v.look > 1 else v for v in scene.verdicts
+    ]
 
 
 TOLERANCE_DOCTORS: list[tuple[str, Doctor]] = [
@@ -95,7 +97,7 @@ TOLERANCE_DOCTORS: list[tuple[str, Doctor]] = [
     ("tolerance", tolerance_withdrawn),
     ("tolerance", threshold_lowered),
     ("tolerance", deviation_unfounded),
-    ("tolerance", deviations_contradict),
+    ("looks", deviations_contradict),
     ("unaudited work", deviations_contradict),
     ("tolerance", deviations_left_out),
     ("tolerance", other_class_stated),

@@ -8,6 +8,7 @@ boundary is the shipped code, error feedback and codec. Does not own who lies.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -218,7 +219,8 @@ class Workshop:
     """Computes contributions and remembers them.
 
     By turn and slot, `made` holds what cheats made, `told` what it claims, `false` where it is false; `shut`
-    who in which turn opens no trace as it committed to it.
+    who in which turn opens no trace as it committed to it;
+    `asked` how often a fickle auditor was for a verdict.
     """
 
     def __init__(self) -> None:
@@ -229,6 +231,7 @@ class Workshop:
         self.told: dict[tuple[int, int], Recomputed] = {}
         self.false: dict[tuple[int, int], Falsehood] = {}
         self.shut: set[tuple[int, str]] = set()
+        self.asked: Counter[object] = Counter()
 
     def job(self, run: str, manifest: Manifest) -> Job:
         """The job of a run, read once for all members."""

@@ -31,7 +31,7 @@ from tests.simulator.work import Workshop
 from verification.durable import write_atomic
 from verification.errors import BarnraiseError, ProtocolError
 from verification.keys import PrivateKey
-from verification.records import RoundClose
+from verification.records import RoundClose, Settlement
 
 MOST_CRASHES = 6
 MOST_WAITS = 12
@@ -193,6 +193,11 @@ class _Director:
             for item in record.removed:
                 place = f"round {item.round}, attempt {item.attempt}, slot {item.slot}"
                 self.tell(f"    {place} {item.member}: {item.reason}{', a fault' if item.fault else ''}")
+            self._show_overruled(record)
+
+    def _show_overruled(self, record: RoundClose | Settlement) -> None:
+        for item in record.overruled:
+            self.tell(f"  {item.auditor} is overruled on slot {item.slot} (look {item.look})")
 
     def _show(self, close: RoundClose, coordinator: Coordinator) -> None:
         turn = coordinator.last_turn
@@ -200,6 +205,7 @@ class _Director:
         self._show_settlements(coordinator)
         drawn = [item.slot for item in turn.draw.drawn] if turn.draw else []
         verdicts = [f"{v.auditor} {v.outcome}s {v.slot} (look {v.look})" for v in turn.verdicts.values()]
+        verdicts += [f"{appeal.member} appeals" for appeal in turn.appeals.values()]
         kinds = {person.name: person.kind or "honest" for person in self.played.setting.people}
         self.tell(
             f"turn {turn.open.turn} (round {close.round}, attempt {close.attempt}): drawn {drawn}; "
@@ -212,5 +218,6 @@ class _Director:
         for line in close.rejected:
             fault = ", a fault" if line.fault else ""
             self.tell(f"  slot {line.slot} {line.member} ({kinds[line.member]}): {line.reason}{fault}")
+        self._show_overruled(close)
         if close.quarantined:
             self.tell(f"  in quarantine: {', '.join(close.quarantined)}")

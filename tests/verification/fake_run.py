@@ -14,16 +14,31 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from hypothesis import strategies as st
-
+from tests.verification.fake_fates import CHEAT as CHEAT  # noqa: PLC0414 - named here too
+from tests.verification.fake_fates import GOOD as GOOD  # noqa: PLC0414 - named here too
+from tests.verification.fake_fates import LATE as LATE  # noqa: PLC0414 - named here too
+from tests.verification.fake_fates import STRIKES as STRIKES  # noqa: PLC0414 - named here too
+from tests.verification.fake_fates import Fate as Fate  # noqa: PLC0414 - named here too
+from tests.verification.fake_fates import fates as fates  # noqa: PLC0414 - named here too
+from tests.verification.fake_fates import scripts as scripts  # noqa: PLC0414 - named here too
 from tests.verification.fake_tolerance import deviations
 from verification.encoding import Json, blake3_digest, hex_float, sha256_digest
 from verification.judge import Audit, Recomputed, judged, settle, trace_leaf_hash, trace_root
 from verification.keys import PrivateKey
+from verification.looks import further_look, may_appeal
 from verification.lottery import HashChain
 from verification.notes import Checkpoint, cosign, sign_checkpoint, vkey, witness_vkey
-from verification.plans import due_pulse, plan_close, plan_draw, plan_open, plan_run_close, plan_second_draw
+from verification.plans import (
+    due_pulse,
+    plan_close,
+    plan_draw,
+    plan_first_looks,
+    plan_open,
+    plan_run_close,
+    plan_second_draw,
+)
 from verification.records import (
+    Appeal,
     Base,
     Beacon,
     CommitClose,
@@ -55,7 +70,6 @@ NOON = 1_800_000_000  # a head of n entries is cosigned n seconds later
 CHAIN = HashChain(b"\x07" * 32, 400)
 CONTRIBUTORS = {"c0": "op-a", "c1": "op-a", "c2": "op-b", "c3": "op-c"}
 AUDITORS = {"a0": "op-x", "a1": "op-y", "a2": "op-b"}
-STRIKES = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
 
 
 def sha(text: str) -> str:
@@ -209,49 +223,6 @@ def started(
     return state
 
 
-@dataclass(frozen=True)
-class Fate:
-    """What becomes of a slot in a turn. `silent` auditors are asked in vain before one answers.
-
-    `logged`: an unrevealed slot's envelope came all the same. `copies`: the slot of the same turn whose
-    payload it hands in as its own; honest auditors then find another one. Where a slot rests on tolerance,
-    `far` is an outcome too: a deviation above its threshold. `unlike`: no two auditors find the same.
-    """
-
-    commit: bool = True
-    refused: str | None = None
-    logged: bool = False
-    copies: int | None = None
-    serves: bool = True
-    first: str = "pass"
-    second: str = "pass"
-    silent: int = 0
-    ms: int = 700
-    unlike: bool = False
-
-
-GOOD = Fate()
-LATE = Fate(commit=False)
-CHEAT = Fate(first="fail", second="fail")
-
-fates = st.one_of(
-    st.just(GOOD),
-    st.just(LATE),
-    st.builds(Fate, refused=st.sampled_from(STRIKES)),
-    st.just(Fate(refused="unrevealed", logged=True)),
-    st.builds(Fate, copies=st.integers(0, 3)),
-    st.builds(
-        Fate,
-        serves=st.booleans(),
-        first=st.sampled_from(("pass", "fail", "none")),
-        second=st.sampled_from(("pass", "fail", "differ", "none")),
-        silent=st.integers(0, 2),
-        ms=st.integers(0, 5000),
-    ),
-)
-scripts = st.lists(st.dictionaries(st.integers(0, 3), fates), min_size=1, max_size=9)
-
-
 def head(size: int) -> tuple[Checkpoint, str]:
     """A signed checkpoint of a made-up tree."""
     checkpoint = Checkpoint(ORIGIN, size, hashlib.sha256(str(size).encode()).digest())
@@ -341,12 +312,12 @@ def verdict(
     return Verdict(
         1,
         state.run,
-        state.round,
-        state.attempt,
+        turn.open.round,
+        turn.open.attempt,
         slot,
-        look,  # type: ignore[arg-type]
+        look,
         auditor,
-        state.member(auditor).key,
+        next(entry.key for entry in turn.open.auditors if entry.member == auditor),
         "fail" if differs else "pass",
         differs,
         work.payload,
@@ -357,6 +328,15 @@ def verdict(
         work.deviations,
         numerics_class,
     )
+
+
+def appeal(state: RunState, slot: int) -> Appeal:
+    """The appeal of a slot's contributor against the two verdicts that failed it."""
+    turn = state.open_turn
+    entry = turn.open.entry(slot)
+    against = (turn.verdicts[slot, 1].digest, turn.verdicts[slot, 2].digest)
+    place = (1, state.run, turn.open.round, turn.open.attempt)
+    return Appeal(*place, slot, entry.member, entry.key, against)
 
 
 class Play:
@@ -427,19 +407,38 @@ class Play:
         owed = [d.slot for d in turn.draw.drawn if d.auditors and d.slot in turn.reveal_close.revealed]
         served = tuple(slot for slot in owed if script[slot].serves)
         self.add(Served(*self.place, served, tuple(slot for slot in owed if not script[slot].serves)))
-        self._look(1, {d.slot: d.auditors for d in turn.draw.drawn if d.slot in served}, script)
-        self.add(plan_second_draw(self.state, *self._attested(3, 2 * number + 2)))
+        self._looks({d.slot: d.auditors for d in turn.draw.drawn if d.slot in served}, script, 2 * number + 2)
+
+    def _looks(self, orders: Mapping[int, tuple[str, ...]], script: Mapping[int, Fate], link: int) -> None:
+        """All the looks that slots with these auditors get, from the seals on."""
+        sealed = self._look(1, orders, script)
+        self.add(plan_first_looks(self.state, sealed))
+        self.add(plan_second_draw(self.state, *self._attested(3, link)))
         second = self.state.open_turn.second
         assert second
-        self._look(2, {d.slot: d.auditors for d in second.looks}, script)
+        again = self._look(2, {d.slot: d.auditors for d in second.looks}, script)
+        for record in [*(one for one in sealed if not script[one.slot].lost), *again]:
+            self.add(record)
+        for slot in sorted(orders):
+            if script[slot].appeals and may_appeal(self.state.open_turn.evidence, slot):
+                self.add(appeal(self.state, slot))
+        for look in range(3, 3 + max((len(fate.further) for fate in script.values()), default=0)):
+            due = {slot: further_look(self.state.open_turn.evidence, slot) for slot in sorted(orders)}
+            asked = {slot: item.auditors for slot, item in due.items() if item and item.look == look}
+            for record in self._look(look, asked, script):
+                self.add(record)
 
-    def _look(self, look: int, orders: Mapping[int, tuple[str, ...]], script: Mapping[int, Fate]) -> None:
+    def _look(
+        self, look: int, orders: Mapping[int, tuple[str, ...]], script: Mapping[int, Fate]
+    ) -> list[Verdict]:
+        found = []
         for slot, order in orders.items():
-            outcome = script[slot].first if look == 1 else script[slot].second
-            asked = order[script[slot].silent if look == 1 else 0 :]
+            fate = script[slot]
+            outcome = dict(enumerate((fate.first, fate.second, *fate.further), start=1)).get(look, "none")
+            asked = order[fate.silent if look == 1 else 0 :]
             if outcome != "none" and asked:
-                unlike = script[slot].unlike
-                self.add(verdict(self.state, slot, look, asked[0], outcome, unlike=unlike))
+                found.append(verdict(self.state, slot, look, asked[0], outcome, unlike=fate.unlike))
+        return found
 
     def _head(self, number: int) -> tuple[Checkpoint, str]:
         return head(10 * self.state.open_turn.open.turn + number)

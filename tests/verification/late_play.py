@@ -25,10 +25,9 @@ from tests.verification.fake_run import (
     revocation,
     rotation,
     started,
-    verdict,
 )
 from verification.notes import Checkpoint
-from verification.plans import due_pulse, link_number, plan_draw, plan_second_draw
+from verification.plans import due_pulse, link_number, plan_draw
 from verification.records import Base, Record, Served
 from verification.rounds import begin
 from verification.settling import due_turn, plan_settlement, removals
@@ -70,11 +69,8 @@ class LatePlay(Play):
         assert turn.draw
         assert turn.served
         asked = set(turn.served.served) & due.slots
-        self._look(1, {d.slot: d.auditors for d in turn.draw.drawn if d.slot in asked}, script)
-        self.add(plan_second_draw(self.state, *self._attested(3, link_number(self.state))))
-        second = self.state.open_turn.second
-        assert second
-        self._look(2, {d.slot: d.auditors for d in second.looks}, script)
+        orders = {d.slot: d.auditors for d in turn.draw.drawn if d.slot in asked}
+        self._looks(orders, script, link_number(self.state))
 
     def settle(self) -> None:
         state = self.state
@@ -98,15 +94,6 @@ class LatePlay(Play):
         owed = [d.slot for d in turn.draw.drawn if d.auditors and d.slot in turn.reveal_close.revealed]
         served = tuple(slot for slot in owed if script[slot].serves)
         self.add(Served(*self.place, served, tuple(slot for slot in owed if not script[slot].serves)))
-
-    def _look(self, look: int, orders: Mapping[int, tuple[str, ...]], script: Mapping[int, Fate]) -> None:
-        open_ = self.state.open_turn.open
-        for slot, order in orders.items():
-            outcome = script[slot].first if look == 1 else script[slot].second
-            asked = order[script[slot].silent if look == 1 else 0 :]
-            if outcome != "none" and asked:
-                record = verdict(self.state, slot, look, asked[0], outcome)
-                self.add(replace(record, round=open_.round, attempt=open_.attempt))
 
     def _head(self, number: int) -> tuple[Checkpoint, str]:
         return head(10 * self.state.draws + number)

@@ -87,8 +87,11 @@ class SlowRun:
         reasons = {item.slot: item.reason for item in record.removed if item.reason != "follows"}
         for one in self.kept:
             one.removed = one.removed or one.place in gone
+        overruled = {(item.slot, item.look) for item in record.overruled}
         open_ = self.opens[record.round, record.attempt]
         for verdict in self.verdicts.get((record.round, record.attempt), []):
+            if (verdict.slot, verdict.look) in overruled:
+                continue
             if bears_out(reasons.get(verdict.slot), verdict.outcome):
                 # Every segment is drawn in these runs, or one of two steps.
                 self.paid.append((verdict.auditor, open_.entry(verdict.slot).steps * 2 * 4))

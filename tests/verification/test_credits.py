@@ -136,6 +136,17 @@ def test_any_history_agrees_with_a_plain_ledger(
             assert (found.accepted, found.strikes) == (len(entries), strikes[name])
 
 
+def test_who_is_overruled_is_quarantined_and_forfeits_what_has_not_vested() -> None:
+    before = {**fresh(), "aud": Standing(earned=60, vested=10, unvested=((0, 20), (1, 30)))}
+    after = step(before, TurnResult(2, [("m", 4)], {"m": True}, overruled=["aud"]))
+    assert after["aud"] == Standing(earned=60, vested=10, forfeited=50, quarantined=True)
+    assert after["m"] == Standing(earned=4, unvested=((2, 4),), accepted=1)
+    # Without a waiting time too, and what it earned in the same turn for something else.
+    after = step(before, TurnResult(2, [("aud", 4)], overruled={"aud"}), vest=0)
+    assert (after["aud"].vested, after["aud"].forfeited) == (10, 54)
+    assert not step(before, TurnResult(2))["aud"].quarantined
+
+
 def test_late_audits_clear_nobody_of_a_strike_that_came_after_the_work() -> None:
     struck = step(fresh(), TurnResult(3, rejected={"m": "unserved"}))
     for turn, suspect in ((2, True), (3, False), (4, False)):

@@ -51,22 +51,35 @@ def give(writer: Writer, look: int, slot: int) -> str:
     last = {kind: record for kind, record, _ in writer.records}
     names = next(line["auditors"] for line in last["draw"]["drawn"] if line["slot"] == slot)
     writer.silent = {}
-    writer.ask(look, slot, names, {}, writer.committed, [], last["round-open"]["roster"])
+    roster = last["round-open"]["roster"]
+    writer.log(writer.ask(look, slot, names, {}, writer.committed, [], roster))
     return str(names[0])
 
 
-@pytest.mark.parametrize(("kind", "look"), [("round-close", 1), ("verdict", 2)])
-def test_a_verdict_comes_in_its_own_look(tmp_path: Path, kind: str, look: int) -> None:
-    """A first look cannot come after the second draw, a second look not before it."""
+@pytest.mark.parametrize("look", [1, 2, 3, 9])
+def test_a_verdict_of_a_look_that_is_not_due(tmp_path: Path, look: int) -> None:
+    """Neither a first one that first-looks does not tell, nor any other that nobody was called for."""
     by: list[str] = []
 
     def change(_: Record, writer: Writer) -> None:
         by.append(give(writer, look, 4))
 
-    silent = {(0, 1, 4): 9}
-    found = failures(tmp_path, silent=silent, lie=lying(kind, change), audit__second_look_ppm=0)
+    silent = {(0, 1, 4): 9} if look == 1 else {}
+    found = failures(tmp_path, silent=silent, lie=lying("round-close", change), audit__second_look_ppm=0)
     of = f"look {look} of slot 4 in round 1"
     assert found == [f"{by[0]} was not to give a verdict for {of}, or one was given before"]
+
+
+@pytest.mark.parametrize("kind", ["first-looks", "second-draw"])
+def test_no_verdict_stands_before_the_second_draw(tmp_path: Path, kind: str) -> None:
+    """Nobody may read what others found before it is known who is to look again."""
+
+    def early(record: Record, writer: Writer) -> Any:
+        verdict = writer.given[1, 0]
+        return [("verdict", verdict, writer.signer(verdict["auditor"])), (kind, record, "coordinator")]
+
+    [what] = failures(tmp_path, lie=lying(kind, early))
+    assert what.startswith("a record is out of order")
 
 
 def test_a_verdict_of_a_slot_that_was_not_served(tmp_path: Path) -> None:
@@ -75,7 +88,7 @@ def test_a_verdict_of_a_slot_that_was_not_served(tmp_path: Path) -> None:
     def change(_: Record, writer: Writer) -> None:
         by.append(give(writer, 1, 4))
 
-    lie = lying("verdict", change)
+    lie = lying("round-close", change)
     found = failures(tmp_path, script={(0, 4): "noserve"}, lie=lie, audit__second_look_ppm=0)
     of = "look 1 of slot 4 in round 1"
     assert found == [f"{by[0]} was not to give a verdict for {of}, or one was given before"]

@@ -323,7 +323,7 @@ def test_all_of_a_turn_without_a_fresh_pulse_is_looked_at_twice(tmp_path: Path, 
     assert looks(honest)[1] == 0
     judging = writer_of(tmp_path / "judging", Judging, audit__second_look_ppm=0, **over)
     what = failures(judging, 1)
-    assert what[0] == "the second looks of round 1 do not follow from verdicts and seed"
+    assert what[0] == "the second looks of round 1 do not follow from first-looks and seed"
 
 
 # --- lies ---

@@ -42,6 +42,11 @@ def name_of(verdict: Record) -> str:
     return f"look {verdict['look']} of slot {verdict['slot']} in round 1"
 
 
+def split(verdict: Record) -> str:
+    """What is said when one of two verdicts states another trace, so that they are of two sides."""
+    return f"slot {verdict['slot']} is settled wrongly in round 1"
+
+
 # --- pieces ---
 
 
@@ -327,7 +332,7 @@ def hash_at(at: int) -> Callable[[Record], None]:
 def test_hashes_where_digests_belong(tmp_path: Path, change: Any, look: int) -> None:
     told: list[Record] = []
     lie = one_verdict(lambda r: r["look"] == look and has_hashes(r), change, told)
-    assert failures(tmp_path, lie=lie) == [OTHERS.format(name_of(told[0]))]
+    assert failures(tmp_path, lie=lie) == [OTHERS.format(name_of(told[0])), split(told[0])]
 
 
 @pytest.mark.parametrize("look", [1, 2])
@@ -335,7 +340,7 @@ def test_hashes_where_all_segments_are_drawn(tmp_path: Path, look: int) -> None:
     told: list[Record] = []
     lie = one_verdict(lambda r: r["look"] == look and len(r["trace"]) > 2, hash_at(1), told)
     found = failures(tmp_path, lie=lie, audit__segments=0)
-    assert found == [OTHERS.format(name_of(told[0]))]
+    assert found == [OTHERS.format(name_of(told[0])), split(told[0])]
 
 
 def test_digests_where_nobody_looked(tmp_path: Path) -> None:
@@ -355,7 +360,7 @@ def test_digests_of_leaves_that_nobody_can_know(tmp_path: Path) -> None:
             record["trace"] = writer.committed[record["slot"]][1]["trace"]
         return record
 
-    assert failures(tmp_path, lie=lie) == [OTHERS.format(name_of(told[0]))]
+    assert failures(tmp_path, lie=lie) == [OTHERS.format(name_of(told[0])), split(told[0])]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def predicates() -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {kind: [value] for kind, value in MADE.items()}
     with TemporaryDirectory() as folder:
         settled = LateWriter(Path(folder) / "late", audit__rate_ppm=1_000_000).run(turns=3).records
-        honest = Writer(Path(folder) / "run").run().records
+        honest = Writer(Path(folder) / "run", appeals={(1, 2)}).run().records
         for kind, record, _ in [*honest, *(told for told in settled if told[0] == "settlement")]:
             found.setdefault(kind, []).append(record)
     return found

@@ -48,8 +48,9 @@ CASE: Record = {
 }
 OF = "the evidence against slot 1 in round 3"
 FOLDER = "evidence/r00003-a0-s1"
-CLOSED: Record = {"accepted": [{}], "rejected": []}
-VOID: Record = {"accepted": [], "rejected": []}
+CLOSED: Record = {"accepted": [{}], "rejected": [], "overruled": []}
+VOID: Record = {**CLOSED, "accepted": []}
+VERDICTS = ({"slot": 1, "look": 1}, {"slot": 0, "look": 3}, {"slot": 1, "look": 2})
 ENROLMENTS = ({"role": "contributor"}, {"role": "auditor"}, {"role": "auditor"})
 
 
@@ -72,7 +73,7 @@ def turn(*, close: Record | None = CLOSED, **over: Any) -> Turn:
         "reveal_close": None,
         "draw": None,
         "served": None,
-        "verdicts": (),
+        "verdicts": VERDICTS,
         "second_draw": None,
         "close": close,
     }
@@ -456,10 +457,10 @@ def test_a_case_that_a_settlement_names(folder: Folder) -> None:
     line = {"attempt": 0, "evidence": sha(canon(CASE)), "member": "ann", "reason": "failed-audit", "round": 3}
     lines = [{**line, "slot": 1}, {**line, "round": 4, "slot": 2}, {**line, "attempt": 1, "slot": 2}]
     lines.append({**line, "evidence": None, "slot": 3})
-    folder.check.turn(turn(settlement={"removed": lines}))
+    folder.check.turn(turn(settlement={"removed": lines, "overruled": []}))
     assert folder.end() == []
     (folder.run / FOLDER / "case.json").unlink()
-    folder.check.turn(turn(close=None, settlement={"removed": lines}))
+    folder.check.turn(turn(close=None, settlement={"removed": lines, "overruled": []}))
     assert folder.said() == [(f"{FOLDER}/case.json", f"{OF} is missing or cannot be read")]
 
 

@@ -134,16 +134,18 @@ def test_hostile_records_signed_again_never_raise(written: Writer, data: st.Data
 
 @pytest.fixture(scope="module")
 def late(tmp_path_factory: pytest.TempPathFactory) -> LateWriter:
-    over = {"audit__rate_ppm": 1_000_000, "audit__probation_rounds": 0, "script": {(0, 2): "cheat"}}
+    over: dict[str, Any] = {"audit__rate_ppm": 1_000_000, "audit__probation_rounds": 0}
+    over |= {"more": [(name, "auditor", name[0], "c1") for name in ("uma", "tom", "sam")]}
+    over |= {"script": {(0, 2): "cheat"}, "appeals": {(0, 2)}, "sees": {(0, 1, 0): "!", (1, 1, 1): "!"}}
     writer = LateWriter(tmp_path_factory.mktemp("fsck") / "late", lag=1, silent={}, **over).run(turns=3)
     assert check_run(writer.write()).failures == ()
     return writer
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_hostile_late_records_signed_again_never_raise(late: LateWriter, data: st.DataObject) -> None:
-    kinds = ("settlement", "round-close", "second-draw", "verdict", "round-open")
+    kinds = ("settlement", "round-close", "first-looks", "second-draw", "verdict", "appeal", "round-open")
     index = data.draw(st.sampled_from([i for i, r in enumerate(late.records) if r[0] in kinds]))
     kind, record, signer = late.records[index]
     path = data.draw(st.sampled_from(places(record)[1:]))

@@ -61,7 +61,8 @@ class LateWriter(Writer):
         one.before = dict(self.state)
         one.standing = [line["slot"] for line in roster if fate[line["slot"]] is None]
         self.waiting.append(one)
-        return [], [], {}
+        self.given = {}
+        return [], {}
 
     def one_turn(self) -> None:
         super().one_turn()
@@ -73,20 +74,20 @@ class LateWriter(Writer):
         self.__dict__.update(one.now)
         self.files |= {f"start of {name}": start for name, start in one.starts.items()}
         served = [slot for slot in one.served if slot in one.standing]
-        missed, audited, first, looks, again = self.look_twice(
-            one.roster, one.todo, one.reveals, one.drawn, served, one.short
-        )
+        missed, looks = self.look_at_all(one.roster, one.todo, one.reveals, one.drawn, served, one.short)
         reasons: dict[int, str | None] = dict.fromkeys(one.standing)
         for slot in set(one.standing) & set(one.drawn):
-            reasons[slot] = self.judge(slot, one.drawn, [], first, looks, again)
+            reasons[slot] = self.judge(slot, one.drawn, [], looks)
         reasons |= {s: why for (turn, s), why in self.settle_as.items() if turn == self.turn and s in reasons}
         removed = self.take_out(one, reasons, later["key_names"])
-        for name, slot, outcome in audited:
-            if (outcome, reasons[slot]) in (("pass", None), ("fail", "failed-audit")):
-                n = self.pay(one.roster, slot, one.reveals[slot][0]["opening"])
-                self.unvested.append((self.turn, name, n))
-                self.credit[name]["earned"] += n
+        for entry in self.paid(one.roster, reasons, one.reveals):
+            self.unvested.append(entry)
+            self.credit[entry[1]]["earned"] += entry[2]
+        here = (self.round, self.attempt)
+        cases = {r["slot"]: r["evidence"] for r in removed if (r["round"], r["attempt"]) == here}
+        overruled = self.overruled(one.roster, cases)
         at_fault = [line["member"] for line in removed if line["fault"]]
+        at_fault += [line["auditor"] for line in overruled]
         self.quarantined = sorted({*self.quarantined, *at_fault})
         for entry in [entry for entry in self.unvested if entry[1] in self.quarantined]:
             self.credit[entry[1]]["forfeited"] += entry[2]
@@ -101,6 +102,7 @@ class LateWriter(Writer):
             self.in_turn(
                 removed=removed,
                 missed=missed,
+                overruled=overruled,
                 settled=self.final,
                 **self.base,
                 requeued=[{"operator": o, "range": [a, b]} for a, b, o in self.queue],

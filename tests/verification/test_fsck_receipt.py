@@ -181,6 +181,7 @@ CLOSE: dict[str, Any] = {
     "accepted": [{"member": "ann", "payload": b3(b""), "slot": 0, "tokens": 1, "weight": 1}],
     "rejected": [{"evidence": None, "fault": False, "member": "bob", "reason": "late", "slot": 1}],
     "missed": [],
+    "overruled": [],
     "weights": b3(b""),
     "outer": b3(b""),
     "requeued": [],

@@ -369,6 +369,7 @@ def test_verdicts_of_a_look_stand_by_slot(tmp_path: Path, look: int) -> None:
     failures = check_run(writer.run(turns=2).write()).failures
     slot = held[0][1]["slot"]
     assert [f.what for f in failures] == [
-        f"the verdict of look {look} of slot {slot} in round 1 does not stand by slot"
+        f"the verdict of look {look} of slot {slot} in round 1 does not stand by look and slot"
     ]
-    assert (failures[0].expected, failures[0].got) == (f"a slot above {held[1][1]['slot']}", str(slot))
+    after = f"above look {look} of slot {held[1][1]['slot']}"
+    assert (failures[0].expected, failures[0].got) == (after, f"look {look} of slot {slot}")

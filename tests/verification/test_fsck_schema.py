@@ -23,6 +23,7 @@ from verification.fsck_schema import (
     span,
     strings,
     text,
+    two_of,
 )
 
 NAME = pattern("[a-z]{1,3}|x+", "a name")
@@ -95,6 +96,16 @@ SHAPES: dict[str, tuple[Shape, bool, list[Any], list[tuple[Any, str, str]]]] = {
             ({"0": "a", "1": 1}, "at does not fit", "a list of two"),
             ([1, 1], "at[0] does not fit", "text"),
             (["a", 0], "at[1] does not fit", f"an integer in [1, {MAX_INTEGER}]"),
+        ],
+    ),
+    "two": (
+        two_of(NAME),
+        True,
+        [["a", "xxxx"], ["a", "a"]],
+        [
+            *((v, "at does not fit", "a list of two") for v in ([], ["a"], ["a", "b", "c"], "ab", {}, None)),
+            (["a", 1], "at[1] does not fit", "a name"),
+            (["", "a"], "at[0] does not fit", "a name"),
         ],
     ),
     "list of pairs": (

@@ -206,10 +206,14 @@ class State:
     # --- logging ---
 
     def add(self, kind: str, record: dict[str, Any], signer: str = "coordinator") -> None:
-        told = [(kind, record, signer)]
-        if self.lie is not None:
-            answer = self.lie(kind, copy.deepcopy(record), self)
-            told = [(kind, answer, signer)] if isinstance(answer, dict) else answer
+        self.log(self.told(kind, record, signer))
+
+    def told(self, kind: str, record: dict[str, Any], signer: str) -> list[Any]:
+        """What is signed of a record: itself, or what the lie makes of it."""
+        answer = record if self.lie is None else self.lie(kind, copy.deepcopy(record), self)
+        return [(kind, answer, signer)] if isinstance(answer, dict) else list(answer)
+
+    def log(self, told: list[Any]) -> None:
         for k, r, s in told:
             self.records.append((k, r, s))
             self.entries.append(envelope(k, r, s, self.run_subject))

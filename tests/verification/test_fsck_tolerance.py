@@ -23,7 +23,6 @@ from verification.fsck_rules import check_manifest
 from verification.fsck_shapes import RECORDS, tolerances_of
 from verification.fsck_tolerance import (
     capped,
-    contradict,
     deviates,
     eligible,
     limits_of,
@@ -132,13 +131,6 @@ def test_a_deviation_above_a_threshold(key: str) -> None:
     assert deviates({"deviations": [at, above]}, LIMITS)
     assert not deviates({"deviations": [above]}, None)
     assert not deviates({"deviations": []}, LIMITS)
-
-
-def test_verdicts_that_contradict_each_other() -> None:
-    one: Record = {"class": "a", "deviations": [{"own": "x"}]}
-    assert not contradict(one, one)
-    assert contradict(one, {**one, "deviations": [{"own": "y"}]})
-    assert not contradict(one, {"class": "b", "deviations": [{"own": "y"}]})
 
 
 @given(

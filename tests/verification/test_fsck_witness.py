@@ -383,7 +383,7 @@ def test_second_looks_in_a_short_turn(tmp_path: Path, short: bool, look: int) ->
     writer = Judging(tmp_path / "run", **{**BASE, **over, "audit__second_look_ppm": 0})
     writer.short = short
     what = failures(writer, 1)
-    assert what[0] == "the second looks of round 1 do not follow from verdicts and seed"
+    assert what[0] == "the second looks of round 1 do not follow from first-looks and seed"
 
 
 # --- bytes ---

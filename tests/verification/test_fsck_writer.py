@@ -17,13 +17,11 @@ from tests.verification.test_fsck_bytes import (
     dom,
     draw_number,
     envelope,
-    hash_of,
     key_text,
-    opened_trace,
     sha,
     trace_root,
 )
-from tests.verification.test_fsck_state import State
+from tests.verification.test_fsck_looks_writer import Looks, roster_line
 
 STRIKING = {"unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved"}
 
@@ -46,7 +44,7 @@ SCRIPT = {
 SILENT = {(1, 1, 0): 1, (4, 1, 0): 9, (5, 2, 1): 1}
 
 
-class Writer(State):
+class Writer(Looks):
     """Plays a made-up run by its script."""
 
     def __init__(
@@ -104,8 +102,8 @@ class Writer(State):
         )
         fate: dict[int, str | None] = {line["slot"]: None for line in roster}
         reveals = self.commit_and_reveal(roster, todo, fate, snapshot)
-        missed, audited, drawn = self.audit(roster, auditors, todo, fate, reveals)
-        self.close_turn(roster, fate, reveals, missed, audited, drawn)
+        missed, drawn = self.audit(roster, auditors, todo, fate, reveals)
+        self.close_turn(roster, fate, reveals, missed, drawn)
 
     def commit_and_reveal(self, roster: Any, todo: Any, fate: Any, snapshot: bool) -> dict[int, Any]:
         reveals: dict[int, Any] = {}
@@ -225,139 +223,14 @@ class Writer(State):
 
     def audit(self, roster: Any, auditors: Any, todo: Any, fate: Any, reveals: Any) -> Any:
         drawn, served, unserved, nobody, short = self.draw(roster, auditors, todo, reveals)
-        missed, audited, *found = self.look_twice(roster, todo, reveals, drawn, served, short)
+        missed, looks = self.look_at_all(roster, todo, reveals, drawn, served, short)
         for slot in sorted(nobody | set(drawn)):
             if fate[slot] is None:
                 nowhere = slot in nobody
-                fate[slot] = "no-eligible-auditor" if nowhere else self.judge(slot, drawn, unserved, *found)
-        return missed, audited, drawn
+                fate[slot] = "no-eligible-auditor" if nowhere else self.judge(slot, drawn, unserved, looks)
+        return missed, drawn
 
-    def look_twice(self, roster: Any, todo: Any, reveals: Any, drawn: Any, served: Any, short: Any) -> Any:
-        """Verdicts, second-draw, verdicts; those of a look by slot, and who was called again."""
-        missed: list[dict[str, Any]] = []
-        audited: list[tuple[str, int, str]] = []
-        first: dict[int, dict[str, Any]] = {}
-        for slot in served:
-            answer = self.ask(1, slot, drawn[slot], todo, reveals, missed, roster)
-            if answer is not None:
-                first[slot] = answer
-                audited.append((answer["auditor"], slot, answer["outcome"]))
-        chance = self.link_and_seed(2)
-        short = short or self.is_short(chance)
-        looks: dict[int, list[str]] = {}
-        for slot, verdict in first.items():
-            mine = self.info[verdict["auditor"]][2]
-            silent = [m["auditor"] for m in missed if m["slot"] == slot]
-            names = [n for n in drawn[slot] if self.info[n][2] != mine and n not in silent]
-            second = draw_number(chance["seed"], f"second/{slot}", 10**6)
-            certain = short or verdict["outcome"] == "fail"
-            if names and (certain or second < self.config["audit"]["second_look_ppm"]):
-                looks[slot] = names
-        listed = [{"auditors": names, "slot": s} for s, names in looks.items()]
-        self.add("second-draw", self.in_turn(**chance, looks=listed))
-        again: dict[int, dict[str, Any]] = {}
-        for slot, names in looks.items():
-            answer = self.ask(2, slot, names, todo, reveals, missed, roster)
-            if answer is not None:
-                again[slot] = answer
-                audited.append((answer["auditor"], slot, answer["outcome"]))
-        return missed, audited, first, looks, again
-
-    def ask(
-        self, look: int, slot: int, names: list[str], todo: Any, reveals: Any, missed: Any, roster: Any
-    ) -> Any:
-        quiet = self.silent.get((self.turn, look, slot), 0)
-        missed += [{"auditor": n, "look": look, "slot": slot} for n in names[:quiet]]
-        if quiet >= len(names):
-            return None
-        name, opening = names[quiet], reveals[slot][0]["opening"]
-        line, what = roster_line(roster, slot), todo.get(slot)
-        work = self.work(line)
-        if (what, look) in {("dispute", 1), ("dispute later", 2), ("cheat, seen differently", 2)}:
-            work["loss_last"] += 1
-            work["next_state"] += b"!"
-        served, segments = reveals[slot][1]["trace"], self.drawn_segments[slot]
-        opened, looked = self.opened(slot, len(served) - 1)
-        trace = [hash_of(leaf).hex() for leaf in served]
-        for i in looked:
-            trace[i] = served[i] if i in opened else work["trace"][i]
-        first = work["loss_first"] if 0 in segments else None
-        differs = []
-        if trace_root(trace) != opening["trace_root"]:
-            differs.append("trace")
-        if b3(work["payload"]) != opening["payload"]:
-            differs.append("payload")
-        if b3(work["next_state"]) != opening["next_state"]:
-            differs.append("next_state")
-        if work["loss_last"] != opening["loss_last"] or first not in (None, opening["loss_first"]):
-            differs.append("loss")
-        deviations = []
-        if self.rests(line, names):
-            deviations = [self.deviation(line, segment, name, what) for segment in segments]
-        if self.too_far(line, name, deviations):
-            differs.append("deviation")
-        verdict = self.in_turn(
-            slot=slot,
-            look=look,
-            auditor=name,
-            key=self.key(name),
-            outcome="fail" if differs else "pass",
-            differs=differs,
-            payload=b3(work["payload"]),
-            next_state=b3(work["next_state"]),
-            trace=trace,
-            loss_first=first,
-            loss_last=work["loss_last"],
-            deviations=deviations,
-        )
-        verdict["class"] = self.info[name][3]
-        self.add("verdict", verdict, self.signer(name))
-        return verdict
-
-    def opened(self, slot: int, count: int) -> tuple[list[int], set[int]]:
-        """Of a drawn slot of `count` segments: the leaves that are opened, and all that are looked into."""
-        segments, opened = self.drawn_segments[slot], set()
-        tolerant = slot in self.tolerant
-        for segment in segments:
-            if tolerant:
-                opened.add(segment)
-            if segment > 0 and (tolerant or segment - 1 not in segments):
-                opened.add(segment - 1)
-        if tolerant or count - 1 not in segments:
-            opened.add(count - 1)
-        return sorted(opened), {*opened, *segments, count}
-
-    @staticmethod
-    def judge(slot: int, drawn: Any, unserved: Any, first: Any, looks: Any, again: Any) -> str | None:
-        if not drawn[slot]:
-            return "no-eligible-auditor"
-        if slot in unserved:
-            return "unserved"
-        if slot not in first:
-            return "unaudited"
-        outcomes = [v[slot]["outcome"] for v in (first, again) if slot in v]
-        if outcomes == ["pass"]:
-            return "unaudited" if slot in looks else None
-        if outcomes == ["fail"]:
-            return "unconfirmed"
-        said = [v[slot] for v in (first, again)]
-        keys = ["payload", "next_state", "trace"]
-        if said[0]["class"] == said[1]["class"]:
-            keys.append("deviations")
-        if outcomes[0] != outcomes[1] or any(said[0][key] != said[1][key] for key in keys):
-            return "disputed"
-        return None if outcomes == ["pass", "pass"] else "failed-audit"
-
-    def pay(self, roster: Any, slot: int, opening: Any) -> int:
-        """Tokens of those local steps, counted one by one, that lie in the drawn segments."""
-        steps, every = (
-            next(x["steps"] for x in roster if x["slot"] == slot),
-            self.config["train"]["trace_every"],
-        )
-        repeated = [step for step in range(steps) if step // every in self.drawn_segments[slot]]
-        return opening["tokens"] * len(repeated) // steps
-
-    def close_turn(self, roster: Any, fate: Any, reveals: Any, missed: Any, audited: Any, drawn: Any) -> None:
+    def close_turn(self, roster: Any, fate: Any, reveals: Any, missed: Any, drawn: Any) -> None:
         good = [line for line in roster if fate[line["slot"]] is None]
         tokens = {line["slot"]: reveals[line["slot"]][0]["opening"]["tokens"] for line in good}
         total, cap = sum(tokens.values()), self.config["credit"]["operator_cap_ppm"]
@@ -380,9 +253,7 @@ class Writer(State):
             if slot in drawn:
                 self.suspect.discard(name)
         self.pace(roster, fate)
-        for name, slot, outcome in audited:
-            if fate[slot] == {"pass": None, "fail": "failed-audit"}[outcome]:
-                fresh.append((self.turn, name, self.pay(roster, slot, reveals[slot][0]["opening"])))
+        fresh += self.paid(roster, fate, reveals)
         rejected = []
         for line in roster:
             slot, name, reason = line["slot"], line["member"], fate[line["slot"]]
@@ -407,6 +278,8 @@ class Writer(State):
                 self.struck[name] = self.turn
             if reason == "failed-audit" or self.strikes[name] >= self.config["credit"]["strikes"]:
                 lost.append(name)
+        overruled = self.overruled(roster, {line["slot"]: line["evidence"] for line in rejected})
+        lost += [line["auditor"] for line in overruled]
         self.queue.sort(key=lambda q: q[0])
         self.unvested += fresh
         for _, name, n in fresh:
@@ -433,6 +306,7 @@ class Writer(State):
                 accepted=accepted,
                 rejected=rejected,
                 missed=missed,
+                overruled=overruled,
                 **self.base,
                 requeued=[{"operator": o, "range": [a, b]} for a, b, o in self.queue],
                 cursor=self.cursor,
@@ -448,38 +322,6 @@ class Writer(State):
         self.tokens += total
         self.turn += 1
         self.round, self.attempt = (self.round + 1, 0) if good else (self.round, self.attempt + 1)
-
-    def evidence(self, line: Any, reason: str, reveals: Any) -> str | None:
-        if reason not in {"failed-audit", "malformed-payload"}:
-            return None
-        files = {name: name.encode() for name in ("manifest", "open", "reveal")}
-        files["payload"] = reveals[line["slot"]][1]["payload"]
-        if reason == "failed-audit":
-            files |= {
-                name: name.encode() for name in ("draw", "verdict-1", "verdict-2", "weights", "windows")
-            }
-            files["start_state"] = self.files["start of " + line["member"]]
-            trace, slot = reveals[line["slot"]][1]["trace"], line["slot"]
-            if slot in self.tolerant or len(self.drawn_segments[slot]) < len(trace) - 1:
-                files["trace"] = opened_trace(trace, self.opened(slot, len(trace) - 1)[0])
-        case = canon(
-            {
-                "attempt": self.attempt,
-                "files": {name: b3(data) for name, data in files.items()},
-                "member": line["member"],
-                "reason": reason,
-                "round": self.round,
-                "run": self.run_id,
-                "slot": line["slot"],
-            }
-        )
-        for name, data in {**files, "case.json": case}.items():
-            self.files[f"evidence/r{self.round:05d}-a{self.attempt}-s{line['slot']}/{name}"] = data
-        return sha(case)
-
-
-def roster_line(roster: list[dict[str, Any]], slot: int) -> dict[str, Any]:
-    return next(line for line in roster if line["slot"] == slot)
 
 
 def test_the_default_run_has_what_the_other_tests_need(tmp_path: Path) -> None:

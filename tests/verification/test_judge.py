@@ -15,7 +15,6 @@ from verification.judge import (
     TurnEvidence,
     bears_out,
     differences,
-    missed_auditors,
     settle,
     trace_leaf_hash,
     trace_root,
@@ -26,7 +25,8 @@ from verification.plans import plan_open
 from verification.records import (
     Draw,
     DrawnSlot,
-    Missed,
+    FirstLooks,
+    SealedLook,
     SecondDraw,
     SlotAuditors,
     Verdict,
@@ -48,6 +48,7 @@ UNFIT = (
 class Case:
     """One slot's evidence. `first`, `second`: outcome of the look, or None when nobody answered.
 
+    `further`: outcomes of the looks after these; `lost`: the first verdict was sealed and is not in the log.
     `ppm`: the chance of an audit that the open gave it. The open has no auditor that may judge it unless
     `eligible`.
     """
@@ -61,14 +62,22 @@ class Case:
     second: str | None = None
     ppm: int = 400_000
     eligible: bool = True
+    lost: bool = False
+    further: tuple[str, ...] = ()
+    appealed: bool = False
 
     def evidence(self) -> TurnEvidence:
         drawn = () if self.auditors is None else (DrawnSlot(SLOT, self.auditors, (0, 1)),)
         given: dict[tuple[int, int], Verdict] = {}
         if self.first:
             given[SLOT, 1] = told(self.first, "a0", 1)
+        sealed = [SealedLook(SLOT, v.auditor, v.outcome, v.digest) for v in given.values()]
+        if self.lost:
+            del given[SLOT, 1]
         if self.second:
             given[SLOT, 2] = told(self.second, "a1", 2)
+        for look, outcome in enumerate(self.further, start=3):
+            given[SLOT, look] = told(outcome, f"a{look - 1}", look)
         looks = (SlotAuditors(SLOT, ("a1",)),) if self.looks else ()
         place: tuple[Any, ...] = (1, OPEN.run, 1, 0, "head", "00" * 32, (), sha("seed"))
         return TurnEvidence(
@@ -82,7 +91,9 @@ class Case:
             Draw(*place, drawn),
             () if self.served else (SLOT,),
             given,
+            FirstLooks(*place[:4], tuple(sealed)),
             SecondDraw(*place, looks),
+            (SLOT,) if self.appealed else (),
         )
 
 
@@ -136,15 +147,35 @@ TABLE: list[tuple[Case, str | None]] = [
     (Case(first="fail", looks=True, second="payload"), "disputed"),
     (Case(first="fail", looks=True, second="next_state"), "disputed"),
     (Case(first="fail", looks=True, second="trace"), "disputed"),
+    # What was sealed and is not in the log is no verdict.
+    (Case(lost=True), "unaudited"),
+    *((Case(lost=True, first=first, looks=True, second="fail"), "unaudited") for first in ("pass", "fail")),
+    # Looks after the second: the side with two voices or more, and more than any other.
+    (Case(first="fail", looks=True, second="pass", further=("pass",)), None),
+    (Case(first="fail", looks=True, second="pass", further=("fail",)), "failed-audit"),
+    (Case(looks=True, second="fail", further=("pass",)), None),
+    (Case(looks=True, second="fail", further=("fail",)), "failed-audit"),
+    (Case(first="fail", looks=True, second="pass", further=("differ",)), "disputed"),
+    (Case(first="fail", looks=True, second="differ", further=("fail",)), "failed-audit"),
+    (Case(first="fail", looks=True, second="differ", further=("pass", "pass")), None),
+    (Case(first="fail", looks=True, second="fail", appealed=True), "failed-audit"),  # it is not a voice
+    (Case(first="fail", looks=True, second="fail", further=("pass",), appealed=True), "failed-audit"),
+    (Case(first="fail", looks=True, second="fail", further=("pass", "pass"), appealed=True), "disputed"),
+    (Case(first="fail", looks=True, second="fail", further=("pass",) * 3, appealed=True), None),
 ]
 
 
 @pytest.mark.parametrize(("case", "reason"), TABLE)
 def test_each_rule_of_settling(case: Case, reason: str | None) -> None:
-    (outcome,) = settle(case.evidence())
+    evidence = case.evidence()
+    (outcome,) = settle(evidence)
     assert outcome.reason == reason
     assert outcome.fault == (reason == "failed-audit")
     assert outcome.drawn == (case.auditors is not None)
+    # Before the second draw nothing is made of verdicts.
+    (early,) = settle(replace(evidence, second=None))
+    by_verdicts = ("unaudited", "unconfirmed", "disputed", "failed-audit")
+    assert early.reason == (None if reason in by_verdicts else reason)
 
 
 def second_version(case: Case) -> str | None:
@@ -154,7 +185,7 @@ def second_version(case: Case) -> str | None:
         (case.refused is not None, case.refused),
         ((case.ppm > 0 or case.auditors is not None) and not case.eligible, "no-eligible-auditor"),
         (case.auditors is not None and not case.served, "unserved"),
-        (case.auditors is not None and case.first is None, "unaudited"),
+        (case.auditors is not None and (case.first is None or case.lost), "unaudited"),
         (
             case.auditors is not None and case.first == "pass" and case.looks and case.second is None,
             "unaudited",
@@ -173,7 +204,7 @@ def second_version(case: Case) -> str | None:
 
 def test_the_first_rule_that_applies_wins_over_all_later_ones() -> None:
     seen = set()
-    for committed, refused, auditors, served, first, looks, second, ppm in product(
+    for committed, refused, auditors, served, first, looks, second, ppm, lost in product(
         (True, False),
         (None, "unrevealed", "duplicate-payload"),
         (None, (), ("a0", "a1")),
@@ -182,11 +213,12 @@ def test_the_first_rule_that_applies_wins_over_all_later_ones() -> None:
         (True, False),
         (None, "pass", "fail", "differ"),
         (0, 1),
+        (False, True),
     ):
-        if second is not None and (not looks or first is None):
+        if (second is not None and not looks) or (first is None and (lost or looks)):
             continue
         for eligible in {auditors != (), bool(auditors)}:  # a drawn slot shows which of the two it is
-            case = Case(committed, refused, auditors, served, first, looks, second, ppm, eligible)
+            case = Case(committed, refused, auditors, served, first, looks, second, ppm, eligible, lost)
             (outcome,) = settle(case.evidence())
             assert outcome.reason == second_version(case), case
             seen.add(outcome.reason)
@@ -220,17 +252,6 @@ def test_a_fail_over_the_loss_alone_is_no_fault_unless_two_find_it() -> None:
     for second, reason in ((passed, "disputed"), (replace(first, look=2, auditor="a1"), "failed-audit")):
         (outcome,) = settle(replace(evidence, verdicts={(SLOT, 1): first, (SLOT, 2): second}))
         assert outcome.reason == reason
-
-
-def test_nobody_missed_a_look_that_was_not_asked_for() -> None:
-    asked = (Missed(SLOT, 1, "a0"), Missed(SLOT, 1, "a1"))
-    assert missed_auditors(Case(first=None).evidence()) == asked
-    for case in (
-        Case(committed=False, first=None),
-        Case(refused="unrevealed", first=None),
-        Case(served=False, first=None),
-    ):
-        assert missed_auditors(case.evidence()) == ()
 
 
 def test_settling_keeps_the_order_and_the_whole_roster() -> None:
@@ -303,19 +324,6 @@ def judged() -> RunState:
         again.add(record)
     assert close.kind == "round-close"
     return again.state
-
-
-def test_missed_are_those_asked_before_the_one_who_answered() -> None:
-    state = judged()
-    turn = state.open_turn
-    assert turn.draw
-    assert turn.second
-    order = {item.slot: item.auditors for item in turn.draw.drawn}
-    second = {item.slot: item.auditors for item in turn.second.looks}
-    expected = [Missed(0, 1, order[0][0])]
-    expected += [Missed(1, 1, name) for name in order[1]]
-    expected += [Missed(3, 2, name) for name in second[3]]
-    assert list(missed_auditors(turn.evidence)) == expected
 
 
 def test_a_verdict_must_follow_from_its_own_values() -> None:

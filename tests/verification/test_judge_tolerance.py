@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.verification.fake_run import done, looked_at, opening, reveal, sha, started
-from verification.judge import Audit, TurnEvidence, alike, judged, settle, stated_by, verdict_is_sound
+from verification.disputes import side_of
+from verification.judge import Audit, TurnEvidence, judged, settle, stated_by, verdict_is_sound
 from verification.plans import plan_open
 from verification.records import Deviation, Draw, DrawnSlot, SecondDraw, SlotAuditors, Verdict
 from verification.tolerance import NO_BOUND
@@ -187,8 +188,9 @@ def settled(*verdicts: Verdict, tolerances: Sequence[Any] = TOLERANCES, **change
         Draw(*place, drawn if verdicts else ()),
         (),
         {(SLOT, record.look): record for record in verdicts},
+        None,
         SecondDraw(*place, looks),
-        tolerances,
+        tolerances=tolerances,
     )
     (outcome,) = settle(evidence)
     return outcome.reason
@@ -238,7 +240,7 @@ def test_verdicts_that_disagree_on_the_boundary_are_disputed_of_whatever_class(n
     second = verdict(*BAD, flavour="other", kind=kind, auditor="a1", look=2)
     assert settled(one, second) == "failed-audit"
     second = replace(second, **{name: getattr(two, name)})
-    assert not alike(one, second)
+    assert side_of(one) != side_of(second)
     assert settled(one, second) == "disputed"
 
 

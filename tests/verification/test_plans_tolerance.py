@@ -14,7 +14,7 @@ from tests.verification.fake_tolerance import tolerance
 from verification.errors import ProtocolError
 from verification.intake import check_verdict
 from verification.plans import accepted_contributions, capped_weights, plan_open
-from verification.records import Draw, RoundClose, Verdict
+from verification.records import Draw, FirstLooks, RoundClose, Verdict
 from verification.rounds import apply
 from verification.sealing import seal_record
 
@@ -207,10 +207,10 @@ def test_the_cap_is_of_accepted_weight() -> None:
 
 
 def judged() -> Play:
-    """A turn up to where the first verdict is due."""
+    """A turn up to where the first verdicts are due."""
     play, again = lax(), lax()
     play.turn({})
-    first = next(i for i, record in enumerate(play.records) if isinstance(record, Verdict))
+    first = next(i for i, record in enumerate(play.records) if isinstance(record, FirstLooks))
     for record in play.records[:first]:
         again.add(record)
     return again

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.verification.fake_disputes import BOTH_LIE, disputed
 from tests.verification.fake_run import key, manifest, rich_run, sha
 from tests.verification.late_play import late_rich_run
 from verification.encoding import Json, canonical_json, from_json, to_json
 from verification.envelope import open_envelope, seal
 from verification.errors import BarnraiseError, FormatError, SignatureError
 from verification.records import (
+    Appeal,
     Draw,
     DrawnSlot,
     Enrol,
@@ -56,6 +58,9 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "period": st.integers(1, 2**53 - 1),
     "public_key": st.text("0123456789abcdef", min_size=192, max_size=192),
     "signature": st.text("0123456789abcdef", min_size=96, max_size=96),
+    "look": st.integers(1, 2**53 - 1),
+    "verdict": SHA,
+    "verdicts": st.tuples(SHA, SHA),
     "trace": st.lists(SHA | HEX, max_size=3).map(tuple),
     "outer_lr": FLOATS,
     "inner_lr": st.lists(FLOATS, max_size=3).map(tuple),
@@ -97,6 +102,8 @@ RICH_MANIFEST = manifest(3, audit={"probation_rounds": 9})
 EXAMPLES: dict[str, Record] = {record.kind: record for record in reversed([RICH_MANIFEST, *rich_run()])}
 _late = next(r for r in late_rich_run(1) if isinstance(r, Settlement) and len(r.removed) > 1)
 EXAMPLES["settlement"] = dataclasses.replace(_late, run=RICH_MANIFEST.run_id)
+_appeal = next(r for r in disputed(BOTH_LIE).records if isinstance(r, Appeal))
+EXAMPLES["appeal"] = dataclasses.replace(_appeal, run=RICH_MANIFEST.run_id)
 
 
 def name_of(kind: type) -> str:
@@ -121,21 +128,23 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 
 GOLDEN = {
+    "appeal": "9ba1839ee5ef7e1e9f2ba3c2370cfaef",
     "commit-close": "fb8bdeb71e8ba3c2120914f58d58b9ab",
     "commitment": "6c9f0eb15f3777119aa563947b66649d",
     "draw": "717b69ab049d1637c3fca6fe0abe3914",
     "enrol": "88ebb0ff75d27fb7713013e1e149b007",
+    "first-looks": "3873ac90f6a8eedeea6f01558001c355",
     "key-revocation": "1baa6edbcd3b72951dca7541f5d06f95",
     "key-rotation": "415f1808ddc0a1e3a3d12432d699c8ac",
     "manifest": "0b64d43287e6c74561ebc99214d1674d",
     "reveal": "5080ec43f6c660cd10195978a1851f8c",
     "reveal-close": "ad4b3cbcbeecc7d24bc3843ab5401d70",
-    "round-close": "7a6f961a36084cc31abd66d3462e841d",
+    "round-close": "d94310777cbfe50375c6eb86edf86fe7",
     "round-open": "0da7018c72360579edde468eca6f2708",
     "run-close": "45062609770699ccf5399af8afc63cd4",
     "second-draw": "f6f10acfefe84c72c965f6524f8b9aa5",
     "served": "e5b99499ce15510839d3f055704b0230",
-    "settlement": "618eee790988253ada83f747977a48a3",
+    "settlement": "6f7e8f1078ce4441d07c0ccfee6de4b2",
     "verdict": "d6fac2f30a602e65d7110f9fad43e08d",
 }
 
@@ -345,6 +354,17 @@ MALFORMED: list[tuple[Any, dict[str, Any], str]] = [
     (RICH_MANIFEST.draw_chain, {"end": "blake3:" + "0" * 64}, "wrong kind"),
     (RICH_MANIFEST, {"zero_state": "x"}, "not a digest"),
     (EXAMPLES["reveal"], {"salt": "x"}, "salt"),
+    (EXAMPLES["verdict"], {"look": 0}, "counted from 1"),
+    (EXAMPLES["verdict"], {"payload": "x"}, "not a digest"),
+    (EXAMPLES["verdict"], {"next_state": "x"}, "not a digest"),
+    (EXAMPLES["verdict"], {"next_state": sha("x")}, "wrong kind"),
+    (EXAMPLES["verdict"], {"trace": ("x",)}, "not a digest"),
+    (EXAMPLES["verdict"], {"loss_first": -1}, "negative"),
+    (EXAMPLES["verdict"], {"loss_last": -1}, "negative"),
+    (EXAMPLES["first-looks"].looks[0], {"verdict": "x"}, "not a digest"),  # type: ignore[union-attr]
+    (EXAMPLES["first-looks"].looks[0], {"verdict": "blake3:" + "0" * 64}, "wrong kind"),  # type: ignore[union-attr]
+    (EXAMPLES["appeal"], {"verdicts": ("x", sha("x"))}, "not a digest"),
+    (EXAMPLES["appeal"], {"verdicts": (sha("x"), "x")}, "not a digest"),
     (EXAMPLES["reveal-close"], {"pulse": 0}, "pulse"),
     (EXAMPLES["reveal-close"], {"pulse": 2**53}, "pulse"),
 ]

@@ -38,6 +38,7 @@ from verification.records import (
     Enrol,
     KeyRevocation,
     KeyRotation,
+    Overruled,
     Record,
     Reveal,
     RevealClose,
@@ -85,7 +86,7 @@ def test_the_rich_run_has_everything_in_it() -> None:
         False,
     ]
     kinds = {name.split(":")[1] for name in KINDS}
-    assert {record.kind for record in RICH} == kinds - {"manifest", "settlement"}
+    assert {record.kind for record in RICH} == kinds - {"manifest", "appeal", "settlement"}
     assert STATES[-1].finished
 
 
@@ -98,13 +99,8 @@ def may_stand(i: int, j: int) -> bool:
         return STATES[i].turn is None and STATES[i].turns > 0
     if isinstance(there, RunClose):
         return isinstance(here, KeyRevocation) and i == j - 1
-    if isinstance(here, Verdict):
-        same = isinstance(there, Verdict) and (here.round, here.attempt, here.look) == (
-            there.round,
-            there.attempt,
-            there.look,
-        )
-        return same or (isinstance(there, SecondDraw) and here.look == 1)
+    if isinstance(here, Verdict):  # a sealed one may be lost, and a second one not given
+        return isinstance(there, Verdict) and (here.round, here.attempt) == (there.round, there.attempt)
     return type(here) is type(there) and isinstance(here, (Enrol, Commitment, Reveal))
 
 
@@ -184,6 +180,7 @@ CHANGES: dict[str, Any] = {
     "accepted": None,
     "rejected": None,
     "missed": None,
+    "overruled": (Overruled(0, 1, "a0", None),),
     "requeued": None,
     "cursor": 99_999,
     "credits": (),

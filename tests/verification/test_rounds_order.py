@@ -17,7 +17,6 @@ from tests.verification.fake_run import (
     made_up_beacon,
     made_up_pulse,
     started,
-    verdict,
 )
 from verification.errors import BarnraiseError, ProtocolError
 from verification.notes import sign_checkpoint
@@ -165,39 +164,6 @@ def test_served_names_slots_in_order() -> None:
     assert apply(state, served).open_turn.served == served
     refuses(state, replace(served, served=served.served[::-1]))
     refuses(state, replace(served, unserved=served.unserved[::-1]))
-
-
-def first_looks(fates: dict[int, Fate]) -> tuple[RunState, dict[int, Any]]:
-    """The state in which the first verdict is due, and one for every slot by the first of its auditors."""
-    state, served = turn(fates, Served)
-    state = apply(state, served)
-    assert state.open_turn.draw
-    drawn = state.open_turn.draw.drawn
-    return state, {item.slot: verdict(state, item.slot, 1, item.auditors[0], "pass") for item in drawn}
-
-
-def test_nobody_judges_a_slot_that_was_not_served() -> None:
-    state, looks = first_looks({2: replace(GOOD, serves=False)})
-    for slot, look in looks.items():
-        if slot == 2:
-            refuses(state, look)
-        else:
-            assert apply(state, look).open_turn.verdicts == {(slot, 1): look}
-
-
-def test_verdicts_stand_by_slot_ascending() -> None:
-    state, looks = first_looks({})
-    refuses(apply(state, looks[2]), looks[1])
-    assert len(apply(apply(state, looks[1]), looks[2]).open_turn.verdicts) == 2
-
-
-def test_no_first_verdict_comes_after_the_second_draw() -> None:
-    state, second = turn({3: replace(GOOD, first="none")}, SecondDraw)
-    draw = state.open_turn.draw
-    assert draw
-    late = verdict(state, 3, 1, draw.drawn[3].auditors[0], "pass")
-    assert apply(state, late).open_turn.verdicts[3, 1] == late
-    refuses(apply(state, second), late)
 
 
 def test_before_the_commitments_are_closed_no_pace_changes() -> None:

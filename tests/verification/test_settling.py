@@ -25,7 +25,8 @@ from verification.credits import LateResult, Standing, after_settlement
 from verification.errors import ProtocolError
 from verification.judge import settle
 from verification.plans import plan_open
-from verification.records import Draw, Removed, RoundClose, RoundOpen, Settlement, Verdict
+from verification.records import Draw, FirstLooks, Removed, RoundClose, RoundOpen, Settlement, Verdict
+from verification.rounds import apply
 from verification.settling import (
     due_turn,
     final_outcomes,
@@ -136,6 +137,13 @@ def test_nobody_is_asked_about_what_was_taken_out() -> None:
     theirs = next(r for r in honest.records if isinstance(r, Verdict) and (r.round, r.slot) == (2, 1))
     with pytest.raises(ProtocolError, match="may not come"):
         play.add(replace(theirs, run=play.state.run))
+    seals = next(r for r in honest.records if isinstance(r, FirstLooks) and r.round == 2)
+    assert [look.slot for look in seals.looks] == [0, 1, 2, 3]
+    for looks in (seals.looks, (seals.looks[1],)):
+        with pytest.raises(ProtocolError, match="may not come"):
+            play.add(replace(seals, run=play.state.run, looks=looks))
+    others = tuple(look for look in seals.looks if look.slot != 1)
+    assert apply(play.state, replace(seals, run=play.state.run, looks=others))
     play.settle_due()
     asked = {(r.round, r.slot) for r in play.records if isinstance(r, Verdict)}
     assert (2, 0) in asked

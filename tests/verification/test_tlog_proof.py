@@ -57,6 +57,7 @@ CLOSE: dict[str, Json] = {
         }
     ],
     "missed": [],
+    "overruled": [],
     "weights": "blake3:" + "4" * 64,
     "outer": "blake3:" + "5" * 64,
     "requeued": [],
