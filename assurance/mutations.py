@@ -81,7 +81,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "records": _files("records", "intake"),
     "fields": _files("records", "intake", "membership"),
     "identity": _files("records", "membership", "intake"),
-    "membership": _files("membership", "rounds", "intake"),
+    "membership": _files("membership", "rounds", "intake", "settling_order"),
     "witnessing": _files("witnessing", "rounds"),
     "witness": (*_WITNESS, *_files("witness_machine")),
     "witness_store": (*_WITNESS, *_files("witness_machine")),

@@ -96,7 +96,7 @@ def main() -> None:
         print(digest(options.one))
         return
     rows = []
-    places = [("this machine", [], threads) for threads in THREADS]
+    places: list[tuple[str, list[str], int]] = [("this machine", [], threads) for threads in THREADS]
     places += [(name, command, 1) for name, command in emulated()]
     for name, command, threads in places:
         rows.append({"processor": name, **run(command, threads)})

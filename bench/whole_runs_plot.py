@@ -84,10 +84,10 @@ def _share(count: int, tries: int, interval: list[float]) -> str:
 
 def tables(answer: dict[str, Any]) -> str:
     """Cheats, lying auditors and the honest, as Markdown."""
-    shown = (1, 2, 4, 8)
+    shown = (1, 4, 8)
     lines = [
         "| cheat | p | k of 20 | p d | runs | "
-        + " | ".join(f"N = {n}: found, 95 % interval | expected" for n in shown)
+        + " | ".join(f"within {n}, 95 % interval | expected" for n in shown)
         + " |",
         "|" + "---|" * (5 + 2 * len(shown)),
     ]

@@ -311,8 +311,11 @@ def _overruled(story: RunStory) -> str:
         for work in turn.work
         for line in work.overruled
     ]
+    if not rows:
+        return ""
     head = ("round", "overruled", "on work of", "its verdict", "evidence")
-    return _table(head, rows) if rows else ""
+    words = '<p class="caption">Verdicts that did not hold against those of others:</p>'
+    return words + _table(head, rows)
 
 
 def _difference(work: Work, look: int) -> str:
@@ -321,11 +324,15 @@ def _difference(work: Work, look: int) -> str:
     gone = {line.look for line in work.overruled}
     other = next(verdict for verdict in work.verdicts if verdict.look not in gone)
     leaf, segments = first_difference(said, other), len(said.trace) - 1
-    where = "in no leaf" if leaf is None else "at the boundary" if leaf == segments else f"in segment {leaf}"
+    if leaf is None:
+        alike = [name for name in ("payload", "next_state") if getattr(said, name) == getattr(other, name)]
+        where = "in payload or state" if len(alike) < 2 else "in losses or deviations"
+    else:
+        where = "at the boundary" if leaf == segments else f"in segment {leaf}"
     mark = "✓" if said.outcome == "pass" else "✗"
     return (
         f'<span class="{said.outcome}">{mark} {said.outcome}</span>'
-        f"<small>look {look}; differs first {where}</small>"
+        f"<small>look {look}; differs {'first ' if leaf is not None else ''}{where}</small>"
     )
 
 
