@@ -34,7 +34,7 @@ REASONS = (
     "late", "unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved",
     "no-eligible-auditor", "unaudited", "unconfirmed", "disputed", "failed-audit",
 )  # fmt: skip
-OVERRULED = ("collude", "accuse", "rubber-stamp", "copy", "honest")
+OVERRULED = ("collude", "accuse", "rubber-stamp", "honest")
 DECIDED = ("accepted", "disputed", "failed-audit")
 LATE_REASONS = ("unaudited", "unconfirmed", "disputed", "failed-audit", "follows")
 EXPECTED = (

@@ -8,29 +8,37 @@ whether the log already holds a step's result.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.crew import AuditCase, Begun, Judged
 from pipeline.desk import Desk
 from pipeline.evidence import rerun_files
+from pipeline.ledger import Entry
 from pipeline.trace import read_trace
 from pipeline.work import Job
 from verification.judge import verdicts_on
 from verification.looks import further_look, may_appeal
 from verification.plans import place, plan_first_looks
 from verification.records import PROTOCOL, Served, Verdict
+from verification.rounds import apply
 from verification.state import RunState, Turn
+
+_LookAt = tuple[int, int]  # (look, slot)
 
 
 @dataclass
 class _Held:
-    """Of a turn, by slot: what contributors served, audits that were begun, and first verdicts under seal."""
+    """Of a turn, by slot: what contributors served, audits that were begun, and first verdicts under seal.
+
+    `given` are first and second verdicts in the order of the log.
+    """
 
     states: dict[int, bytes] = field(default_factory=dict)
     traces: dict[int, bytes] = field(default_factory=dict)
     begun: Mapping[int, Begun] = field(default_factory=dict)
     first: dict[int, Judged] = field(default_factory=dict)
+    given: list[Judged] = field(default_factory=list)
 
 
 class Hearing:
@@ -82,14 +90,12 @@ class Hearing:
         self.desk.ledger.append([self.desk.ledger.sign(record)])
 
     def second_looks(self) -> None:
-        """Have what is drawn or due for it looked at again; then log the verdicts of both looks."""
+        """Have what is drawn or due for it looked at again. Nothing is logged yet, for nobody to copy."""
         turn = self._state.open_turn
         if not turn.second or turn.verdicts:
             return
         second = self._verdicts(turn, 2, {item.slot: item.auditors for item in turn.second.looks})
-        entries = [*self._unsealed(turn), *second.values()]
-        if entries:
-            self.desk.ledger.append(entries)
+        self._held_of(turn).given = [*self._unsealed(turn), *second.values()]
 
     def _unsealed(self, turn: Turn) -> list[Judged]:
         """The first verdicts behind the seals; after a crash the same auditors sign the same again."""
@@ -104,42 +110,50 @@ class Hearing:
         ]
 
     def disputes(self) -> None:
-        """Where auditors contradict one another, or a contributor both of them, let others decide."""
-        self._hear_appeals()
-        in_vain: set[tuple[int, int]] = set()
-        while True:
-            turn = self._state.open_turn
-            last = max(((look, slot) for slot, look in turn.verdicts), default=(0, 0))
-            due = [(slot, further_look(turn.evidence, slot)) for slot in self._judged(turn)]
-            # One that nobody answered stays due, but a later verdict closes it.
-            asked = {
-                (look.look, slot): look.auditors
-                for slot, look in due
-                if look and (look.look, slot) > last and (look.look, slot) not in in_vain
-            }
-            if not asked:
-                return
-            number = min(number for number, _ in asked)
-            orders = {slot: names for (look, slot), names in asked.items() if look == number}
-            found = self._verdicts(turn, number, orders)
-            in_vain |= {(number, slot) for slot in orders}
-            if found:
-                self.desk.ledger.append([*found.values()])
+        """Where auditors contradict one another, or a contributor both of them, let others decide.
 
-    def _hear_appeals(self) -> None:
-        """Ask those whose work was failed twice whether they stand by it, where others are left to judge."""
+        All the verdicts of a turn are logged when its disputes are over, in one step: whoever is asked late
+        must not find in the log what others have said.
+        """
         turn = self._state.open_turn
-        if turn.appeals or not all(look <= 2 for _, look in turn.verdicts):
+        if not turn.second or turn.verdicts:
             return
+        entries: list[Entry] = [*self._held_of(turn).given]
+        state = _after(self._state, entries)
+        appeals = self._appeals(state, entries)
+        entries, state = [*entries, *appeals], _after(state, appeals)
+        in_vain: set[tuple[int, int]] = set()
+        while due := self._due(state, in_vain):
+            number = min(number for number, _ in due)
+            orders = {slot: names for (look, slot), names in due.items() if look == number}
+            found = [*self._verdicts(state.open_turn, number, orders).values()]
+            in_vain |= {(number, slot) for slot in orders}
+            entries, state = [*entries, *found], _after(state, found)
+        if entries:
+            self.desk.ledger.append(entries)
+
+    def _due(self, state: RunState, in_vain: Collection[tuple[int, int]]) -> dict[_LookAt, tuple[str, ...]]:
+        """Whom to ask next, by (look, slot)."""
+        turn = state.open_turn
+        last = max(((look, slot) for slot, look in turn.verdicts), default=(0, 0))
+        due = [(slot, further_look(turn.evidence, slot)) for slot in self._judged(turn)]
+        # One that nobody answered stays due, but a later verdict closes it.
+        return {
+            (look.look, slot): look.auditors
+            for slot, look in due
+            if look and (look.look, slot) > last and (look.look, slot) not in in_vain
+        }
+
+    def _appeals(self, state: RunState, given: Sequence[Entry]) -> list[Entry]:
+        """Ask those whose work was failed twice whether they stand by it, where others are left to judge."""
+        turn = state.open_turn
         accused = [slot for slot in self._judged(turn) if may_appeal(turn.evidence, slot)]
         able = [s for s in accused if further_look(replace(turn.evidence, appeals=(s,)), s)]
-        ledger, at = self.desk.ledger, place(turn)[1:]
         shown = {
-            slot: [ledger.envelope(Verdict.kind, slot, look=look, turn=at)[1] for look in (1, 2)]
+            slot: [data for record, data in given if isinstance(record, Verdict) and record.slot == slot]
             for slot in able
         }
-        if shown and (entries := self.desk.crew.appeals(self._state, shown)):
-            ledger.append([*entries.values()])
+        return [*self.desk.crew.appeals(state, shown).values()] if shown else []
 
     def _judged(self, turn: Turn) -> list[int]:
         """The served slots that may still be judged: of what a settlement took out, nobody is asked."""
@@ -190,10 +204,15 @@ class Hearing:
         held.states |= {slot: data for slot, data in states.items() if slot in traces or slot not in partial}
 
     def _take_from_evidence(self, turn: Turn, slot: int) -> bool:
-        """Whether what a first look failed on is at hand; after a crash nobody need be asked for it again."""
+        """Whether what a look failed on is at hand; after a crash nobody need be asked for it again.
+
+        It may also be of a look that the crash kept from the log.
+        """
         kept = self.desk.folder.evidence_folder(turn.open, slot)
-        sealed = {look.slot for look in turn.first_looks.looks} if turn.first_looks else set()
-        if slot not in sealed or not (kept / "start_state").is_file():
+        if not turn.served or slot not in turn.served.served:
+            return False
+        opens = turn.audit_of(slot).opens_a_trace(turn.segments(slot))
+        if not all((kept / name).is_file() for name in ("start_state", "trace")[: 1 + opens]):
             return False
         state = (kept / "start_state").read_bytes()
         self._job.state(state, turn.open.entry(slot).start_state)
@@ -241,3 +260,10 @@ class Hearing:
         base = desk.folder.checkpoint(open_.round - 1)
         desk.folder.put_evidence(open_, slot, rerun_files(desk.ledger, desk.data, base, slot))
         return desk.folder.close_evidence(open_, slot, reason)
+
+
+def _after(state: RunState, entries: Sequence[Entry]) -> RunState:
+    """The state once these are in the log."""
+    for record, _ in entries:
+        state = apply(state, record)
+    return state

@@ -142,7 +142,7 @@ class Contributor(Member):
         digests = []
         for look, envelope in enumerate(verdicts, start=1):
             data = as_bytes(envelope)
-            verdict = open_record(Verdict, data, keys.get(open_envelope(data).peek().get("auditor"), ""))
+            verdict = open_record(Verdict, data, keys.get(str(open_envelope(data).peek().get("auditor")), ""))
             place = (verdict.run, verdict.round, verdict.attempt, verdict.slot, verdict.look, verdict.outcome)
             expected = (self.run, open_.round, open_.attempt, entry.slot, look, "fail")
             if place != expected:

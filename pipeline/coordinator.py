@@ -239,7 +239,7 @@ class Coordinator:
         overruled = overruled_auditors(turn.evidence, {})
         wronged = {item.slot for item in overruled if turn.verdicts[item.slot, item.look].outcome == "fail"}
         due = {**dict.fromkeys(wronged, "overruled"), **rejected}
-        for slot in {slot for slot, _ in turn.verdicts} - due.keys():
+        for slot in set(turn.served.served if turn.served else ()) - due.keys():
             self.desk.folder.drop_evidence(turn.open, slot)
         return {slot: self.hearing.close_evidence(slot, why) for slot, why in sorted(due.items())}
 

@@ -19,12 +19,12 @@ from data_prep.dataset import Windows
 from model.arrays import arrays_from_bytes, arrays_to_bytes
 from pipeline.ledger import Ledger
 from pipeline.work import Job, positions_of
-from verification.disputes import prevailing
+from verification.disputes import overruled, prevailing
 from verification.encoding import blake3_digest, canonical_json, parse_canonical, sha256_digest, to_json
 from verification.envelope import open_envelope
 from verification.errors import FormatError, ProtocolError, UsageError
 from verification.judge import Audit, verdict_is_sound
-from verification.records import Draw, DrawnSlot, Manifest, Reveal, RosterEntry, RoundOpen, Verdict
+from verification.records import Appeal, Draw, DrawnSlot, Manifest, Reveal, RosterEntry, RoundOpen, Verdict
 from verification.sealing import open_record, parse_predicate
 
 CASE = "case.json"
@@ -122,6 +122,8 @@ def read_evidence(folder: Path) -> Evidence:
         tolerances = manifest.config["audit"]["tolerance"]
         audit = Audit.of(tolerances, entry, open_.auditors, drawn.segments)
         _check_verdicts(open_, reveal, drawn, audit, verdicts)
+    if "appeal" in files:
+        _check_appeal(open_, entry, verdicts, files["appeal"])
     if reason != _reason(verdicts):
         raise ProtocolError(
             "a case's reason is not what its verdicts come to", expected=_reason(verdicts), got=reason
@@ -157,7 +159,7 @@ def _part(files: Mapping[str, bytes], name: str) -> bytes:
     return files[name]
 
 
-def _same_turn(open_: RoundOpen, slot: int, record: Reveal | Verdict) -> None:
+def _same_turn(open_: RoundOpen, slot: int, record: Reveal | Verdict | Appeal) -> None:
     expected, got = (
         (open_.run, open_.round, open_.attempt, slot),
         (record.run, record.round, record.attempt, record.slot),
@@ -178,6 +180,17 @@ def _verdict(open_: RoundOpen, slot: int, look: int, files: Mapping[str, bytes])
     if verdict.look != look:
         raise ProtocolError("a verdict in a case is of another look", expected=look, got=verdict.look)
     return verdict
+
+
+def _check_appeal(open_: RoundOpen, entry: RosterEntry, verdicts: Sequence[Verdict], data: bytes) -> None:
+    """An appeal in a case is the contributor's, against the first two verdicts of it."""
+    appeal = open_record(Appeal, data, entry.key)
+    _same_turn(open_, entry.slot, appeal)
+    against = tuple(verdict.digest for verdict in verdicts[:2])
+    if (appeal.member, appeal.verdicts) != (entry.member, against):
+        raise ProtocolError(
+            "an appeal in a case is against other verdicts", expected=against, got=appeal.verdicts
+        )
 
 
 def _check_verdicts(
@@ -216,7 +229,11 @@ def _reason(verdicts: Sequence[Verdict]) -> str:
     side = prevailing(verdicts)
     if side is None:
         return "disputed"
-    return "failed-audit" if side[0] == "fail" else "overruled"
+    if side[0] == "fail":
+        return "failed-audit"
+    if not any(verdict.outcome == "fail" for verdict in overruled(verdicts)):
+        raise ProtocolError("a case is of work that was accepted, and nobody who failed it was overruled")
+    return "overruled"
 
 
 def _drawn(manifest: Manifest, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> DrawnSlot:

@@ -261,7 +261,9 @@ def _signer(
     said = sealed.peek()
     name = said.get("auditor", said.get("member"))
     if kind in (Verdict, Appeal):
-        return named.get((said.get("round"), said.get("attempt")), {}).get(str(name), "")
+        turn = (said.get("round"), said.get("attempt"))
+        known = all(type(number) is int for number in turn)
+        return named.get(turn, {}).get(str(name), "") if known else ""
     if kind is Enrol:
         return sealed.keyid
     if name is None or (kind is KeyRevocation and said.get("by") == "coordinator"):

@@ -290,6 +290,8 @@ def _work(
     slot = outcome.entry.slot
     order = next((d.auditors for d in turn.draw.drawn if d.slot == slot), ()) if turn.draw else ()
     served = turn.served.served if turn.served else ()
+    # What fell with earlier work of its member before its own audits were over was not asked about.
+    judged = turn.second is not None and slot in served and outcome.reason != FOLLOWS
     reveal = turn.reveals.get(slot)
     path, found = None, ""
     mine = tuple(item for item in overruled if item.slot == slot)
@@ -303,7 +305,7 @@ def _work(
         reason=outcome.reason,
         drawn=outcome.drawn,
         order=order,
-        asked=asked_at(turn.evidence, slot) if turn.second and slot in served else (),
+        asked=asked_at(turn.evidence, slot) if judged else (),
         verdicts=tuple(verdicts_on(turn.evidence, slot).values()),
         overruled=mine,
         rejection=rejection,

@@ -23,7 +23,7 @@ from pipeline.report_plots import (
     turn_name,
 )
 from verification.beacon import described
-from verification.disputes import first_difference
+from verification.disputes import first_difference, prevailing, side_of
 from verification.witnessing import fork_takes
 
 # No script can run and nothing can be fetched, whatever a member's name or a licence text holds.
@@ -321,8 +321,8 @@ def _overruled(story: RunStory) -> str:
 def _difference(work: Work, look: int) -> str:
     """What an overruled verdict said, and where it first differs from the one that holds."""
     said = next(verdict for verdict in work.verdicts if verdict.look == look)
-    gone = {line.look for line in work.overruled}
-    other = next(verdict for verdict in work.verdicts if verdict.look not in gone)
+    side = prevailing(work.verdicts)
+    other = next(verdict for verdict in work.verdicts if side_of(verdict) == side and verdict != said)
     leaf, segments = first_difference(said, other), len(said.trace) - 1
     if leaf is None:
         alike = [name for name in ("payload", "next_state") if getattr(said, name) == getattr(other, name)]

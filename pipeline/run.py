@@ -310,9 +310,8 @@ def _clean_up(folder: RunFolder, ledger: Ledger, config: Config) -> None:
         for turn in [*([state.turn] if state.turn else []), *(waiting.turn for waiting in state.waiting)]:
             refused = turn.reveal_close.refused if turn.reveal_close else ()
             known = {refusal.slot for refusal in refused}
-            sealed = turn.first_looks.looks if turn.first_looks else ()
-            known |= {look.slot for look in sealed if look.outcome == "fail"}
-            known |= {slot for (slot, _), v in turn.verdicts.items() if v.outcome == "fail"}
+            # What somebody failed before the crash, logged or not: nobody need be asked for its state again.
+            known |= set(turn.served.served) if turn.served else set()
             folder.keep_evidence(turn.open, known)
     except OSError as error:
         raise storage_error(folder.path, error) from error

@@ -17,13 +17,14 @@ from verification.verdicts import Verdict
 
 ENOUGH = 2  # verdicts, of different operators, that any penalty takes; and the lead that ends a dispute
 
-Side = tuple[str, str, str, tuple[str, ...]]
+Side = tuple[str, str, str, tuple[str, ...], int | None, int]
 Kin = tuple[str, tuple[Deviation, ...]]  # what makes verdicts of one side alike: class and deviations
 
 
 def side_of(verdict: Verdict) -> Side:
     """What verdicts of one side have in common."""
-    return verdict.outcome, verdict.payload, verdict.next_state, verdict.trace
+    v = verdict
+    return v.outcome, v.payload, v.next_state, v.trace, v.loss_first, v.loss_last
 
 
 def prevailing(verdicts: Sequence[Verdict]) -> Side | None:

@@ -246,13 +246,15 @@ def settled_by_verdicts(turn: TurnState, slot: int) -> str | None:
     return "unaudited" if dispute is None else dispute.reason()
 
 
-def expected_missed(turn: TurnState, slots: Iterable[int]) -> set[tuple[str, int, int]]:
-    """(auditor, look, slot) of everyone that was called for one of these served slots and gave no verdict."""
-    missed: set[tuple[str, int, int]] = set()
-    for slot in slots:
+def expected_missed(turn: TurnState, slots: Iterable[int]) -> list[tuple[str, int, int]]:
+    """(auditor, look, slot) of everyone that was called for one of these served slots and gave no verdict, in
+    the order of slots, looks and calls.
+    """
+    missed: list[tuple[str, int, int]] = []
+    for slot in sorted(slots):
         dispute = turn.disputes.get(slot)
         told = [(name, 1) for name in turn.drawn[slot]] if dispute is None else dispute.missed()
-        missed.update((name, look, slot) for name, look in told)
+        missed += [(name, look, slot) for name, look in told]
     return missed
 
 

@@ -114,14 +114,17 @@ def check_missed(
     run: Run, turn: TurnState, record: Record, expected: Iterable[tuple[str, int, int]], where: str
 ) -> None:
     """The `missed` of a record: (auditor, look, slot) as `expected`, each once."""
-    got = Counter((m["auditor"], m["look"], m["slot"]) for m in record["missed"])
-    want = Counter(expected)
+    listed, calls = [(m["auditor"], m["look"], m["slot"]) for m in record["missed"]], list(expected)
+    got, want = Counter(listed), Counter(calls)
     for name, look, slot in sorted((want - got).elements()):
         what = f"{name} gave no verdict for look {look} of slot {slot} in {turn.name}"
         run.report.add(what, where, "a verdict, or to be listed as missed", "neither")
     for name, look, slot in sorted((got - want).elements()):
         what = f"{name} is listed as missed for look {look} of slot {slot} in {turn.name}"
         run.report.add(what, where, "only auditors that were called and gave no verdict, once", "")
+    if got == want and listed != calls:
+        what = f"those that missed a call in {turn.name} do not stand by slot, look and order"
+        run.report.add(what, where, calls, listed)
 
 
 def check_overruled(

@@ -29,7 +29,8 @@ class View(NamedTuple):
 
 def view_of(verdict: Record) -> View:
     """What a verdict says, in a few digests."""
-    side = [verdict[key] for key in ("outcome", "payload", "next_state", "trace")]
+    parts = ("outcome", "payload", "next_state", "trace", "loss_first", "loss_last")
+    side = [verdict[key] for key in parts]
     return View(
         verdict["outcome"] == "fail",
         sha256_text(write_canonical(side)),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipeline.adversaries import Adversary
 from pipeline.auditing import Hearing
 from pipeline.auditor import Auditor
 from pipeline.contributor import Contributor
@@ -18,12 +19,13 @@ from pipeline.evidence import read_evidence
 from pipeline.folder import RunFolder
 from pipeline.records_table import contribution_rows
 from pipeline.report import read_story
+from pipeline.report_audits import auditor_counts
 from pipeline.report_page import page
 from pipeline.rerun import _words, rerun
 from pipeline.summary import show_rejections
 from pipeline.verify import VerifyOptions, verify
 from tests.pipeline.adversary_runs import Story, turns_of
-from tests.pipeline.dispute_runs import accuse, disputed_run, first_accuse, overruled, stamp_for
+from tests.pipeline.dispute_runs import TWICE, accuse, disputed_run, first_accuse, overruled, stamp_for
 from tests.tiny import make_run, run_to_end, tiny_config
 from verification.errors import BarnraiseError, ProtocolError
 from verification.judge import Recomputed
@@ -176,6 +178,65 @@ def test_late_audits_overrule_too(tmp_path: Path) -> None:
     assert quarantined(story) == {"a00"}
     answer = check(story)
     assert (answer.ok, answer.failures) == (True, [])
+
+
+def test_who_is_asked_late_finds_no_verdict_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a second auditor nor a third one has anything to copy."""
+    seen: list[tuple[int, int]] = []
+    asks = Hearing._verdicts
+
+    def asked(self: Hearing, turn: Any, look: int, orders: Any, *rest: Any) -> Any:
+        logged = [r for r in self.desk.ledger.records() if isinstance(r, Verdict)]
+        seen.extend((look, len(logged)) for _ in orders)
+        return asks(self, turn, look, orders, *rest)
+
+    monkeypatch.setattr(Hearing, "_verdicts", asked)
+    disputed_run(tmp_path, {"a00": accuse}, run={"rounds": 1})
+    assert {look for look, _ in seen} == {1, 2, 3}
+    assert {logged for _, logged in seen} == {0}
+
+
+@pytest.mark.parametrize("step", ["second_looks", "disputes"])
+def test_after_a_crash_nobody_needs_what_a_cheat_served_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It refuses now, but what the auditors failed on was kept, though no verdict had reached the log."""
+    folders = {"folder": tmp_path / "run", "home": tmp_path / "home"}
+    audit = {**TWICE, "auditors": 3}
+    make_run(folders["folder"], folders["home"], tiny_config(run={"rounds": 1}, audit=audit))
+    with monkeypatch.context() as here:
+
+        def dies(self: Hearing) -> None:
+            raise StoppedError
+
+        here.setattr(Hearing, step, dies)
+        with pytest.raises(StoppedError):
+            run_to_end(**folders, drills={"c03": "lazy"})
+
+    def refuses(self: Contributor, *_: Any) -> bytes:
+        raise ProtocolError("not any more")
+
+    serves = Contributor.serve_state
+    monkeypatch.setattr(Adversary, "serve_state", refuses)
+    monkeypatch.setattr(
+        Contributor, "serve_state", lambda self, turn: (refuses if self.name == "c03" else serves)(self, turn)
+    )
+    coordinator = run_to_end(**folders, drills={"c03": "lazy"})
+    (turn,) = turns_of(coordinator.desk.ledger.records())
+    assert turn.rejected == {"c03": "failed-audit"}
+    assert turn.closed.missed == ()
+
+
+def test_of_work_that_fell_with_earlier_work_nobody_missed_a_call(tmp_path: Path) -> None:
+    story = disputed_run(
+        tmp_path, {}, {"c03": "lazy"}, audit={"lag": 1}, credit={"vest_rounds": 2}, run={"rounds": 3}
+    )
+    told = [record for record in records_of(story) if isinstance(record, RoundClose | Settlement)]
+    counts = auditor_counts(("a00", "a01", "a02"), read_story(RunFolder(story.folder)).turns)
+    assert any(item.reason == "follows" for r in told if isinstance(r, Settlement) for item in r.removed)
+    assert sum(count.missed for count in counts) == sum(len(record.missed) for record in told) == 0
 
 
 class StoppedError(Exception):

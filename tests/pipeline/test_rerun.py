@@ -8,19 +8,20 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from rich.console import Console
 
 from pipeline import rerun as rerun_module
 from pipeline.auditor import Auditor
-from pipeline.evidence import CASE, rerun_files
+from pipeline.evidence import CASE, _reason, rerun_files
 from pipeline.rerun import Rerun, RerunOptions, command, rerun
 from tests.pipeline.adversary_runs import tell
 from tests.pipeline.segment_runs import LIAR, SLOT, check, config
 from verification.encoding import blake3_digest, canonical_json
 from verification.errors import BarnraiseError, ProtocolError, UsageError
+from verification.records import Verdict
 
 WHOLE = {"audit": {"segments": 0}}
 
@@ -290,3 +291,16 @@ def test_what_is_no_plain_file_is_not_opened(lazy: Path, tmp_path: Path) -> None
         file.truncate((1 << 30) + 1)
     with pytest.raises(BarnraiseError, match="too long"):
         rerun(case)
+
+
+def test_work_that_two_of_another_class_passed_is_no_case_of_an_overruled_auditor() -> None:
+    """Whoever failed it is of a class of its own: nobody is overruled, so there is nothing to bear out."""
+
+    def told(outcome: Literal["pass", "fail"], numerics_class: str) -> Verdict:
+        place = (1, "sha256:" + "00" * 32, 1, 0, 0, 1, "a0", "")
+        zero = "blake3:" + "00" * 32
+        return Verdict(*place, outcome, (), zero, zero, (), None, 0, (), numerics_class)
+
+    with pytest.raises(ProtocolError, match="nobody who failed it was overruled"):
+        _reason([told("fail", "x"), told("pass", "y"), told("pass", "y")])
+    assert _reason([told("fail", "y"), told("pass", "y"), told("pass", "y")]) == "overruled"

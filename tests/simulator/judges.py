@@ -178,7 +178,7 @@ class Fickle(BadAuditor):
 
 
 class Copier(BadAuditor):
-    """Repeats some verdict on the same work that the public log has; before look 3 it has none."""
+    """Would repeat some verdict on the same work, if the public log had one before its disputes are over."""
 
     def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
         known = self._known(case) if self.look > 1 else []

@@ -230,7 +230,7 @@ class Network:
         """What the coordinator shows: opens and heads, and verdicts that it has logged."""
         if method in ("commit", "audit"):
             self.opens.setdefault(self._turn_of(method, args), set()).add(args[0])
-            if method == "audit" and args[2] <= 2 and self._shows(args[0], args[1]):
+            if method == "audit" and self._shows(args[0], args[1]):
                 self.peeked.append(
                     f"{name}, slot {args[1]}, look {args[2]} of turn {self._turn_of(method, args)}"
                 )

@@ -12,13 +12,14 @@ from itertools import combinations
 
 from verification.records import Verdict
 
-Side = tuple[str, str, str, tuple[str, ...]]
-NO_PASS: Side = ("pass", "", "", ())  # where nobody passed it and its contributor appeals
+Side = tuple[str, str, str, tuple[str, ...], int | None, int]
+NO_PASS: Side = ("pass", "", "", (), None, 0)  # where nobody passed it and its contributor appeals
 
 
 def side_of(verdict: Verdict) -> Side:
     """What two verdicts of one side agree in."""
-    return verdict.outcome, verdict.payload, verdict.next_state, verdict.trace
+    v = verdict
+    return v.outcome, v.payload, v.next_state, v.trace, v.loss_first, v.loss_last
 
 
 def voices(verdicts: Sequence[Verdict]) -> Counter[Side]:

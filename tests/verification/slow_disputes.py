@@ -19,6 +19,7 @@ def of_one_side(one: Verdict, other: Verdict) -> bool:
         and one.payload == other.payload
         and one.next_state == other.next_state
         and one.trace == other.trace
+        and (one.loss_first, one.loss_last) == (other.loss_first, other.loss_last)
     )
 
 

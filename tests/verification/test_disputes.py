@@ -64,9 +64,10 @@ def far(outcome: str, by: str) -> Verdict:
 # --- sides ---
 
 
-@pytest.mark.parametrize("name", ["outcome", "payload", "next_state", "trace"])
+@pytest.mark.parametrize("name", ["outcome", "payload", "next_state", "trace", "loss_first", "loss_last"])
 def test_a_side_is_what_verdicts_say_of_the_work(name: str) -> None:
     changed = {"outcome": "fail", "payload": b3("x"), "next_state": b3("x"), "trace": TRACE[:-1]}
+    changed |= {"loss_first": 7, "loss_last": 9}
     assert side_of(replace(P, **{name: changed[name]})) != side_of(P)
     assert prevailing([P, replace(P, **{name: changed[name]})]) is None
 
@@ -74,7 +75,7 @@ def test_a_side_is_what_verdicts_say_of_the_work(name: str) -> None:
 def test_who_says_it_of_what_class_and_how_far_off_makes_no_other_side() -> None:
     other: list[dict[str, Any]] = [
         {"auditor": "a1", "key": key("a1").public}, {"look": 7}, NEAR, {"deviations": found("x")},
-        {"loss_last": 9}, {"loss_first": None}, {"differs": ("loss",)},
+        {"differs": ("loss",)},
     ]  # fmt: skip
     assert {side_of(replace(P, **change)) for change in other} == {side_of(P)}
 

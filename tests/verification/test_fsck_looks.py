@@ -334,6 +334,9 @@ def test_nobody_missed_a_look_that_ended(tmp_path: Path) -> None:
     missed = records(played(tmp_path / "honest", **over), "round-close")[0]["missed"]
     assert {line["look"] for line in missed} == {3}
     assert len(missed) > 2
+    backwards = lying("round-close", lambda r, _: r["missed"].reverse())
+    found = failures(tmp_path, lie=backwards, **over)
+    assert found == ["those that missed a call in round 1 do not stand by slot, look and order"]
     found = failures(tmp_path, lie=lying("round-close", popper("missed")), **over)
     assert found == [f"{missed[-1]['auditor']} gave no verdict for look 3 of slot 2 in round 1"]
     name = missed[0]["auditor"]

@@ -33,7 +33,8 @@ def sealed(verdict: Record) -> str:
 
 
 def one_side(a: Record, b: Record) -> bool:
-    return all(a[key] == b[key] for key in ("outcome", "payload", "next_state", "trace"))
+    parts = ("outcome", "payload", "next_state", "trace", "loss_first", "loss_last")
+    return all(a[key] == b[key] for key in parts)
 
 
 def alike(a: Record, b: Record) -> bool:
@@ -347,6 +348,7 @@ class Looks(State):
 
 def made_up(outcome: str, what: str, numerics: str = "c", own: str = "") -> Record:
     said = {"outcome": outcome, "payload": what, "next_state": what, "trace": [what]}
+    said |= {"loss_first": None, "loss_last": 7}
     return {**said, "class": numerics, "deviations": [own] if own else []}
 
 
