@@ -34,6 +34,7 @@ from verification.fsck_shapes import RERUN_FILES
 from verification.judge import Outcome, TurnEvidence, settle
 from verification.keys import PrivateKey
 from verification.log import Log
+from verification.looks import further_look, may_appeal
 from verification.lottery import HashChain
 from verification.plans import (
     accepted_contributions,
@@ -48,6 +49,7 @@ from verification.plans import (
 )
 from verification.records import (
     PROTOCOL,
+    Appeal,
     Base,
     CommitClose,
     Commitment,
@@ -206,6 +208,7 @@ class Forger:
         self._one("second-draw", number, plan_second_draw(self.state, self.log.checkpoint, link, {}))
         self.add(first)
         self.add(self._changed("verdict2", number, self._verdicts(taken, 2)))
+        self._disputes(taken)
         self._close(number, taken)
 
     def _commit_close(self, old: CommitClose) -> CommitClose:
@@ -233,6 +236,21 @@ class Forger:
             for record, data in taken.of(Verdict, look=look)
             if isinstance(record, Verdict) and record.auditor in called.get(record.slot, ())
         ]
+
+    def _disputes(self, taken: Taken) -> None:
+        """Appeals and further looks, as far as what is told so far still brings them about."""
+        for record, data in taken.of(Appeal):
+            turn = self.state.open_turn
+            if isinstance(record, Appeal) and may_appeal(turn.evidence, record.slot):
+                against = tuple(turn.verdicts[record.slot, look].digest for look in (1, 2))
+                self.add([(record, data)] if record.verdicts == against else [])
+        further = [(r, d) for r, d in taken.of(Verdict) if isinstance(r, Verdict) and r.look > 2]
+        for record, data in sorted(further, key=lambda entry: (entry[0].look, entry[0].slot)):
+            due = {slot for slot, look in self.state.open_turn.verdicts if look == record.look - 1}
+            if record.slot in due:
+                asked = further_look(self.state.open_turn.evidence, record.slot)
+                told = asked and asked.look == record.look and record.auditor in asked.auditors
+                self.add([(record, data)] if told else [])
 
     def _close(self, number: int, taken: Taken) -> None:
         turn, old = self.state.open_turn, taken.one(RoundClose)
@@ -374,6 +392,8 @@ def _believe(state: RunState, record: Record, told: Callable[[TurnEvidence], Any
             turn = replace(turn, draw=record)
         case Served():
             turn = replace(turn, served=record)
+        case Appeal():
+            turn = replace(turn, appeals={**turn.appeals, record.slot: record})
         case FirstLooks():
             turn = replace(turn, first_looks=record)
         case Verdict():

@@ -15,9 +15,9 @@ import pytest
 
 from cluster.pool import MemberDiedError
 from pipeline.adversaries import ADVERSARIES
+from pipeline.auditing import Hearing
 from pipeline.auditor import Auditor
 from pipeline.contributor import Contributor
-from pipeline.coordinator import Coordinator
 from pipeline.ledger import Ledger
 from pipeline.source import source_digest
 from tests.pipeline.crash_tools import (
@@ -39,7 +39,7 @@ from tests.pipeline.crash_tools import (
 )
 from tests.tiny import corpus
 from verification.errors import ProtocolError, StorageError
-from verification.records import RevealClose, RoundClose, Verdict
+from verification.records import FirstLooks, RevealClose, RoundClose
 
 # A commit of the second round: state, payload, answers, and what is forgotten after them.
 LONGEST_CALL = 8
@@ -358,14 +358,7 @@ def test_nobody_is_asked_again_for_what_is_settled(lazy: Undisturbed) -> None:
 
     def child() -> None:
         mute(Auditor, "audit")
-        real = Coordinator.audit
-
-        def audit(self: Coordinator, look: Any) -> None:
-            if look == 2:
-                kill()
-            real(self, look)
-
-        Coordinator.audit = audit  # type: ignore[method-assign]
+        Hearing.second_looks = lambda self: kill()  # type: ignore[method-assign]
         site.finish()
 
     with scratch() as root:
@@ -395,7 +388,7 @@ def test_what_was_found_before_a_kill_and_not_after_it_leaves_nothing(lazy: Undi
 
     with scratch() as root:
         site = lazy.fresh.copy(root / "evidence")
-        killed_before(Verdict, 1, site, misjudge)
+        killed_before(FirstLooks, 1, site, misjudge)
         assert len(list((site.folder / "evidence").iterdir())) == 3
         assert resumed(site, lazy.digest) == []
 

@@ -279,8 +279,9 @@ def test_a_contributor_serves_an_older_turn_again_after_a_kill(late: Late) -> No
         site = late.fresh.copy(root / "site")
         killed_before(site, lambda r: isinstance(r, Verdict))
         _, found = in_child(child)
-        # Probation: everything of the first round is looked into, so no trace is needed of it.
-        assert found[:3] == [("serve_state", 0)] * 3
+        # Probation: everything of the first round is looked into, so no trace is needed of it. What the first
+        # look had failed on was kept, so two are asked.
+        assert found[:3].count(("serve_state", 0)) == 2
         assert late.other_than_whole(site, "served again") == []
 
 

@@ -230,7 +230,7 @@ def ties_go_to_the_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def nobody_may_appeal(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pipeline.auditing.Hearing, "_hear_appeals", lambda _: None)
+    patch.setattr(pipeline.auditing.Hearing, "_appeals", lambda *_: [])
 
 
 def any_appeal_will_do(patch: pytest.MonkeyPatch) -> None:
