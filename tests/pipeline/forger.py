@@ -291,10 +291,17 @@ class Forger:
                 files = dict.fromkeys((*RERUN_FILES[reason], *looks), b"made up")
                 files["payload"] = self.folder.payload(opening.payload)
                 if reason == "failed-audit":
-                    files["start_state"] = self.folder.state_file(opening.start_state).read_bytes()
+                    files["start_state"] = self._start_state(turn, slot, opening.start_state)
+                self.folder.drop_evidence(turn.open, slot)
                 self.folder.put_evidence(turn.open, slot, files)
                 found[slot] = self.folder.close_evidence(turn.open, slot, reason)
         return found
+
+    def _start_state(self, turn: Turn, slot: int, digest: str) -> bytes:
+        """From the folder of states, or from the case that the true run has on the slot."""
+        kept = self.folder.state_file(digest)
+        case = self.folder.evidence_folder(turn.open, slot) / "start_state"
+        return (kept if kept.is_file() else case).read_bytes()
 
     def accepted_work(self, accepted: Iterable[Any]) -> list[Contribution]:
         """What the aggregator takes, of the close's accepted lines."""
