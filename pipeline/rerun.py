@@ -241,7 +241,7 @@ def _words(answer: Rerun) -> list[str]:
         lines.append(answer.why)
     here = f"differs in {', '.join(answer.differs)}" if answer.differs else "is as it was claimed"
     held = "borne out" if answer.borne_out else "NOT borne out"
-    decided = held if answer.reason in (*FAULTS, "overruled") else "no fault was found"
+    decided = held if answer.reason in (*FAULTS, "overruled") else "not decided in the run"
     lines.append(f"{decided}: the contribution {here}")
     following = "barnraise verify RUN --level 3   recomputes more of the run this case is from"
     return [*lines, f"Next: {following}"]
