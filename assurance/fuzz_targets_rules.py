@@ -166,6 +166,16 @@ for _name in ("enrol", "commitment", "reveal", "verdict", "appeal", "key-rotatio
     _intake_target(_name)
 
 
+@target("intake: sketches", json=True)
+def _sketches(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
+    """What an auditor tells of steps before it is shown where they end."""
+    del folder
+    from verification import intake
+
+    told = [[number - 3 for number in range(8)], [0] * 8, [2**53 - 1] * 8]
+    return [lambda data: intake.check_told(data, 3)], [canon(told)]
+
+
 @target("evidence case: verdicts", json=True, share=0.1, small=0.05, why="a case is written for each")
 def _judged_case(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     """The verdicts and the appeal of a case, by whoever they name, as a rerun meets them."""

@@ -11,18 +11,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.crew import AuditCase, Begun, Judged
 from pipeline.desk import Desk
 from pipeline.evidence import rerun_files
 from pipeline.ledger import Entry
-from pipeline.trace import read_trace
+from pipeline.panel import AuditCase, Judged, Wave
+from pipeline.parties import Begun
+from pipeline.sketch import served_sketches
+from pipeline.trace import OpenedTrace, read_trace
 from pipeline.work import Job
 from verification.judge import verdicts_on
 from verification.looks import further_look, may_appeal
 from verification.plans import place, plan_first_looks
 from verification.records import PROTOCOL, Served, Verdict
 from verification.rounds import apply
+from verification.segments import waves
 from verification.state import RunState, Turn
+from verification.tolerance import Sketch
 
 _LookAt = tuple[int, int]  # (look, slot)
 
@@ -76,7 +80,7 @@ class Hearing:
         orders = {
             item.slot: item.auditors for item in drawn if item.slot in waiting.slots & held.states.keys()
         }
-        held.begun = self.desk.crew.begin_verdicts(orders, self._cases(turn, orders))
+        held.begun = self.desk.crew.panel.begin_verdicts(orders, self._cases(turn, orders))
 
     def first_looks(self) -> None:
         """Have the drawn work looked at once. The log gets no more than seals of it, for nobody to copy."""
@@ -174,7 +178,7 @@ class Hearing:
             return {}
         cases, held = self._cases(turn, wanted), self._held_of(turn)
         orders = {slot: wanted[slot] for slot in cases}
-        found = self.desk.crew.verdicts(turn, look, orders, cases, begun or {})
+        found = self.desk.crew.panel.verdicts(turn, look, orders, cases, begun or {})
         for slot, (verdict, _) in found.items():
             if verdict.outcome == "fail":
                 payload = self.desk.folder.payload(turn.reveals[slot].opening.payload)
@@ -223,9 +227,9 @@ class Hearing:
         held.states[slot] = state
         return True
 
-    def _read_trace(self, turn: Turn, slot: int, data: bytes) -> None:
+    def _read_trace(self, turn: Turn, slot: int, data: bytes) -> OpenedTrace:
         steps, opening = turn.open.entry(slot).steps, turn.reveals[slot].opening
-        read_trace(self._job, opening, steps, turn.audit_of(slot), data)
+        return read_trace(self._job, opening, steps, turn.audit_of(slot), data)
 
     def _cases(self, turn: Turn, slots: Collection[int]) -> dict[int, AuditCase]:
         """What auditors need for the slots of a turn that were served."""
@@ -242,11 +246,26 @@ class Hearing:
                 ledger.envelope("reveal", slot, turn=place(turn)[1:])[1],
                 base,
                 held.states[slot],
+                turn.audit_of(slot).seed,
                 held.traces.get(slot),
+                *self._steps(turn, slot),
             )
             for slot in slots
             if slot in held.states
         }
+
+    def _steps(self, turn: Turn, slot: int) -> tuple[tuple[Wave, ...], tuple[Sketch, ...]]:
+        """By tolerance: the drawn steps in waves, and the sketches of them as they were served."""
+        audit, held = turn.audit_of(slot), self._held_of(turn)
+        if not audit.tolerant:
+            return (), ()
+        opened = self._read_trace(turn, slot, held.traces[slot])
+        parts = [
+            Wave(part, opened.only([segment - 1 for segment in part if segment > 0]).to_bytes())
+            for part in waves(audit.segments)
+        ]
+        start = self._job.state(held.states[slot], turn.open.entry(slot).start_state)
+        return tuple(parts), served_sketches(self._job, audit, slot, start, opened.leaves)
 
     def close_evidence(self, slot: int, reason: str) -> str | None:
         """Beside what the contributor sent, put what a rerun takes; the case's digest, None without one."""

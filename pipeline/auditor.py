@@ -5,21 +5,81 @@ Owns the verdict. Does not own the work (work.py), who is drawn, or what a verdi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+
 from pipeline.member import Member
 from pipeline.segment_audit import Case
-from pipeline.step_audit import recompute
-from pipeline.trace import OpenedTrace, read_trace
+from pipeline.step_audit import Repeated, recompute, repeat_steps
+from pipeline.trace import OpenedTrace, read_leaves, read_trace
 from pipeline.work import check_assignment
+from verification.encoding import canonical_json, to_json
 from verification.errors import ProtocolError
 from verification.judge import Audit, Recomputed, judged
 from verification.records import PROTOCOL, Opening, Reveal, Verdict
 from verification.sealing import open_record, seal_record
+from verification.segments import waves
+from verification.tolerance import Sketch
+
+# Of steps that were told of and wait for their ends, so much is kept in memory; others are repeated then.
+KEPT_BYTES = 512 << 20
 
 
 class Auditor(Member):
     """An honest auditor."""
 
     role = "auditor"
+
+    @cached_property
+    def _repeated(self) -> dict[tuple[int, int], dict[int, Repeated]]:
+        """Steps that were told of, by (turn, slot) and segment."""
+        return {}
+
+    def tell(
+        self,
+        open_envelope: bytes,
+        slot: int,
+        segments: list[int],
+        reveal_envelope: bytes,
+        checkpoint: bytes,
+        state: bytes,
+        seed: str,
+        wave: int,
+        trace: bytes,
+    ) -> bytes:
+        """By tolerance: repeat one wave of the steps `segments`, and tell sketches of what they came to.
+
+        `trace` opens the points before these steps and no others, so what is told cannot be made from what
+        the contributor says. The answer is canonical JSON, a list of the wave's sketches. Raises as `audit`.
+        """
+        case, audit, reveal = self._case(
+            open_envelope, slot, segments, reveal_envelope, checkpoint, state, seed
+        )
+        told = waves(audit.segments)
+        if not audit.tolerant or type(wave) is not int or not 0 <= wave < len(told):
+            raise ProtocolError("sketches are told of the waves of an audit by tolerance", got=wave)
+        before = [segment - 1 for segment in told[wave] if segment > 0]
+        opened = read_leaves(self.job, reveal.opening, case.entry.steps, before, bytes(trace))
+        return canonical_json(to_json(self.sketches(case, audit, told[wave], opened)))
+
+    def sketches(
+        self, case: Case, audit: Audit, segments: Sequence[int], opened: OpenedTrace
+    ) -> Sequence[Sketch]:
+        """Of the steps, which are kept for the verdict as far as there is room."""
+        done = repeat_steps(case, audit, segments, opened)
+        turn = case.open.turn
+        for place in [place for place in self._repeated if place[0] < turn - self._lag]:
+            del self._repeated[place]
+        held = sum(step.nbytes for steps in self._repeated.values() for step in steps.values())
+        for segment, step in done.items():
+            held += step.nbytes
+            if held <= KEPT_BYTES:
+                self._repeated.setdefault((turn, case.entry.slot), {})[segment] = step
+        return [done[segment].sketch for segment in segments]
+
+    @property
+    def _lag(self) -> int:
+        return int(self.manifest.config["audit"]["lag"])
 
     def audit(
         self,
@@ -30,16 +90,33 @@ class Auditor(Member):
         reveal_envelope: bytes,
         checkpoint: bytes,
         state: bytes,
+        seed: str,
         trace: bytes | None,
     ) -> bytes:
         """The signed verdict on `segments` of what was revealed, from base checkpoint and served start state.
 
-        `trace` is what the contributor opened of its trace, None when all segments are to be looked into to
-        the bit. Whether it is to the bit or by tolerance follows from the open.
+        `seed` is the draw's; `trace` is what the contributor opened of its trace, None when all segments are
+        to be looked into to the bit. Whether it is to the bit or by tolerance follows from the open.
         Raises ProtocolError when the pieces do not belong together; no verdict is better than one on
         other bytes than the contributor's. An open that names this auditor with another key than its present
         one gets none: a request that comes after a rotation must not bring about a second verdict.
         """
+        case, audit, reveal = self._case(
+            open_envelope, slot, segments, reveal_envelope, checkpoint, state, seed
+        )
+        opened = self._opened(reveal.opening, case, audit, trace)
+        return self._verdict(look, reveal, audit, self.compute(case, audit, opened))
+
+    def _case(
+        self,
+        open_envelope: bytes,
+        slot: int,
+        segments: list[int],
+        reveal_envelope: bytes,
+        checkpoint: bytes,
+        state: bytes,
+        seed: str,
+    ) -> tuple[Case, Audit, Reveal]:
         open_ = self.opened(open_envelope)
         named = next((auditor.key for auditor in open_.auditors if auditor.member == self.name), "nobody")
         if named != self.key.public:
@@ -58,13 +135,12 @@ class Auditor(Member):
         start = self.job.state(bytes(state), entry.start_state)
         case = Case(self.job, self.data, open_, entry, weights, start)
         tolerances = self.manifest.config["audit"]["tolerance"]
-        audit = Audit.of(tolerances, entry, open_.auditors, case.checked(segments))
-        opened = self._opened(reveal.opening, case, audit, trace)
-        return self._verdict(look, reveal, audit, self.compute(case, audit, opened))
+        audit = Audit.of(tolerances, entry, open_.auditors, case.checked(segments), str(seed))
+        return case, audit, reveal
 
     def compute(self, case: Case, audit: Audit, opened: OpenedTrace | None) -> Recomputed:
         """The same arithmetic as a contributor's, on the same bytes."""
-        return recompute(case, audit, opened)
+        return recompute(case, audit, opened, self._repeated.pop((case.open.turn, case.entry.slot), {}))
 
     def _opened(self, opening: Opening, case: Case, audit: Audit, trace: bytes | None) -> OpenedTrace | None:
         if opening.trace_leaves != case.count + 1:

@@ -1,7 +1,8 @@
 """Asking the members, and believing nothing of it until it is checked.
 
 Owns the way from a question to checked records: who is asked what, what is thrown away and why. Does not own
-the order of a turn (coordinator.py) or where members live (cluster). Its answers are what the log may hold.
+the order of a turn (coordinator.py), what auditors are asked (panel.py) or where members live (cluster). Its
+answers are what the log may hold.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.ledger import Entry
+from pipeline.panel import Panel
+from pipeline.parties import PATIENCE_MS, Answer, Members, brief, deadline
 from verification.errors import BarnraiseError, FormatError, ProtocolError
 from verification.intake import (
     RevealAnswer,
@@ -20,47 +23,13 @@ from verification.intake import (
     check_commitment,
     check_enrolment,
     check_identity_change,
-    check_verdict,
     snapshot_due,
 )
 from verification.merkle import Inclusion
-from verification.records import Verdict
 from verification.rounds import apply
 from verification.state import RunState, Turn
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
-
-# Where no deadline is set nobody is late, but a member that never answers must not stop a run for ever.
-PATIENCE_MS = 30 * 60 * 1000
-# How long the run waits for what takes no work, and what it can do without.
-BRIEF_MS = 30_000
-
-
-class Answer(Protocol):
-    """What came of asking a member: a `value` when `ok`, else an `error`; `ms` by our own clock."""
-
-    @property
-    def ok(self) -> bool: ...  # noqa: D102
-    @property
-    def value(self) -> Any: ...  # noqa: D102
-    @property
-    def error(self) -> str | None: ...  # noqa: D102
-    @property
-    def ms(self) -> int: ...  # noqa: D102
-
-
-class Members(Protocol):
-    """The members of a run, wherever they live; cluster.pool has the kinds there are."""
-
-    def call(  # noqa: D102
-        self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
-    ) -> Mapping[str, Answer]: ...
-    def begin(self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Sequence[Begun]: ...  # noqa: D102
-
-
-Judged = tuple[Verdict, bytes]  # a checked verdict and its envelope
-# A call that was begun: given a deadline in milliseconds, counted from now, it waits for the answer.
-Begun = Callable[[int], Answer]
 
 
 @dataclass(frozen=True)
@@ -69,18 +38,6 @@ class Commitments:
 
     entries: dict[int, Entry]
     ms: dict[int, int]
-
-
-@dataclass(frozen=True)
-class AuditCase:
-    """What an auditor needs to judge one slot: the same bytes for every auditor."""
-
-    open: bytes
-    segments: tuple[int, ...]
-    reveal: bytes
-    checkpoint: bytes
-    state: bytes
-    trace: bytes | None
 
 
 class Allowed(Protocol):
@@ -102,6 +59,7 @@ class Crew:
     def __init__(
         self, members: Members, notice: Callable[[str], None], read_state: Callable[[bytes, str], object]
     ) -> None:
+        self.panel = Panel(members, notice)
         self._members = members
         self._notice = notice
         self._read_state = read_state
@@ -149,7 +107,7 @@ class Crew:
     def identity_changes(self, state: RunState) -> list[Entry]:
         """Signed changes of keys that members have ready, one a member, each fit to follow the last."""
         asked = {m.member: (m.key,) for m in state.members if not state.standings[m.member].quarantined}
-        answers = self._members.call("identity_changes", asked, deadline_ms=_brief(state))
+        answers = self._members.call("identity_changes", asked, deadline_ms=brief(state))
         found: list[Entry] = []
         for name, answer in answers.items():
             if not answer.ok:
@@ -168,7 +126,7 @@ class Crew:
     def give_receipts(self, state: RunState, turn: int, receipts: Mapping[str, str]) -> None:
         """Hand members their receipts of a closed turn; whoever takes none goes without."""
         arguments = {name: (turn, receipt) for name, receipt in receipts.items()}
-        answers = self._members.call("take_receipt", arguments, deadline_ms=_brief(state))
+        answers = self._members.call("take_receipt", arguments, deadline_ms=brief(state))
         for name, answer in answers.items():
             if not answer.ok:
                 self._notice(f"{name}: receipt not taken: {answer.error or 'too late'}")
@@ -247,7 +205,7 @@ class Crew:
         turn = state.open_turn
         asked = {slot: (turn.open.turn, list(envelopes)) for slot, envelopes in shown.items()}
         found: dict[int, Entry] = {}
-        for slot, answer in self._ask(turn, "appeal", asked, deadline_ms=_brief(state)).items():
+        for slot, answer in self._ask(turn, "appeal", asked, deadline_ms=brief(state)).items():
             if answer is None:
                 continue
             try:
@@ -257,70 +215,13 @@ class Crew:
                 self._say(turn, slot, f"appeal refused: {error}")
         return dict(sorted(found.items()))
 
-    def verdicts(
-        self,
-        turn: Turn,
-        look: int,
-        orders: Mapping[int, tuple[str, ...]],
-        cases: Mapping[int, AuditCase],
-        begun: Mapping[int, Begun],
-    ) -> dict[int, Judged]:
-        """Ask auditors in the given order until each slot has a verdict or nobody is left to ask; by slot.
-
-        `begun` are calls by slot, to the first of its auditors, that were begun earlier.
-        """
-        left = dict(orders)
-        found: dict[int, Judged] = {}
-        for slot in sorted(left.keys() & begun.keys()):
-            entry = self._verdict(turn, slot, look, left[slot][0], begun[slot](_deadline(turn)))
-            if entry:
-                found[slot], left[slot] = entry, ()
-        while any(left.values()):
-            # One slot an auditor at a time: a slow auditor holds up only its own slots.
-            batch: dict[str, int] = {}
-            for slot, order in sorted(left.items()):
-                if order:
-                    batch.setdefault(order[0], slot)
-            asked = {name: self._audit_arguments(slot, look, cases[slot]) for name, slot in batch.items()}
-            answers = self._members.call("audit", asked, deadline_ms=_deadline(turn))
-            for name, slot in batch.items():
-                entry = self._verdict(turn, slot, look, name, answers[name])
-                left[slot] = () if entry else left[slot][1:]
-                if entry:
-                    found[slot] = entry
-        return found
-
-    def begin_verdicts(
-        self, orders: Mapping[int, tuple[str, ...]], cases: Mapping[int, AuditCase]
-    ) -> dict[int, Begun]:
-        """Have the first auditor of each slot begin its first look; nothing is waited for."""
-        slots = [slot for slot, names in orders.items() if names and slot in cases]
-        calls = [(orders[slot][0], self._audit_arguments(slot, 1, cases[slot])) for slot in slots]
-        return dict(zip(slots, self._members.begin("audit", calls), strict=True))
-
-    @staticmethod
-    def _audit_arguments(slot: int, look: int, case: AuditCase) -> tuple[Any, ...]:
-        segments = list(case.segments)
-        return (case.open, slot, look, segments, case.reveal, case.checkpoint, case.state, case.trace)
-
-    def _verdict(self, turn: Turn, slot: int, look: int, auditor: str, answer: Answer) -> Judged | None:
-        if not answer.ok:
-            self._notice(f"{auditor}: no verdict on slot {slot}: {answer.error or 'too late'}")
-            return None
-        try:
-            envelope = as_bytes(answer.value)
-            return check_verdict(turn, slot, look, auditor, envelope), envelope
-        except BarnraiseError as error:
-            self._notice(f"{auditor}: verdict on slot {slot} refused: {error}")
-            return None
-
     def _ask(
         self, turn: Turn, method: str, asked: Mapping[int, tuple[Any, ...]], *, deadline_ms: int | None = None
     ) -> dict[int, Answer | None]:
         names = {slot: turn.open.entry(slot).member for slot in asked}
         arguments = {names[slot]: args for slot, args in asked.items()}
-        deadline = _deadline(turn) if deadline_ms is None else deadline_ms
-        answers = self._members.call(method, arguments, deadline_ms=deadline)
+        patience = deadline(turn) if deadline_ms is None else deadline_ms
+        answers = self._members.call(method, arguments, deadline_ms=patience)
         found: dict[int, Answer | None] = {}
         for slot, name in names.items():
             answer = answers[name]
@@ -331,15 +232,6 @@ class Crew:
 
     def _say(self, turn: Turn, slot: int, what: str) -> None:
         self._notice(f"{turn.open.entry(slot).member}: {what}")
-
-
-def _brief(state: RunState) -> int:
-    timing = state.config["timing"]
-    return min(BRIEF_MS, timing["deadline_ms"]) if timing["mode"] == "measured" else BRIEF_MS
-
-
-def _deadline(turn: Turn) -> int:
-    return turn.open.deadline_ms or PATIENCE_MS
 
 
 def _need(name: str, answer: Answer) -> Any:

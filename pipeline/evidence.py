@@ -118,9 +118,9 @@ def read_evidence(folder: Path) -> Evidence:
     verdicts = tuple(_verdict(open_, entry.slot, look, files) for look in looks)
     audit = None
     if verdicts:
-        drawn = _drawn(manifest, open_, entry.slot, files)
+        seed, drawn = _drawn(manifest, open_, entry.slot, files)
         tolerances = manifest.config["audit"]["tolerance"]
-        audit = Audit.of(tolerances, entry, open_.auditors, drawn.segments)
+        audit = Audit.of(tolerances, entry, open_.auditors, drawn.segments, seed)
         _check_verdicts(open_, reveal, drawn, audit, verdicts)
     if "appeal" in files:
         _check_appeal(open_, entry, verdicts, files["appeal"])
@@ -236,14 +236,17 @@ def _reason(verdicts: Sequence[Verdict]) -> str:
     return "overruled"
 
 
-def _drawn(manifest: Manifest, open_: RoundOpen, slot: int, files: Mapping[str, bytes]) -> DrawnSlot:
+def _drawn(
+    manifest: Manifest, open_: RoundOpen, slot: int, files: Mapping[str, bytes]
+) -> tuple[str, DrawnSlot]:
+    """The draw's seed, and what it says of a slot."""
     draw = open_record(Draw, _part(files, "draw"), manifest.coordinator)
     place = (draw.run, draw.round, draw.attempt)
     if place != (open_.run, open_.round, open_.attempt):
         raise ProtocolError("a draw in a case belongs elsewhere", expected=open_.run, got=place)
     for item in draw.drawn:
         if item.slot == slot:
-            return item
+            return draw.seed, item
     raise ProtocolError(
         "a case is of a slot that was not drawn", expected=slot, got=[d.slot for d in draw.drawn]
     )

@@ -8,7 +8,7 @@ call. Writes nothing.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,13 +21,14 @@ from pipeline.evidence import read_evidence
 from pipeline.folder import RunFolder
 from pipeline.replay_aggregation import Step
 from pipeline.segment_audit import Case, audit_segments
-from pipeline.trace import read_trace
+from pipeline.sketch import served_sketches
+from pipeline.trace import OpenedLeaf, read_trace
 from pipeline.work import Job, do_work, positions_of
 from verification.encoding import blake3_digest
 from verification.errors import BarnraiseError, NotFiniteError, UsageError
 from verification.fsck import Failure, Findings, Turn
 from verification.judge import Audit, Recomputed, trace_leaf_hash, trace_root
-from verification.records import Manifest, Reveal, RoundOpen
+from verification.records import Manifest, Reveal, RoundOpen, Verdict
 from verification.sealing import parse_predicate
 from verification.tolerance import Tolerances, rests_on_tolerance
 
@@ -178,7 +179,8 @@ class WorkReplay:
         try:
             start = self.job.state(self._start_bytes(entry.start_state, slot), entry.start_state)
             case = Case(self.job, self.data, open_, entry, weights, start)
-            done = _recomputed(case)
+            audit = self._audit(turn, case)
+            done = _recomputed(case, audit.opened_leaves(case.count) if audit.tolerant else ())
         except (BarnraiseError, OSError) as error:
             self._broken.add(slot)
             self.fail(
@@ -207,7 +209,7 @@ class WorkReplay:
             self._check_case(case, where)
         for verdict in turn.verdicts:
             if verdict["slot"] == slot:
-                self._check_verdict(turn, verdict, case, done.found, where)
+                self._check_verdict(turn, verdict, case, audit, done, where)
 
     def _check_case(self, case: Case, where: str) -> None:
         """A case can be rerun, and is of this very turn: its open, windows and weights are the run's."""
@@ -237,19 +239,22 @@ class WorkReplay:
                 what = f"the {name} in the evidence are not the run's"
                 self.fail(Failure(what, where, blake3_digest(data), got))
 
+    def _audit(self, turn: Turn, case: Case) -> Audit:
+        """The audit of a slot; of no segments where it was not drawn."""
+        draw, slot = turn.draw or {"drawn": [], "seed": ""}, case.entry.slot
+        drawn = next((item["segments"] for item in draw["drawn"] if item["slot"] == slot), ())
+        tolerances = self.manifest.config["audit"]["tolerance"]
+        return Audit.of(tolerances, case.entry, case.open.auditors, drawn, draw["seed"])
+
     def _check_verdict(
-        self, turn: Turn, verdict: dict[str, Any], case: Case, done: Recomputed, where: str
+        self, turn: Turn, verdict: dict[str, Any], case: Case, audit: Audit, done: _Done, where: str
     ) -> None:
         """A verdict is a claim of its auditor's: that it did this very work and found these values."""
-        drawn = next(
-            item["segments"] for item in (turn.draw or {})["drawn"] if item["slot"] == verdict["slot"]
-        )
-        tolerances = self.manifest.config["audit"]["tolerance"]
-        audit = Audit.of(tolerances, case.entry, case.open.auditors, drawn)
         if audit.tolerant:
-            return  # of another class than this machine, which has the contributor's
+            self._check_sketches(turn, verdict, case, audit, done, where)
+            return  # the rest is of another class than this machine, which has the contributor's
         try:
-            found = self._audited(turn, case, audit, done)
+            found = self._audited(turn, case, audit, done.found)
         except (BarnraiseError, OSError) as error:
             self.fail(
                 Failure("the evidence of a verdict cannot be used", where, "an opened trace", str(error))
@@ -264,6 +269,21 @@ class WorkReplay:
             how = "was overruled although it was computed" if gone else "was not computed"
             what = f"the verdict of {verdict['auditor']} {how}"
             self.fail(Failure(what, f"{where}, look {verdict['look']}", str(got[0]), str(claimed[0])))
+
+    def _check_sketches(
+        self, turn: Turn, verdict: dict[str, Any], case: Case, audit: Audit, done: _Done, where: str
+    ) -> None:
+        """Who passed true work by tolerance has seen its gradients: sketches of them are in its verdict."""
+        slot = case.entry.slot
+        gone = (slot, verdict["look"]) in _overruled(turn)
+        if gone or _differences(turn.reveals[slot]["opening"], done.found):
+            return
+        true = served_sketches(self.job, audit, slot, case.start, done.points)
+        stated = parse_predicate(Verdict, verdict)
+        if audit.is_hollow(stated, true):
+            what = f"the verdict of {stated.auditor} passes steps whose gradients it has not seen"
+            got = str([deviation.sketch for deviation in stated.deviations])
+            self.fail(Failure(what, f"{where}, look {stated.look}", str(list(true)), got))
 
     def _audited(self, turn: Turn, case: Case, audit: Audit, done: Recomputed) -> Recomputed | None:
         """What an audit of the drawn segments finds; None where only the contributor could have said it.
@@ -310,18 +330,30 @@ class WorkReplay:
 
 @dataclass(frozen=True)
 class _Done:
-    """A contribution recomputed whole; `next_state` is empty where it has none that is finite."""
+    """A contribution recomputed whole; `next_state` is empty where it has none that is finite.
+
+    `points` are those of its trace that were asked for.
+    """
 
     found: Recomputed
     next_state: bytes
+    points: Mapping[int, OpenedLeaf]
 
 
-def _recomputed(case: Case) -> _Done:
+def _recomputed(case: Case, points: Collection[int]) -> _Done:
+    kept: dict[int, OpenedLeaf] = {}
+
+    def keep(index: int, leaf: OpenedLeaf) -> None:
+        if index in points:
+            kept[index] = leaf
+
     try:
-        work = do_work(case.job, case.data, case.open, case.entry, case.weights, case.start)
+        work = do_work(
+            case.job, case.data, case.open, case.entry, case.weights, case.start, keep if points else None
+        )
     except NotFiniteError:
-        return _Done(audit_segments(case, range(case.count), None), b"")
-    return _Done(work.claims, work.next_state)
+        return _Done(audit_segments(case, range(case.count), None), b"", kept)
+    return _Done(work.claims, work.next_state, kept)
 
 
 def _differences(opening: dict[str, Any], claims: Recomputed) -> dict[str, tuple[str, str]]:

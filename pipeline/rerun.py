@@ -152,7 +152,7 @@ def _audit(evidence: Evidence, job: Job, audit: Audit) -> Recomputed:
                 "a case of some segments has no opened trace", expected="trace", got=sorted(files)
             )
         opened = read_trace(job, opening, entry.steps, audit, files["trace"])
-    return recompute(case, audit, opened)
+    return recompute(case, audit, opened, {})
 
 
 def _undecodable(evidence: Evidence, job: Job) -> Rerun:

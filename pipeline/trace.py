@@ -58,6 +58,10 @@ class OpenedTrace:
     leaves: Mapping[int, OpenedLeaf]
     digests: Mapping[int, str] = field(default_factory=dict)
 
+    def only(self, leaves: Sequence[int]) -> OpenedTrace:
+        """The same trace with no more than these of its leaves opened."""
+        return OpenedTrace(self.hashes, {index: self.leaves[index] for index in leaves})
+
     def to_bytes(self) -> bytes:
         """The bytes in which it travels and is kept as evidence."""
         parts = [_MAGIC, struct.pack("<I", len(self.hashes)), *map(bytes.fromhex, self.hashes)]
@@ -76,7 +80,16 @@ def open_trace(leaves: Sequence[str], due: Sequence[int], leaf: Callable[[int], 
 
 
 def read_trace(job: Job, opening: Opening, steps: int, audit: Audit, data: bytes) -> OpenedTrace:
-    """The opened trace in `data`, for an audit of a contribution of `steps` local steps.
+    """The trace in `data`, opened as an audit of a contribution of `steps` local steps needs it.
+
+    Raises as `read_leaves` does.
+    """
+    count = segment_count(steps, job.config.train.trace_every)
+    return read_leaves(job, opening, steps, audit.opened_leaves(count), data)
+
+
+def read_leaves(job: Job, opening: Opening, steps: int, due: Sequence[int], data: bytes) -> OpenedTrace:
+    """The trace in `data`, of a contribution of `steps` local steps, with the leaves that are `due` opened.
 
     Its length follows from the job and is compared before anything is read. Raises FormatError for other
     bytes, and ProtocolError when they are not of the trace that `opening` commits to.
@@ -85,7 +98,7 @@ def read_trace(job: Job, opening: Opening, steps: int, audit: Audit, data: bytes
     count = segment_count(steps, every)
     if opening.trace_leaves != count + 1:
         raise ProtocolError("a trace is too long or short", expected=count + 1, got=opening.trace_leaves)
-    spans = {index: segment_steps(index, steps, every) for index in audit.opened_leaves(count)}
+    spans = {index: segment_steps(index, steps, every) for index in due}
     start = _MAGIC + struct.pack("<I", count + 1)
     forms = weight_specs(job.specs), midway_specs(job.specs, job.config.train.mode)
     each = 24 + sum(arrays_length(form) for form in forms)

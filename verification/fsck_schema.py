@@ -117,10 +117,17 @@ def pair(first: Shape, second: Shape) -> Shape:
     return Shape(check)
 
 
-def two_of(shape: Shape) -> Shape:
-    """A list of exactly two of one shape, all of which its `quick` says."""
-    quick = Annotated[list[shape.quick], Meta(min_length=2, max_length=2)]  # type: ignore[name-defined]
-    return Shape(pair(shape, shape).check, quick)
+def exactly(count: int, shape: Shape) -> Shape:
+    """A list of exactly so many of one shape, all of which its `quick` says."""
+
+    def check(value: Any, at: At) -> None:
+        if not isinstance(value, list) or len(value) != count:
+            raise wrong(at, f"a list of {count}", value)
+        for i, element in enumerate(value):
+            shape.check(element, (at, i))
+
+    quick = Annotated[list[shape.quick], Meta(min_length=count, max_length=count)]  # type: ignore[name-defined]
+    return Shape(check, quick)
 
 
 def members(table: Mapping[str, Shape], *, others: bool = False) -> Shape:

@@ -18,6 +18,7 @@ from verification.fsck_schema import (
     Shape,
     boolean,
     choice,
+    exactly,
     hex_float,
     integer,
     list_of,
@@ -28,7 +29,6 @@ from verification.fsck_schema import (
     span,
     strings,
     text,
-    two_of,
     wrong,
 )
 
@@ -200,7 +200,14 @@ _LOOKS = list_of(members({"auditors": list_of(NAME), "slot": _NUMBER}))
 _LEAF = pattern("(sha256:)?[0-9a-f]{64}", "a sha256 digest, or 64 hex digits")
 """In a verdict: a leaf's digest, or its hash in the tree."""
 _DEVIATION = members(
-    {"loss_ppm": _NUMBER, "norm_ppb": _NUMBER, "own": SHA256, "peak_ppm": _NUMBER, "step_milli": _NUMBER}
+    {
+        "loss_ppm": _NUMBER,
+        "norm_ppb": _NUMBER,
+        "own": SHA256,
+        "peak_ppm": _NUMBER,
+        "sketch": exactly(8, integer(-MAX_INTEGER)),
+        "step_milli": _NUMBER,
+    }
 )
 _ACCEPTED = members(
     {"member": NAME, "payload": BLAKE3, "slot": _NUMBER, "tokens": _NUMBER, "weight": _NUMBER}
@@ -302,7 +309,7 @@ RECORDS: dict[str, Shape] = {
         }
     ),
     "first-looks": members({**_OF_TURN, "looks": list_of(_SEALED)}),
-    "appeal": members({**_BY_SLOT, "verdicts": two_of(SHA256)}),
+    "appeal": members({**_BY_SLOT, "verdicts": exactly(2, SHA256)}),
     "second-draw": members({**_OF_TURN, **_DRAW, "looks": _LOOKS}),
     "round-close": members(
         {

@@ -6,10 +6,10 @@ own what the state becomes afterwards (rounds.py). Whatever bytes come in, only 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from verification.encoding import blake3_digest
+from verification.encoding import Json, blake3_digest, parse_canonical
 from verification.envelope import open_envelope
 from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError
 from verification.judge import verdict_is_sound
@@ -28,6 +28,9 @@ from verification.records import (
 from verification.sealing import open_record, verified_record
 from verification.segments import segment_count
 from verification.state import RunState, Turn
+from verification.tolerance import SKETCH_NUMBERS, Sketch
+
+MOST_TOLD_BYTES = 256  # of the sketch of one step, as JSON
 
 
 def as_bytes(value: object) -> bytes:
@@ -207,6 +210,37 @@ def check_appeal(turn: Turn, slot: int, data: bytes) -> Appeal:
     if record.verdicts != against:
         raise ProtocolError("an appeal is against other verdicts", expected=against, got=record.verdicts)
     return record
+
+
+def check_told(data: bytes, count: int) -> list[Sketch]:
+    """What an auditor told of `count` steps before it was served where they end."""
+    told = parse_canonical(as_bytes(data), max_bytes=MOST_TOLD_BYTES * (count + 1))
+    if not isinstance(told, list) or len(told) != count:
+        raise FormatError("an auditor told sketches of other steps than it was asked for", expected=count)
+    return [_sketch(numbers) for numbers in told]
+
+
+def _sketch(numbers: Json) -> Sketch:
+    if not isinstance(numbers, list) or len(numbers) != SKETCH_NUMBERS:
+        raise FormatError("a sketch has the wrong length", expected=SKETCH_NUMBERS, got=repr(numbers)[:80])
+    found = tuple(number for number in numbers if type(number) is int)
+    if len(found) != SKETCH_NUMBERS:
+        raise FormatError("a sketch has other things than integers", got=repr(numbers)[:80])
+    return found
+
+
+def check_sketches(turn: Turn, verdict: Verdict, told: Sequence[Sketch], served: Sequence[Sketch]) -> None:
+    """A verdict by tolerance states the sketches that were told before, and they are of what it passes.
+
+    `served` are those of the steps as the contributor served them. All are by segment.
+    """
+    stated = [deviation.sketch for deviation in verdict.deviations]
+    if stated != list(told):
+        what = "a verdict states other sketches than were told before the steps' ends were served"
+        raise ProtocolError(what, expected=list(told), got=stated)
+    if turn.audit_of(verdict.slot).is_hollow(verdict, served):
+        what = "a verdict passes steps whose gradients its auditor has not seen"
+        raise ProtocolError(what, expected=list(served), got=stated)
 
 
 def check_verdict(turn: Turn, slot: int, look: int, auditor: str, data: bytes) -> Verdict:

@@ -27,7 +27,7 @@ from verification.records import (
     Verdict,
 )
 from verification.segments import looked_into, opened_leaves
-from verification.tolerance import Tolerances, eligible, rests_on_tolerance, thresholds
+from verification.tolerance import Sketch, Tolerances, eligible, rests_on_tolerance, thresholds
 
 Look = tuple[int, int]  # (slot, 1, 2, …)
 
@@ -68,12 +68,16 @@ def trace_leaf_hash(leaf: str) -> bytes:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit looks into: segments, of which class's work, and whether it is by tolerance."""
+    """What an audit looks into: segments, of which class's work, and whether it is by tolerance.
+
+    `seed` is the draw's, which sketches follow from; empty where there is no draw yet.
+    """
 
     segments: tuple[int, ...]
     numerics_class: str
     tolerant: bool = False
     tolerances: Tolerances = ()
+    seed: str = ""
 
     @classmethod
     def of(
@@ -82,10 +86,11 @@ class Audit:
         entry: RosterEntry,
         auditors: Sequence[AuditorEntry],
         segments: Sequence[int],
+        seed: str = "",
     ) -> Audit:
         """The audit of `segments` of a roster entry, in a turn with these auditors."""
         tolerant = rests_on_tolerance(tolerances, entry, auditors)
-        return cls(tuple(segments), entry.numerics_class, tolerant, tolerances)
+        return cls(tuple(segments), entry.numerics_class, tolerant, tolerances, seed)
 
     def opened_leaves(self, count: int) -> tuple[int, ...]:
         """The leaves of a trace of `count` segments that the contributor opens, ascending."""
@@ -98,6 +103,19 @@ class Audit:
     def looked_into(self, count: int) -> frozenset[int]:
         """The leaves of a trace of `count` segments whose digests a verdict states."""
         return looked_into(self.segments, count, tolerant=self.tolerant)
+
+    def is_hollow(self, verdict: Verdict, served: Sequence[Sketch]) -> bool:
+        """Whether a verdict passes steps whose gradients it cannot have seen: its sketches are of others.
+
+        `served` are the sketches of the steps as they were served, by segment.
+        """
+        allowed = thresholds(self.tolerances, self.numerics_class, verdict.numerics_class)
+        pairs = zip(served, verdict.deviations, strict=True)
+        return (
+            verdict.outcome == "pass"
+            and allowed is not None
+            and not all(allowed.covers(sketch, found.sketch) for sketch, found in pairs)
+        )
 
     def too_far(self, numerics_class: str, deviations: Sequence[Deviation]) -> bool:
         """Whether an auditor of a class found a deviation that is above what is allowed between the two."""

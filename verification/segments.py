@@ -39,6 +39,16 @@ def unbroken_runs(segments: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
+def waves(segments: Sequence[int]) -> list[tuple[int, ...]]:
+    """An ascending list of segments in parts, none of which has two neighbours: the starts of a part's
+    segments can be served without the end of any of them. The first of each unbroken run come first, then
+    the second, and so on.
+    """
+    runs = unbroken_runs(segments)
+    longest = max((last - first + 1 for first, last in runs), default=0)
+    return [tuple(first + i for first, last in runs if first + i <= last) for i in range(longest)]
+
+
 def opened_leaves(segments: Sequence[int], count: int, *, tolerant: bool = False) -> tuple[int, ...]:
     """The leaves that a contributor of `count` segments opens for an audit of `segments`, ascending.
 

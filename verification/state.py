@@ -61,7 +61,8 @@ class Turn:
     def audit_of(self, slot: int) -> Audit:
         """What an audit of a revealed slot looks into."""
         entry, segments = self.open.entry(slot), self.drawn_segments(slot)
-        return Audit.of(self.tolerances, entry, self.open.auditors, segments)
+        seed = self.draw.seed if self.draw else ""
+        return Audit.of(self.tolerances, entry, self.open.auditors, segments, seed)
 
     def drawn_segments(self, slot: int) -> tuple[int, ...]:
         """The segments of a slot that the draw names; none when it is not drawn."""

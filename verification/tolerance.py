@@ -1,8 +1,9 @@
 """Audits across numerics classes: who rests on tolerance, and when a deviation is too large.
 
-Owns section 6 of docs/protocol.md where it speaks of tolerance: eligibility, thresholds, and the integers of
-a deviation. Does not own how deviations are computed (pipeline/deviation.py), which needs arrays, nor how
-thresholds are found (`barnraise calibrate`).
+Owns section 6 of docs/protocol.md where it speaks of tolerance: eligibility, thresholds, the integers of
+a deviation, and whether a sketch can be of the step that it is said to be of. Does not own how deviations and
+sketches are computed (pipeline/deviation.py, pipeline/sketch.py), which needs arrays, nor how thresholds are
+found (`barnraise calibrate`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from verification.encoding import MAX_INTEGER
-from verification.fields import require_counts, require_digests
+from verification.fields import require, require_counts, require_digests
 
 NO_BOUND = MAX_INTEGER  # how a number is stated that has no bound, or is above what a record can hold
+SKETCH_NUMBERS = 8
+Sketch = tuple[int, ...]
+"""A gradient seen from SKETCH_NUMBERS sides, in millionths of its norm (section 7)."""
+NO_SKETCH: Sketch = (0,) * SKETCH_NUMBERS
+_SKETCH_ROUNDING = 10_000  # of a sketch: what rounding of the gradient's carrier explains, and more
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Deviation:
 
     `norm_ppb` and `peak_ppm` are of the gradient, by array: its norm, and its largest element. `step_milli`
     is of the optimizer, in thousandths of what rounding allows. `loss_ppm` is of the loss. `own` is the
-    digest of the leaf that the auditor got.
+    digest of the leaf that the auditor got, `sketch` is of its gradient: it was told before the end of the
+    step was served, and cannot be told without doing the step. NO_SKETCH where nothing finite came of it.
     """
 
     loss_ppm: int
@@ -31,10 +38,12 @@ class Deviation:
     own: str
     peak_ppm: int
     step_milli: int
+    sketch: Sketch = NO_SKETCH
 
     def __post_init__(self) -> None:
         require_digests("sha256", self.own)
         require_counts(self.loss_ppm, self.norm_ppb, self.peak_ppm, self.step_milli)
+        require(len(self.sketch) == SKETCH_NUMBERS, f"a sketch is not {SKETCH_NUMBERS} numbers", self.sketch)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,15 @@ class Thresholds:
             or deviation.peak_ppm > self.peak_ppm
             or deviation.step_milli > self.step_milli
         )
+
+    def covers(self, served: Sketch, told: Sketch) -> bool:
+        """Whether a sketch can be of a gradient that is as near to the served one as `norm_ppb` allows.
+
+        Eight times the norm: of a difference that is not chosen by who knows the signs, a sum with random
+        signs is larger with a chance below 3e-14 (Hoeffding's inequality).
+        """
+        most = 8 * self.norm_ppb // 1000 + _SKETCH_ROUNDING
+        return all(abs(one - other) <= most for one, other in zip(served, told, strict=True))
 
 
 class Party(Protocol):

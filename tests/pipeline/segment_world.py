@@ -112,10 +112,10 @@ class Told:
         """What an honest auditor of `segments` finds."""
         audit = self.audit(segments, tolerant=tolerant)
         if not audit.opens_a_trace(self.case.count):
-            return recompute(self.case, audit, None)
+            return recompute(self.case, audit, None, {})
         data = self.opened(segments, tolerant=tolerant)
         opened = read_trace(self.case.job, self.opening, self.case.entry.steps, audit, data)
-        return recompute(self.case, audit, opened)
+        return recompute(self.case, audit, opened, {})
 
     def differs(self, segments: Iterable[int]) -> tuple[str, ...]:
         """What a verdict on `segments` says."""

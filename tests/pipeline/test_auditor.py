@@ -40,6 +40,7 @@ class Case:
             other.get("reveal", self.reveal),
             other.get("checkpoint", self.here.checkpoint),
             other.get("state", self.state),
+            other.get("seed", "sha256:" + "5" * 64),
             other.get("trace"),
         )
 

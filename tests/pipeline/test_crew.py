@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.pool import Answer, LocalPool, MemberDiedError
-from pipeline.crew import BRIEF_MS, PATIENCE_MS, AuditCase, Crew
+from pipeline.crew import Crew
+from pipeline.panel import AuditCase
+from pipeline.parties import BRIEF_MS, PATIENCE_MS
 from tests.verification.fake_run import (
     AUDITORS,
     CONTRIBUTORS,
@@ -100,7 +102,7 @@ def opened() -> RunState:
 
 
 OPENED = opened()
-NO_CASE = AuditCase(b"", (), b"", b"", b"", None)
+NO_CASE = AuditCase(b"", (), b"", b"", b"", "", None)
 NAMES = [*CONTRIBUTORS, *AUDITORS]
 garbage = st.one_of(
     st.none(),
@@ -155,7 +157,7 @@ def test_garbage_for_commitments_reveals_states_and_verdicts_is_nothing(value: A
     assert team.states(turn, [0, 1]) == {}
     for answer in team.reveals(OPENED, "head", (0, []), {0: (1, []), 2: (2, [])}).values():
         assert answer is None or (type(answer.envelope), type(answer.payload)) == (bytes, bytes)
-    assert team.verdicts(turn, 1, {0: ("a0", "a1")}, {0: NO_CASE}, {}) == {}
+    assert team.panel.verdicts(turn, 1, {0: ("a0", "a1")}, {0: NO_CASE}, {}) == {}
 
 
 @given(garbage)
@@ -278,7 +280,7 @@ def test_nobody_is_waited_for_without_an_end(mode: str, patience: int) -> None:
     team.commitments(turn, b"", b"")
     team.reveals(play.state, "head", (0, []), {0: (1, [])})
     team.states(turn, [0])
-    team.verdicts(turn, 1, {0: ("a0",)}, {0: NO_CASE}, {})
+    team.panel.verdicts(turn, 1, {0: ("a0",)}, {0: NO_CASE}, {})
     assert fakes.deadlines == dict.fromkeys(("commit", "reveal", "serve_state", "audit"), patience)
 
 
@@ -320,17 +322,17 @@ def test_auditors_are_asked_in_order_until_one_gives_a_sound_verdict() -> None:
     turn = state.open_turn
     assert turn.draw
     order = next(item.auditors for item in turn.draw.drawn if item.slot == 0)
-    case = AuditCase(b"open", (1, 3), b"reveal", b"checkpoint", b"state", b"trace")
+    case = AuditCase(b"open", (1, 3), b"reveal", b"checkpoint", b"state", "seed", b"trace")
 
     def reply(name: str, *args: Any) -> Any:
-        assert args == (b"open", 0, 1, [1, 3], b"reveal", b"checkpoint", b"state", b"trace")
+        assert args == (b"open", 0, 1, [1, 3], b"reveal", b"checkpoint", b"state", "seed", b"trace")
         if name == order[0]:
             raise TimeoutError
         record = verdict(state, 0, 1, name, "pass")
         return seal_record(record, key("c0" if name == order[1] else name))
 
     team, said, fakes = crew(audit=reply)
-    found = team.verdicts(turn, 1, {0: order}, {0: case}, {})
+    found = team.panel.verdicts(turn, 1, {0: order}, {0: case}, {})
     assert [name for _, name in fakes.asked] == list(order)
     assert found[0][0] == verdict(state, 0, 1, order[2], "pass")
     assert [line.split(":")[0] for line in said] == [order[0], order[1]]
@@ -344,10 +346,10 @@ def test_a_call_that_was_begun_is_waited_for_and_nobody_is_asked_beside_it() -> 
     patient, said, fakes = crew(
         audit=lambda name, *_: seal_record(verdict(state, 0, 1, name, "pass"), key(name))
     )
-    begun = patient.begin_verdicts({0: order, 1: (), 2: order}, {0: NO_CASE})
+    begun = patient.panel.begin_verdicts({0: order, 1: (), 2: order}, {0: NO_CASE})
     assert list(begun) == [0]  # who has no auditor, or no case, is not begun
     assert fakes.asked == []
-    found = patient.verdicts(turn, 1, {0: order}, {0: NO_CASE}, begun)
+    found = patient.panel.verdicts(turn, 1, {0: order}, {0: NO_CASE}, begun)
     assert found[0][0].auditor == order[0]
     assert fakes.asked == [("audit", order[0])]
     assert fakes.deadlines["audit"] == PATIENCE_MS
@@ -370,8 +372,8 @@ def test_a_call_that_was_begun_and_came_to_nothing_is_made_again(why: type[Excep
         return seal_record(verdict(state, 0, 1, name, "pass"), key(name))
 
     team, said, _ = crew(audit=reply)
-    begun = team.begin_verdicts({0: order}, {0: NO_CASE})
-    found = team.verdicts(turn, 1, {0: order}, {0: NO_CASE}, begun)
+    begun = team.panel.begin_verdicts({0: order}, {0: NO_CASE})
+    found = team.panel.verdicts(turn, 1, {0: order}, {0: NO_CASE}, begun)
     assert calls == [order[0], order[0]]
     assert found[0][0].auditor == order[0]
     assert len(said) == 1
@@ -384,8 +386,8 @@ def test_a_call_that_was_begun_for_what_was_taken_out_since_is_not_waited_for() 
         raise AssertionError
 
     team, _, fakes = crew(audit=never)
-    begun = team.begin_verdicts({0: ("a0",)}, {0: NO_CASE})
-    assert team.verdicts(state.open_turn, 1, {}, {}, begun) == {}
+    begun = team.panel.begin_verdicts({0: ("a0",)}, {0: NO_CASE})
+    assert team.panel.verdicts(state.open_turn, 1, {}, {}, begun) == {}
     assert fakes.asked == []
 
 

@@ -60,7 +60,7 @@ class Played:
         reveal = seal_record(replace(self.record, opening=opening), here.c0.key) if told else self.reveal
         state = here.c0.serve_state(0)
         envelope = here.a0.audit(
-            here.sealed(here.open()), 0, 1, segments, reveal, here.checkpoint, state, trace
+            here.sealed(here.open()), 0, 1, segments, reveal, here.checkpoint, state, "seed", trace
         )
         return open_record(Verdict, envelope, here.a0.key.public)
 

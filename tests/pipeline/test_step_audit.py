@@ -100,7 +100,7 @@ def test_without_a_trace_nothing_is_audited_by_tolerance() -> None:
     told = true()
     for segments in ({1}, set(range(STEPS))):
         with pytest.raises(ProtocolError, match="needs an opened trace"):
-            recompute(told.case, told.audit(segments, tolerant=True), None)
+            recompute(told.case, told.audit(segments, tolerant=True), None, {})
 
 
 def nudged(monkeypatch: pytest.MonkeyPatch, by: float) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pipeline.sketch import Sketcher
 from pipeline.trace import OpenedLeaf, OpenedTrace
 from tests.simulator.work import NO_LEAF, Point, Task, digest_of
-from verification.judge import Recomputed
+from verification.judge import Audit, Recomputed
 from verification.records import Deviation
+from verification.tolerance import NO_SKETCH, Sketch
 
 NUMBERS = ("loss_ppm", "norm_ppb", "peak_ppm", "step_milli")
 NO_BOUND = (1 << 53) - 1
@@ -43,20 +45,56 @@ def too_large(allowed: Limits, found: Mapping[str, int], name: str, dice: random
     return {**found, name: dice.choice((allowed[name] + 1, allowed[name] + 999_999, NO_BOUND))}
 
 
-def made_up(allowed: Limits, segments: Sequence[int], mode: str, *place: object) -> tuple[Deviation, ...]:
-    """Deviations by somebody who did not do the work, and `place` is all that they depend on.
+def made_up(allowed: Limits, sketches: Sequence[Sketch], mode: str, *place: object) -> tuple[Deviation, ...]:
+    """Deviations by somebody who did not do the work, beside sketches; the rest depends on `place` alone.
 
     Now and then one says that nothing finite came of the step, which takes other numbers.
     """
     dice = random.Random(repr(place))
-    owns = [NO_LEAF if dice.random() < 0.1 else digest_of("sha256", *place, segment) for segment in segments]
-    return tuple(Deviation(own=own, **numbers(allowed, dice, mode)) for own in owns)
+    owns = [NO_LEAF if dice.random() < 0.1 else digest_of("sha256", *place, s) for s in sketches]
+    return tuple(
+        Deviation(own=own, sketch=sketch, **numbers(allowed, dice, mode))
+        for own, sketch in zip(owns, sketches, strict=True)
+    )
+
+
+def guessed(count: int, *place: object) -> list[Sketch]:
+    """Sketches by somebody who has not seen the gradients: as they might be, or nothing at all."""
+    dice = random.Random(repr(place))
+    kind = dice.choice(("normal", "normal", "none", "large"))
+    scale = {"normal": 1e6, "none": 0.0, "large": 1e15}[kind]
+    return [tuple(round(dice.gauss(0, scale)) for _ in range(8)) for _ in range(count)]
+
+
+def told_sketches(
+    task: Task, slot: int, segments: Sequence[int], opened: OpenedTrace, seed: str, numerics: str
+) -> list[Sketch]:
+    """What an honest auditor of class `numerics` tells of `segments`, from the points before them."""
+    at = {-1: task.first, **{index: task.believed(index, leaf) for index, leaf in opened.leaves.items()}}
+    ends = [task.advance(at[segment - 1], segment, numerics) for segment in segments]
+    return [_sketch(task, slot, s, at[s - 1], end, seed) for s, end in zip(segments, ends, strict=True)]
+
+
+def sketches_of(
+    task: Task, slot: int, segments: Sequence[int], leaves: Sequence[OpenedLeaf], seed: str
+) -> list[Sketch]:
+    """Of a contributor's own points, who tells its friends."""
+    at = {-1: task.first, **{index: task.believed(index, leaf) for index, leaf in enumerate(leaves)}}
+    return [_sketch(task, slot, s, at[s - 1], leaves[s], seed) for s in segments]
+
+
+def _sketch(task: Task, slot: int, segment: int, start: Point, end: OpenedLeaf | None, seed: str) -> Sketch:
+    if end is None:
+        return NO_SKETCH
+    after = task.believed(segment, end)
+    return Sketcher(task.job.config.train, seed, slot).of(segment, start.state, after.state)
 
 
 def judged_steps(
-    task: Task, segments: Sequence[int], opened: OpenedTrace, allowed: Limits, numerics: str
+    task: Task, slot: int, audit: Audit, opened: OpenedTrace, allowed: Limits, numerics: str
 ) -> Recomputed:
-    """What an honest auditor of class `numerics` finds: each of `segments` by itself, and the boundary."""
+    """What an honest auditor of class `numerics` finds: each segment by itself, and the boundary."""
+    segments = audit.segments
     trace = list(opened.hashes)
     points = {-1: task.first}
     for index, leaf in opened.leaves.items():
@@ -68,7 +106,9 @@ def judged_steps(
     deviations = [
         _deviation(task, s, points[s - 1], points[s], opened.leaves[s], allowed, numerics) for s in segments
     ]
-    return replace(found, deviations=tuple(deviations))
+    sketches = told_sketches(task, slot, segments, opened, audit.seed, numerics)
+    told = [replace(d, sketch=sketch) for d, sketch in zip(deviations, sketches, strict=True)]
+    return replace(found, deviations=tuple(told))
 
 
 def _deviation(

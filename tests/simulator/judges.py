@@ -6,6 +6,7 @@ Owns how each kind judges falsely. A verdict's form is the shipped code's wherev
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,17 @@ from pipeline.auditor import Auditor
 from pipeline.segment_audit import Case
 from pipeline.trace import OpenedTrace
 from tests.simulator.cheats import CHEATS
-from tests.simulator.deviations import NUMBERS, Limits, judged_steps, limits, made_up, too_large
+from tests.simulator.deviations import (
+    NUMBERS,
+    Limits,
+    guessed,
+    judged_steps,
+    limits,
+    made_up,
+    sketches_of,
+    told_sketches,
+    too_large,
+)
 from tests.simulator.garbage import garbage
 from tests.simulator.people import HonestContributor, Street, Stubbed
 from tests.simulator.setting import Person
@@ -24,6 +35,7 @@ from verification.judge import Audit, Recomputed, trace_leaf_hash
 from verification.log import Log
 from verification.records import Deviation, Verdict
 from verification.sealing import open_record, parse_predicate, seal_record
+from verification.tolerance import Sketch
 
 _NOTHING = Deviation(loss_ppm=0, norm_ppb=0, own=digest_of("sha256", "nothing"), peak_ppm=0, step_milli=0)
 
@@ -38,7 +50,14 @@ class HonestAuditor(Stubbed, Auditor):
         if not audit.tolerant:
             return task.audited(audit.segments, opened, self.person.numerics)
         assert opened is not None
-        return judged_steps(task, audit.segments, opened, self.allowed(case), self.person.numerics)
+        slot, allowed = case.entry.slot, self.allowed(case)
+        return judged_steps(task, slot, audit, opened, allowed, self.person.numerics)
+
+    def sketches(
+        self, case: Case, audit: Audit, segments: Sequence[int], opened: OpenedTrace
+    ) -> Sequence[Sketch]:
+        task = self.street.shop.task(self.job, case.open.base, case.entry)
+        return told_sketches(task, case.entry.slot, segments, opened, audit.seed, self.person.numerics)
 
     def allowed(self, case: Case) -> Limits:
         """Between its class and the contributor's, where that is another."""
@@ -69,6 +88,18 @@ class BadAuditor(HonestAuditor):
         claims = super().compute(case, audit, opened)
         return self.found(claims, case, audit) if self.bad(case.entry.slot) else claims
 
+    def sketches(
+        self, case: Case, audit: Audit, segments: Sequence[int], opened: OpenedTrace
+    ) -> Sequence[Sketch]:
+        true = super().sketches(case, audit, segments, opened)
+        self.turn = case.open.turn
+        return self.guess(case, audit, segments) or true if self.bad(case.entry.slot) else true
+
+    def guess(self, case: Case, audit: Audit, segments: Sequence[int]) -> Sequence[Sketch]:
+        """What it tells of steps instead of having done them; nothing where it does them."""
+        del case, audit, segments
+        return ()
+
     def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
         """What it says that it computed."""
         del case, audit
@@ -81,7 +112,10 @@ class BadAuditor(HonestAuditor):
 
 
 class RubberStamp(BadAuditor):
-    """Says what a cheat that it is friends with asked it to say."""
+    """Says what a cheat that it is friends with asked it to say, down to the sketches of its own points."""
+
+    def bad(self, slot: int) -> bool:
+        return self.dice("bad", self.turn, slot).random() < 0.7
 
     def found(self, claims: Recomputed, case: Case, audit: Audit) -> Recomputed:
         told = self.street.shop.told.get((case.open.turn, case.entry.slot))
@@ -100,8 +134,17 @@ class RubberStamp(BadAuditor):
             return replace(told, trace=trace, loss_first=first)
         place = (self.name, case.open.turn, case.entry.slot, self.look)
         mode = self.job.config.train.mode
-        deviations = made_up(self.allowed(case), audit.segments, mode, self.street.seed, *place)
+        sketches = self.guess(case, audit, audit.segments)
+        deviations = made_up(self.allowed(case), sketches, mode, self.street.seed, *place)
         return replace(told, trace=trace, loss_first=first, deviations=deviations)
+
+    def guess(self, case: Case, audit: Audit, segments: Sequence[int]) -> Sequence[Sketch]:
+        shop, slot = self.street.shop, case.entry.slot
+        made = shop.made.get((case.open.turn, slot))
+        if made is None or (case.open.turn, slot) not in shop.told:
+            return ()
+        task = shop.task(self.job, case.open.base, case.entry)
+        return sketches_of(task, slot, segments, made.points, audit.seed)
 
 
 class Stamp(RubberStamp):
@@ -113,6 +156,12 @@ class Stamp(RubberStamp):
         shop = self.street.shop
         told = shop.told.get((case.open.turn, case.entry.slot))
         return self.stamped(told or shop.honest(self.job, case.open.base, case.entry).claims, case, audit)
+
+    def guess(self, case: Case, audit: Audit, segments: Sequence[int]) -> Sequence[Sketch]:
+        place = (self.name, case.open.turn, case.entry.slot, audit.seed)
+        whole = guessed(len(audit.segments), self.street.seed, *place)
+        by_segment = dict(zip(audit.segments, whole, strict=True))
+        return [by_segment[segment] for segment in segments]
 
 
 class Inventor(BadAuditor):

@@ -20,6 +20,7 @@ from tests.simulator.faults import Crash, Gate
 from tests.simulator.judges import make
 from tests.simulator.people import Street, Stubbed
 from tests.simulator.setting import Person, Setting
+from tests.simulator.shown import Shown
 from verification.errors import BarnraiseError
 
 TRIES = 5
@@ -45,6 +46,8 @@ class Network:
         self.said: dict[Place, set[bytes]] = {}
         self.refusals: list[str] = []
         self.peeked: list[str] = []  # whom the public log could have told a first verdict too early
+        self.ends: list[str] = []  # who was shown the end of a step that it had not told of
+        self.steps = Shown()
         self.shown: dict[str, None] = {}
         self.opens: dict[int, set[bytes]] = {}
         self._old: list[tuple[str, str, tuple[Any, ...]]] = []
@@ -210,12 +213,13 @@ class Network:
 
     def _remember(self, name: str, method: str, args: tuple[Any, ...], value: bytes) -> None:
         turn = -1 if method in JOINING else self._turn_of(method, args)
-        part: object = args[1:3] if method == "audit" else 0
+        parts: dict[str, object] = {"audit": args[1:3], "tell": (args[1], args[7]) if method == "tell" else 0}
+        part = parts.get(method, 0)
         self.said.setdefault((name, method, turn, part), set()).add(value)
 
     def _turn_of(self, method: str, args: tuple[Any, ...]) -> int:
         """Which turn a call is about: where audits lag that need not be the one in progress."""
-        if method in ("commit", "audit"):
+        if method in ("commit", "audit", "tell"):
             return self._place_of(args[0])[0]
         return args[0] if args and type(args[0]) is int else self.turn
 
@@ -228,12 +232,15 @@ class Network:
 
     def _look(self, name: str, method: str, args: tuple[Any, ...]) -> None:
         """What the coordinator shows: opens and heads, and verdicts that it has logged."""
-        if method in ("commit", "audit"):
-            self.opens.setdefault(self._turn_of(method, args), set()).add(args[0])
+        if method in ("commit", "audit", "tell"):
+            turn = self._turn_of(method, args)
+            self.opens.setdefault(turn, set()).add(args[0])
+            if method == "tell":
+                self.ends += self.steps.tell(name, turn, args)
+            elif method == "audit":
+                self.steps.audit(name, turn, args)
             if method == "audit" and self._shows(args[0], args[1]):
-                self.peeked.append(
-                    f"{name}, slot {args[1]}, look {args[2]} of turn {self._turn_of(method, args)}"
-                )
+                self.peeked.append(f"{name}, slot {args[1]}, look {args[2]} of turn {turn}")
         elif method == "reveal":
             self.shown[args[1]] = None
 

@@ -17,7 +17,7 @@ from pipeline.ledger import read_entries
 from pipeline.work import Job
 from tests.simulator.network import Place
 from tests.simulator.setting import Person
-from tests.simulator.work import Falsehood, Workshop
+from tests.simulator.work import Falsehood, Traced, Workshop
 from tests.simulator.world import Played
 from verification.encoding import parse_canonical
 from verification.judge import Recomputed, differences
@@ -115,6 +115,8 @@ class Story:
     unheard: dict[tuple[int, str, str], str]
     refusals: list[str]
     peeked: list[str]
+    ends: list[str]
+    told: dict[tuple[str, int, int], set[int]]
     trouble: list[str]
     # on disk
     folder: Path
@@ -196,6 +198,11 @@ class Story:
         """What an honest member computes of a slot's assignment."""
         return self.shop.honest(self.job, scene.open.base, scene.open.entry(slot)).claims
 
+    def made(self, scene: Scene, slot: int) -> Traced:
+        """What was handed in for a slot."""
+        true = self.shop.honest(self.job, scene.open.base, scene.open.entry(slot))
+        return self.shop.made.get((scene.open.turn, slot), true)
+
     def lies(self, scene: Scene, slot: int) -> bool:
         """Whether a revealed opening claims anything but the truth."""
         opening, true = scene.reveals[slot].opening, self.truth(scene, slot)
@@ -264,6 +271,8 @@ def read(played: Played) -> Story:
         unheard=network.unheard,
         refusals=network.refusals,
         peeked=network.peeked,
+        ends=network.ends,
+        told=network.steps.told,
         trouble=played.trouble,
         folder=site.folder.path,
         vaults=site.home / "members",

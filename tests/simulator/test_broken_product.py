@@ -128,6 +128,15 @@ def deviations_never_compared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(verification.disputes, "_kin", lambda verdict: (verdict.numerics_class, ()))
 
 
+def sketches_not_compared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(verification.judge.Audit, "is_hollow", lambda *_: False)
+
+
+def all_starts_at_once(patch: pytest.MonkeyPatch) -> None:
+    for module in (pipeline.auditing, pipeline.auditor):
+        patch.setattr(module, "waves", lambda segments: [tuple(segments)])
+
+
 def nobody_overruled(patch: pytest.MonkeyPatch) -> None:
     for module in (verification.plans, verification.settling, pipeline.coordinator):
         patch.setattr(module, "overruled_auditors", lambda *_: ())
@@ -311,6 +320,10 @@ def tolerant(setting: Setting) -> bool:
     return "tolerance" in audit and audit["rate_ppm"] >= 500_000 and len(auditors) >= 2
 
 
+def tolerant_whole(setting: Setting) -> bool:
+    return tolerant(setting) and setting.config["audit"]["segments"] == 0
+
+
 def with_kinds(*kinds: str) -> Callable[[Setting], bool]:
     return lambda setting: tolerant(setting) and bool({p.kind for p in setting.people} & set(kinds))
 
@@ -381,7 +394,9 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Setting]
     "auditors of any class are eligible": (any_class_is_eligible, tolerant, "tolerance"),
     "weight on tolerance is not capped": (no_cap_on_tolerance, tolerant, "tolerance"),
     "deviations are not looked at": (deviations_never_too_far, with_kinds("false-step"), "false work"),
-    "deviations are not compared": (deviations_never_compared, with_kinds("stamp"), "unaudited work"),
+    "deviations are not compared": (deviations_never_compared, with_kinds("invent"), "unaudited work"),
+    "sketches are not compared": (sketches_not_compared, with_kinds("stamp"), "tolerance"),
+    "all starts are served at once": (all_starts_at_once, tolerant_whole, "tolerance"),
     "what follows stays accepted": (nothing_follows, late, "removed"),
     "the lineage is not rolled back": (lineage_stays, late, "lineage"),
     "removed work stays paid": (removed_work_stays_paid, late, "credit"),

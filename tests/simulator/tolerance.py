@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.simulator.deviations import Limits, limits, too_far
+from tests.simulator.deviations import Limits, limits, sketches_of, too_far
 from tests.simulator.sides import prevailing, side_of, voices
 from tests.simulator.story import Scene, Story
 from verification.records import AuditorEntry, Verdict
+from verification.tolerance import Sketch
 
 MILLION = 1_000_000
 
@@ -52,10 +53,11 @@ def contradict(verdicts: list[Verdict]) -> bool:
 
 def tolerance_keeps_its_place(story: Story) -> list[str]:
     """Nothing goes by tolerance that need not; deviations decide as stated; weights are as capped."""
-    found: list[str] = []
+    found = list(story.ends)
     for scene in story.scenes:
         for verdict in scene.verdicts:
             found += _verdict_is_in_place(story, scene, verdict)
+            found += _saw_the_gradients(story, scene, verdict)
         if scene.close is None:
             continue
         found += _nobody_alone_convicts(story, scene)
@@ -84,6 +86,29 @@ def _verdict_is_in_place(story: Story, scene: Scene, verdict: Verdict) -> list[s
     elif ("deviation" in verdict.differs) != (allowed is not None and too_far(allowed, verdict.deviations)):
         found.append(f"{of} does not follow from its deviations")
     return found
+
+
+def _saw_the_gradients(story: Story, scene: Scene, verdict: Verdict) -> list[str]:
+    """Who passes steps told sketches of them, as near as its norm allows, before it was shown them."""
+    slot = verdict.slot
+    entry, of = scene.open.entry(slot), f"{scene.label}: the verdict of {verdict.auditor} on slot {slot}"
+    allowed = limits(items(story), verdict.numerics_class, entry.numerics_class)
+    if not is_lax(story, scene, slot) or allowed is None or scene.draw is None:
+        return []
+    segments = scene.segments[slot]
+    told = story.told.get((verdict.auditor, scene.open.turn, slot), set())
+    if not told >= set(segments):
+        return [f"{of} is by somebody who told of {sorted(told)} of {segments}"]
+    task = story.shop.task(story.job, scene.open.base, entry)
+    true = sketches_of(task, slot, segments, story.made(scene, slot).points, scene.draw.seed)
+    most = 10_000 + 8 * allowed["norm_ppb"] // 1000
+    pairs = zip(true, verdict.deviations, strict=False)
+    far = [s for s, (one, d) in zip(segments, pairs, strict=False) if _distance(one, d.sketch) > most]
+    return [f"{of} passes steps {far} that it has not seen"] if far and verdict.outcome == "pass" else []
+
+
+def _distance(one: Sketch, other: Sketch) -> int:
+    return max(abs(mine - yours) for mine, yours in zip(one, other, strict=True))
 
 
 def _nobody_alone_convicts(story: Story, scene: Scene) -> list[str]:

@@ -91,6 +91,18 @@ def fault_by_two_who_differ(story: Story, played: Played) -> None:
     ]
 
 
+def sketch_of_something_else(story: Story, played: Played) -> None:
+    _verdicts(story, lambda v: replace(v, deviations=_first(v, sketch=(9_000_000,) * 8)))
+
+
+def end_shown_too_early(story: Story, played: Played) -> None:
+    story.ends = ["a00 was shown where step 1 of slot 0 in turn 0 ends before it told"]
+
+
+def verdict_without_a_sketch_told(story: Story, played: Played) -> None:
+    next(iter(story.told.values())).pop()
+
+
 TOLERANCE_DOCTORS: list[tuple[str, Doctor]] = [
     ("tolerance", weight_raised),
     ("tolerance", somebody_of_its_class),
@@ -100,6 +112,9 @@ TOLERANCE_DOCTORS: list[tuple[str, Doctor]] = [
     ("looks", deviations_contradict),
     ("unaudited work", deviations_contradict),
     ("tolerance", deviations_left_out),
+    ("tolerance", sketch_of_something_else),
+    ("tolerance", end_shown_too_early),
+    ("tolerance", verdict_without_a_sketch_told),
     ("tolerance", other_class_stated),
     ("tolerance", fault_by_one),
     ("tolerance", fault_by_two_who_differ),

@@ -31,6 +31,7 @@ def deviations(
             own=sha256_digest(f"{numerics_class} {by} own {segment}".encode()),
             peak_ppm=allowed.peak_ppm,
             step_milli=allowed.step_milli,
+            sketch=(segment, -1, *range(6)),
         )
         for segment in audit.segments
     ]

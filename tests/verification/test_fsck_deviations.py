@@ -99,14 +99,14 @@ def test_one_deviation_for_each_segment(tmp_path: Path, change: Any, look: int) 
 def test_deviations_where_none_are_due(tmp_path: Path) -> None:
     """Whatever their numbers, they say nothing of a slot that does not rest on tolerance."""
     for number in (0, MOST):
-        deviation = {**dict.fromkeys(NUMBERS, number), "own": sha(b"own")}
+        deviation = {**dict.fromkeys(NUMBERS, number), "own": sha(b"own"), "sketch": [0] * 8}
         lie = told_so(lambda r, d=deviation: r["deviations"].append(d), slot=0)  # type: ignore[misc]
         found = failures(tmp_path, lie=lie, audit__second_look_ppm=0)
         assert found == [NUMBER.replace(of(), of(0))]
 
 
 def test_an_exact_slot_does_not_fail_for_deviations(tmp_path: Path) -> None:
-    deviation = {**dict.fromkeys(NUMBERS, MOST), "own": sha(b"own")}
+    deviation = {**dict.fromkeys(NUMBERS, MOST), "own": sha(b"own"), "sketch": [0] * 8}
 
     def change(record: Record) -> None:
         record.update(deviations=[deviation], differs=["deviation"], outcome="fail")
@@ -183,6 +183,10 @@ def test_a_leaf_that_nobody_asked_for(tmp_path: Path) -> None:
         ("deviations.0.own", "blake3:" + "0" * 64, False),
         ("deviations.0.own", "0" * 64, False),
         ("deviations.0.own", None, False),
+        ("deviations.0.sketch", [-MOST] * 4 + [MOST] * 4, True),
+        *(("deviations.0.sketch", [0] * count, False) for count in (0, 7, 9)),
+        *(("deviations.0.sketch", [0] * 7 + [odd], False) for odd in (True, "0", None, MOST + 1, -MOST - 1)),
+        ("deviations.0.sketch", None, False),
         *((f"deviations.0.{key}", MOST, True) for key in NUMBERS),
         *((f"deviations.0.{key}", value, False) for key in NUMBERS for value in (-1, MOST + 1, "0", None)),
         ("differs", ["trace", "payload", "next_state", "loss", "deviation"], True),

@@ -13,6 +13,7 @@ from verification.fsck_schema import (
     Shape,
     boolean,
     choice,
+    exactly,
     hex_float,
     integer,
     list_of,
@@ -23,7 +24,6 @@ from verification.fsck_schema import (
     span,
     strings,
     text,
-    two_of,
 )
 
 NAME = pattern("[a-z]{1,3}|x+", "a name")
@@ -99,11 +99,11 @@ SHAPES: dict[str, tuple[Shape, bool, list[Any], list[tuple[Any, str, str]]]] = {
         ],
     ),
     "two": (
-        two_of(NAME),
+        exactly(2, NAME),
         True,
         [["a", "xxxx"], ["a", "a"]],
         [
-            *((v, "at does not fit", "a list of two") for v in ([], ["a"], ["a", "b", "c"], "ab", {}, None)),
+            *((v, "at does not fit", "a list of 2") for v in ([], ["a"], ["a", "b", "c"], "ab", {}, None)),
             (["a", 1], "at[1] does not fit", "a name"),
             (["", "a"], "at[0] does not fit", "a name"),
         ],

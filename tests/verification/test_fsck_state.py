@@ -448,17 +448,18 @@ class State:
         own = sha(f"{self.run_id} {self.turn} {line['slot']} {segment} {numerics}".encode())
         found = {key: value for key, value in item.items() if key != "classes"}
         if what == "not finite":
-            return {**dict.fromkeys(found, 2**53 - 1), "own": dom("barnraise/trace-not-finite/v1", {})}
+            own = dom("barnraise/trace-not-finite/v1", {})
+            return {**dict.fromkeys(found, 2**53 - 1), "own": own, "sketch": [0] * 8}
         if what in found:
             found[what] += 1
         if self.config["train"]["mode"] == "gradient":
             found["step_milli"] = 0
-        return {**found, "own": own}
+        return {**found, "own": own, "sketch": [segment - j * 10**9 for j in range(8)]}
 
     def too_far(self, line: dict[str, Any], auditor: str, deviations: list[dict[str, Any]]) -> bool:
         """Whether one of an auditor's deviations is above its threshold."""
         item = self.item(self.info[auditor][3], line["class"]) or {}
-        return any(found[key] > item[key] for found in deviations for key in found if key != "own")
+        return any(found[key] > item[key] for found in deviations for key in item if key != "classes")
 
     def tolerant_cap(self, roster: list[dict[str, Any]], weights: dict[int, int]) -> dict[int, int]:
         """Section 9, 1: the weights of accepted slots that rest on tolerance, where they are too many."""

@@ -13,6 +13,7 @@ from verification.segments import (
     segment_steps,
     steps_in,
     unbroken_runs,
+    waves,
 )
 
 
@@ -27,6 +28,23 @@ def every_choice(most: int) -> list[tuple[tuple[int, ...], int]]:
 
 
 CHOICES = every_choice(7)
+
+
+def test_a_wave_shows_no_end_before_it_was_told() -> None:
+    """Each segment is told once, at the latest possible that its start allows, and as soon as that."""
+    for chosen, _ in CHOICES:
+        shown: set[int] = set()
+        told: list[int] = []
+        for wave in waves(chosen):
+            assert list(wave) == sorted(wave)
+            shown |= {segment - 1 for segment in wave}
+            assert not shown & set(wave)
+            assert all(segment - 1 not in chosen or segment - 1 in told for segment in wave)
+            told += wave
+        assert sorted(told) == list(chosen)
+        assert len(waves(chosen)) == max(last - first + 1 for first, last in unbroken_runs(chosen))
+    assert waves([0, 1, 2, 5, 7, 8]) == [(0, 5, 7), (1, 8), (2,)]
+    assert waves([]) == []
 
 
 def test_there_are_247_choices() -> None:

@@ -157,6 +157,30 @@ def test_what_has_no_bound_is_above_every_threshold_that_is_one() -> None:
         assert Thresholds(*[NO_BOUND - 1] * 4).exceeded_by(found)
 
 
+@given(
+    st.integers(0, 10**9),
+    st.lists(st.integers(-(10**9), 10**9), min_size=8, max_size=8),
+    st.integers(0, 7),
+    st.integers(-2, 2),
+)
+def test_a_sketch_is_covered_up_to_eight_times_the_norm_and_a_hundredth(
+    norm: int, told: list[int], place: int, beyond: int
+) -> None:
+    """Sketches are in millionths, the norm in billionths."""
+    limits, most = Thresholds(0, norm, 0, 0), norm * 8 // 1000 + 10_000
+    for sign in (-1, 1):
+        served = list(told)
+        served[place] += sign * (most + beyond)
+        assert limits.covers(tuple(served), tuple(told)) is (beyond <= 0)
+        assert limits.covers(tuple(told), tuple(served)) is (beyond <= 0)
+
+
+@pytest.mark.parametrize("numbers", [(), (0,) * 7, (0,) * 9])
+def test_a_sketch_of_another_length_is_none(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(FormatError, match="a sketch is not 8 numbers"):
+        Deviation(1, 2, OWN, 3, 4, numbers)
+
+
 # --- the record ---
 
 
@@ -167,6 +191,7 @@ def test_a_deviation_has_the_members_of_the_specification_in_its_order() -> None
         "own",
         "peak_ppm",
         "step_milli",
+        "sketch",
     ]
     assert [field.name for field in fields(Thresholds)] == list(NUMBERS)
 
