@@ -73,7 +73,7 @@ def honest(steps: int, raw: Path, seed: int = 1) -> list[dict[str, Any]]:
                 names = [crew.workers[i].environment.name for i in (one, two)]
                 if wanted(*names):
                     deviation = crew.deviation(start, ends[one], ends[two], index)
-                    numbers = {n: v for n, v in vars(deviation).items() if n != "own"}
+                    numbers = {n: v for n, v in vars(deviation).items() if n not in ("own", "sketch")}
                     found.append({"step": index, "served": names[0], "own": names[1], **numbers})
                     file.write(json.dumps(found[-1]) + "\n")
             start = ends[index % len(FP32)].point

@@ -77,6 +77,7 @@ def local_steps(
     inner_lr: Sequence[float],
     *,
     first: int = 0,
+    micro_batch: int | None = None,
     keep: Callable[[Midpoint, tuple[int, ...]], None] | None = None,
     device: str = "cpu",
 ) -> StepsResult:
@@ -84,9 +85,10 @@ def local_steps(
 
     `first` of the round's local steps lie behind `start`, a multiple of `trace_every`; the state of a `start`
     without any has no `gradient_sum`. `inner_lr` holds at least S rates in `local` mode and is not read in
-    `gradient` mode. `keep` is given each point that a leaf is taken of, as views, with the losses since the
-    last one. Raises FormatError for arrays of other names, types or shapes, WorkError for windows that do not
-    fit, and NotFiniteError when the loss or an array is not finite.
+    `gradient` mode. `micro_batch` windows go through the model at once, all B when None. `keep` is given each
+    point that a leaf is taken of, as views, with the losses since the last one. Raises FormatError for arrays
+    of other names, types or shapes, WorkError for windows that do not fit, and NotFiniteError when the loss
+    or an array is not finite.
     """
     specs = array_specs(model)
     state = _whole_state(start.state, specs, spec.mode, fresh=first == 0)
@@ -100,7 +102,7 @@ def local_steps(
     leaves: list[str] = []
     traced = 0
     for s, tokens_BT in enumerate(batches_SBT):
-        losses.append(work.compute_gradient(tokens_BT))
+        losses.append(work.compute_gradient(tokens_BT, micro_batch or len(tokens_BT)))
         if spec.mode == "local":
             work.adamw_step(inner_lr[s])
         else:
@@ -163,13 +165,26 @@ class _Work:
         else:
             self.gradient_sum_P = _own(state["gradient_sum"], device)
 
-    def compute_gradient(self, tokens_BT: npt.NDArray[np.int64]) -> int:
-        """Fill `gradient_P` with the gradient of one batch's mean loss; return the loss in micronats."""
-        value = loss(self.model, self.parameters, _own(tokens_BT, self.weights_P.device))
-        gradients = torch.autograd.grad(value, list(self.parameters.values()))
-        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self.gradient_P)
+    def compute_gradient(self, tokens_BT: npt.NDArray[np.int64], micro_batch: int) -> int:
+        """Fill `gradient_P` with the gradient of one batch's mean loss; return the loss in micronats.
+
+        It is the sum over the micro-batches, in order, of their mean gradients times their shares.
+        """
+        whole, total = len(tokens_BT), 0.0
+        for start in range(0, whole, micro_batch):
+            part_BT = tokens_BT[start : start + micro_batch]
+            share = len(part_BT) / whole
+            value = loss(self.model, self.parameters, _own(part_BT, self.weights_P.device))
+            gradients = torch.autograd.grad(value, list(self.parameters.values()))
+            flat = [gradient.reshape(-1) for gradient in gradients]
+            if start == 0:
+                torch.cat(flat, out=self.gradient_P)
+                self.gradient_P.mul_(share)
+            else:
+                self.gradient_P.add_(torch.cat(flat).mul_(share))
+            total += value.item() * share
         self.step += 1
-        return _micronats(value.item())
+        return _micronats(total)
 
     def adamw_step(self, lr: float) -> None:
         """AdamW (Loshchilov and Hutter 2019); decoupled decay on arrays of two or more dimensions."""

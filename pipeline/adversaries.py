@@ -70,7 +70,8 @@ class Lazy(Adversary):
         positions = positions_of(entry.positions)[: max(1, done) * job.config.train.batch]
         batches = self.data.batches(job.config.run.seed, positions, job.config.train.batch)
         rates = [parse_hex_float(text) for text in open_.inner_lr[: max(1, done)]]
-        worked = local_steps(job.model, job.spec, Midpoint(weights, start), batches, rates, keep=self._at)
+        base, micro = Midpoint(weights, start), entry.micro_batch
+        worked = local_steps(job.model, job.spec, base, batches, rates, micro_batch=micro, keep=self._at)
         end = worked.end if done else Midpoint(weights, self._unmoved(worked.end, start))
         losses = (*worked.losses, *worked.losses[-1:] * entry.steps)
         trace = list(worked.leaves)

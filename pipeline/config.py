@@ -29,7 +29,7 @@ OPEN_ENTRY_BYTES = 560
 AUDITOR_BYTES = 260
 RATE_BYTES = 34
 LEAF_BYTES = 100
-DEVIATION_BYTES = 290
+DEVIATION_BYTES = 400
 REMOVED_BYTES = 360  # with the range that it gives back
 CREDIT_BYTES = 150
 
@@ -83,6 +83,11 @@ class TrainConfig(_Section):
         (14, 12, 8, 6, 8),
         min_length=1,
         description="Local steps of each contributor, and so how many there are.",
+    )
+    micro_batch: tuple[Count, ...] = Field(
+        (),
+        description="Windows that each contributor takes through the model at once, fewer where memory is "
+        "small; empty: all of a step's. It changes bits, so auditors take as many.",
     )
     trace_every: Count = Field(4, description="Local steps between two digests of the trace.")
     inner: InnerConfig = Field(InnerConfig(), description="The inner optimizer.")
@@ -286,6 +291,13 @@ class Config(_Section):
             raise ValueError(
                 f"data.vocab_size {self.data.vocab_size} and model.vocab_size {self.model.vocab_size} differ"
             )
+        if self.train.micro_batch and len(self.train.micro_batch) != len(self.train.steps):
+            raise ValueError(
+                f"train.micro_batch has {len(self.train.micro_batch)} numbers for "
+                f"{len(self.train.steps)} contributors; give one for each, or none"
+            )
+        if max(self.train.micro_batch, default=0) > self.train.batch:
+            raise ValueError(f"train.micro_batch is above train.batch, which is {self.train.batch}")
         if self.train.mode == "gradient" and self.outer.optimizer != "adamw":
             raise ValueError("train.mode gradient needs outer.optimizer adamw")
         if self.audit.auditors == 0 and (self.audit.rate_ppm or self.audit.probation_rounds):

@@ -1,7 +1,7 @@
 """A gradient seen from a few sides, which is told before the gradient that it is compared with is served.
 
 Owns the arithmetic of docs/protocol.md, section 7, "Sketches": sums of the gradient's elements with signs
-that follow from the draw, in millionths of its norm. It is a sketch of second moments (Alon, Matias and
+that follow from the draw, in ten-thousandths of its norm. It is a sketch of second moments (Alon, Matias and
 Szegedy, 1996), which is a projection on random signs (Achlioptas, 2003): two gradients are near one another
 when their sketches are. Does not own how near they have to be (verification/tolerance.py) or who is shown
 what, when.
@@ -25,7 +25,7 @@ from model.hidden_state import midway_specs
 from pipeline.deviation import CARRIERS
 from verification.encoding import digest_hex, hash_object
 from verification.judge import Audit
-from verification.tolerance import NO_SKETCH, SKETCH_NUMBERS, Sketch
+from verification.tolerance import MOST_SKETCH, NO_SKETCH, SKETCH_NUMBERS, Sketch
 
 if TYPE_CHECKING:
     from pipeline.config import TrainConfig
@@ -62,7 +62,8 @@ class Sketcher:
         norm = math.sqrt(square)
         if not 0 < norm < math.inf or not np.isfinite(sums_J).all():
             return NO_SKETCH
-        return tuple(round(1e6 * float(total) / norm) for total in sums_J)
+        rounded = (round(1e4 * float(total) / norm) for total in sums_J)
+        return tuple(max(-MOST_SKETCH, min(number, MOST_SKETCH)) for number in rounded)
 
     def _gradient(self, before: Arrays, after: Arrays, carrier: str, block: slice) -> np.ndarray:
         after_E = after[carrier][block].astype(np.float64)

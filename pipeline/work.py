@@ -128,11 +128,12 @@ def check_assignment(job: Job, entry: RosterEntry) -> None:
         )
     most = max([*config.train.steps, config.timing.max_steps])
     windows = sum(stop - start for start, stop in entry.positions)
-    if entry.steps > most or windows != entry.steps * config.train.batch:
+    batch, micro = config.train.batch, entry.micro_batch
+    if entry.steps > most or windows != entry.steps * batch or not 1 <= micro <= batch:
         raise ProtocolError(
             f"the assignment of {entry.member} is none of this run",
-            expected=f"at most {most} steps of {config.train.batch} windows",
-            got=f"{entry.steps} steps and {windows} windows",
+            expected=f"at most {most} steps of {batch} windows, up to {batch} at once",
+            got=f"{entry.steps} steps and {windows} windows, {micro} at once",
         )
 
 
@@ -201,7 +202,14 @@ def run_segments(
             keep(next(index), OpenedLeaf.of(point, losses))
 
     return local_steps(
-        job.model, job.spec, start, batches_SBT, rates, first=begin, keep=kept if keep else None
+        job.model,
+        job.spec,
+        start,
+        batches_SBT,
+        rates,
+        first=begin,
+        micro_batch=entry.micro_batch,
+        keep=kept if keep else None,
     )
 
 

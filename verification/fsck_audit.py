@@ -127,9 +127,8 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
     record, where, report = entry.record, place(entry), run.report
     slot, look, name = record["slot"], record["look"], record["auditor"]
     of = f"look {look} of slot {slot} in {turn.name}"
-    dispute = turn.disputes.get(slot)
-    called = dispute.called(look) if dispute is not None else []
-    if dispute is None or name not in called or (look, slot) in turn.verdicts:
+    called = turn.disputes[slot].called(look) if slot in turn.disputes else []
+    if name not in called or (look, slot) in turn.verdicts:
         report.add(f"{name} was not to give a verdict for {of}, or one was given before", where, called, name)
         return
     before = next(reversed(turn.verdicts), None)
@@ -159,7 +158,7 @@ def check_verdict(run: Run, turn: TurnState, entry: Entry) -> None:
         what = f"first-looks tells another outcome than the verdict of {of}"
         report.equal(what, where, record["outcome"], seal["outcome"])
     turn.verdicts[look, slot] = record
-    dispute.take(look, record)
+    turn.disputes[slot].take(look, record)
 
 
 def _check_what_was_looked_into(run: Run, turn: TurnState, entry: Entry, of: str) -> None:
@@ -207,19 +206,19 @@ def check_appeal(run: Run, turn: TurnState, entry: Entry) -> None:
     if any(look > 2 for look, _ in turn.verdicts):
         report.add(f"{of} stands after a third look", where, "before all looks from 3 on", "after one")
         return
-    verdicts = [turn.verdicts.get((look, slot)) for look in (1, 2)]
-    first, second = verdicts
-    if first is None or second is None or turn.disputes[slot].reason() != "failed-audit":
+    dispute = turn.disputes.get(slot)
+    if dispute is None or dispute.reason() != "failed-audit":
         what = f"{of} is not against two verdicts that failed it alike"
+        verdicts = [turn.verdicts.get((look, slot)) for look in (1, 2)]
         told = ["none" if verdict is None else verdict["outcome"] for verdict in verdicts]
         report.add(what, where, "two that fail, of one side", " and ".join(told))
         return
     if turn.appeals and slot <= max(turn.appeals):
         report.add(f"{of} is out of order", where, f"a slot after {max(turn.appeals)}", slot)
-    digests = [sealed(first), sealed(second)]
+    digests = [sealed(turn.verdicts[look, slot]) for look in (1, 2)]  # without both it had not failed
     report.equal(f"{of} names other verdicts than those of looks 1 and 2", where, digests, record["verdicts"])
     turn.appeals.setdefault(slot, record)
-    turn.disputes[slot].appealed = True
+    dispute.appealed = True
 
 
 def settled(run: Run, turn: TurnState, slot: int) -> str | None:

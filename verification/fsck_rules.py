@@ -159,7 +159,13 @@ def check_manifest(manifest: Record, report: Report) -> Ground | None:
     if lag and vesting <= lag:
         what = "credit vests before the audits that lag are over"
         report.add(what, where, f"credit.vest_rounds above {lag}", vesting)
-    if not manifest["config"]["train"]["steps"]:
+    train = manifest["config"]["train"]
+    micro, count = train["micro_batch"], len(train["steps"])
+    if micro and (len(micro) != count or max(micro) > train["batch"]):
+        expected = f"none, or {count} numbers up to {train['batch']}"
+        report.add("the micro-batches are not allowed", where, expected, micro)
+        return None
+    if not train["steps"]:
         report.add("the configuration has no contributor's steps", where, "one number per contributor", "[]")
         return None
     return Ground(key, witnesses)

@@ -110,6 +110,7 @@ _CONFIG: dict[str, dict[str, Shape]] = {
     "train": {
         "mode": choice("local", "gradient"),
         "batch": integer(1),
+        "micro_batch": list_of(integer(1)),
         "steps": list_of(integer(1)),
         "trace_every": integer(1),
         "inner": members({"decay_rounds": _NUMBER, "lr": hex_float, "warmup_steps": _NUMBER}, others=True),
@@ -187,6 +188,7 @@ _ROSTER_ENTRY = members(
         "key": KEY,
         "operator": NAME,
         "class": CLASS,
+        "micro_batch": integer(1),
         "steps": integer(1),
         "positions": _POSITIONS,
         "start_state": BLAKE3,
@@ -205,7 +207,7 @@ _DEVIATION = members(
         "norm_ppb": _NUMBER,
         "own": SHA256,
         "peak_ppm": _NUMBER,
-        "sketch": exactly(8, integer(-MAX_INTEGER)),
+        "sketch": exactly(8, integer(-1_000_000, 1_000_000)),
         "step_milli": _NUMBER,
     }
 )
@@ -380,6 +382,7 @@ class Settings:
     gradient: bool
     batch: int
     context: int
+    micro_batches: tuple[int, ...]
     first_steps: tuple[int, ...]
     trace_every: int
     inner_rate: float
@@ -418,6 +421,7 @@ class Settings:
             gradient=train["mode"] == "gradient",
             batch=train["batch"],
             context=manifest["dataset"]["context"],
+            micro_batches=tuple(train["micro_batch"]),
             first_steps=tuple(train["steps"]),
             trace_every=train["trace_every"],
             inner_rate=parse_hex_float(train["inner"]["lr"]),
@@ -444,6 +448,10 @@ class Settings:
             required=manifest["witnessing"]["required"],
             allow=config["identity"]["allow"],
         )
+
+    def micro_batch(self, slot: int) -> int:
+        """How many windows a contributor takes through the model at once (section 7)."""
+        return self.micro_batches[slot] if self.micro_batches else self.batch
 
     def segments(self, steps: int) -> int:
         """Into how many segments so many local steps are cut (section 7)."""

@@ -265,6 +265,7 @@ def _check_line(run: Run, turn: TurnState, line: Record, where: str) -> None:
     pieces = ledger.hand_out(known["operator"], line["steps"] * run.settings.batch)
     expected: dict[str, Any] = {
         **identity,
+        "micro_batch": run.settings.micro_batch(slot),
         "steps": ledger.steps[slot],
         "positions": pieces,
         "start_state": ledger.start_state(turn.open["round"], known["member"]),

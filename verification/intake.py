@@ -28,9 +28,9 @@ from verification.records import (
 from verification.sealing import open_record, verified_record
 from verification.segments import segment_count
 from verification.state import RunState, Turn
-from verification.tolerance import SKETCH_NUMBERS, Sketch
+from verification.tolerance import Sketch, check_sketch
 
-MOST_TOLD_BYTES = 256  # of the sketch of one step, as JSON
+MOST_TOLD_BYTES = 128  # of the sketch of one step, as JSON
 
 
 def as_bytes(value: object) -> bytes:
@@ -221,12 +221,10 @@ def check_told(data: bytes, count: int) -> list[Sketch]:
 
 
 def _sketch(numbers: Json) -> Sketch:
-    if not isinstance(numbers, list) or len(numbers) != SKETCH_NUMBERS:
-        raise FormatError("a sketch has the wrong length", expected=SKETCH_NUMBERS, got=repr(numbers)[:80])
-    found = tuple(number for number in numbers if type(number) is int)
-    if len(found) != SKETCH_NUMBERS:
-        raise FormatError("a sketch has other things than integers", got=repr(numbers)[:80])
-    return found
+    if not isinstance(numbers, list) or any(type(number) is not int for number in numbers):
+        raise FormatError("a sketch is no list of integers", got=repr(numbers)[:80])
+    check_sketch(tuple(numbers))
+    return tuple(numbers)
 
 
 def check_sketches(turn: Turn, verdict: Verdict, told: Sequence[Sketch], served: Sequence[Sketch]) -> None:

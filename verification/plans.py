@@ -82,6 +82,7 @@ def plan_open(state: RunState, witnesses: Sequence[str] = ()) -> RoundOpen:
                 member.key,
                 member.operator,
                 member.numerics_class,
+                config["train"]["micro_batch"][slot] if config["train"]["micro_batch"] else batch,
                 state.pace[slot],
                 positions,
                 start or state.manifest.zero_state,

@@ -116,13 +116,17 @@ class Manifest:
 
 @dataclass(frozen=True)
 class RosterEntry:
-    """One contributor's assignment in a turn. `positions` are ranges of the data order."""
+    """One contributor's assignment in a turn. `positions` are ranges of the data order.
+
+    `micro_batch` windows go through the model at once; the numerics class and it decide the bits.
+    """
 
     slot: int
     member: str
     key: str
     operator: str
     numerics_class: str
+    micro_batch: int
     steps: int
     positions: tuple[Range, ...]
     start_state: str

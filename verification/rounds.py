@@ -115,7 +115,7 @@ def apply(state: RunState, record: Record) -> RunState:
         return _open(state, record)
     if isinstance(record, RunClose):
         return _finish(state, record)
-    if state.turn is None and not (state.due and isinstance(record, Late)):
+    if state.turn is None and not isinstance(record, Late):
         raise ProtocolError("no turn is open", expected="round-open or run-close", got=record.kind)
     turn = state.open_turn
     if place(turn)[1:] != (record.round, record.attempt):
@@ -265,8 +265,6 @@ def _advance(state: RunState, turn: Turn, record: OfTurn) -> RunState:
 
 
 def _early(state: RunState, turn: Turn, record: Early) -> RunState:
-    # Up to here every record is of the turn in progress.
-    _expect(state.turn is not None, record)
     match record:
         case Commitment():
             _expect(turn.commit_close is None and record.slot > max(turn.commitments, default=-1), record)

@@ -167,8 +167,8 @@ class RunState:
 
     @property
     def due(self) -> Waiting | None:
-        """The turn that must be settled before anything else may come."""
-        if self.turn or not self.waiting:
+        """The turn that must be settled before anything else may come; none opens while there is one."""
+        if not self.waiting:
             return None
         over = self.rounds_done == self.config["run"]["rounds"]
         return self.waiting[0] if over or len(self.waiting) > self.config["audit"]["lag"] else None

@@ -18,9 +18,17 @@ from verification.fields import require, require_counts, require_digests
 NO_BOUND = MAX_INTEGER  # how a number is stated that has no bound, or is above what a record can hold
 SKETCH_NUMBERS = 8
 Sketch = tuple[int, ...]
-"""A gradient seen from SKETCH_NUMBERS sides, in millionths of its norm (section 7)."""
+"""A gradient seen from SKETCH_NUMBERS sides, in ten-thousandths of its norm (section 7)."""
+MOST_SKETCH = 10**6  # larger numbers are stated as this
 NO_SKETCH: Sketch = (0,) * SKETCH_NUMBERS
-_SKETCH_ROUNDING = 10_000  # of a sketch: what rounding of the gradient's carrier explains, and more
+_SKETCH_ROUNDING = 100  # of a sketch: what rounding of the gradient's carrier explains, and more
+
+
+def check_sketch(sketch: Sketch) -> None:
+    """Raise FormatError for one of another length, or with a number out of range."""
+    require(len(sketch) == SKETCH_NUMBERS, f"a sketch is not {SKETCH_NUMBERS} numbers", sketch)
+    most = max(map(abs, sketch))
+    require(most <= MOST_SKETCH, f"a sketch has a number beyond {MOST_SKETCH}", most)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Deviation:
     def __post_init__(self) -> None:
         require_digests("sha256", self.own)
         require_counts(self.loss_ppm, self.norm_ppb, self.peak_ppm, self.step_milli)
-        require(len(self.sketch) == SKETCH_NUMBERS, f"a sketch is not {SKETCH_NUMBERS} numbers", self.sketch)
+        check_sketch(self.sketch)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Thresholds:
         Eight times the norm: of a difference that is not chosen by who knows the signs, a sum with random
         signs is larger with a chance below 3e-14 (Hoeffding's inequality).
         """
-        most = 8 * self.norm_ppb // 1000 + _SKETCH_ROUNDING
+        most = 8 * self.norm_ppb // 100_000 + _SKETCH_ROUNDING
         return all(abs(one - other) <= most for one, other in zip(served, told, strict=True))
 
 

@@ -24,7 +24,7 @@ TURN = judged().open_turn
 ORDER = next(item.auditors for item in TURN.draw.drawn if item.slot == 3) if TURN.draw else ()
 SEGMENTS = TURN.drawn_segments(3)
 TRUE: dict[int, Sketch] = {segment: (segment, *range(7)) for segment in SEGMENTS}
-FALSE: dict[int, Sketch] = {segment: (10**6, *range(7)) for segment in SEGMENTS}
+FALSE: dict[int, Sketch] = {segment: (10**5, *range(7)) for segment in SEGMENTS}
 CASE = AuditCase(
     b"open",
     SEGMENTS,

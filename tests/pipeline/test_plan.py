@@ -107,6 +107,17 @@ def test_the_lines_for_the_configuration_are_what_was_found() -> None:
     assert everything_false.detection >= Target(0.95, 20, 4).confidence
 
 
+def test_limits_between_classes_are_said_with_the_weight_that_may_rest_on_them(tmp_path: Path) -> None:
+    text = DEMO.read_text().replace("trace_every = 4", "trace_every = 1")
+    limits = "loss_ppm = 6\nnorm_ppb = 21405\npeak_ppm = 88\nstep_milli = 1000\n"
+    file = tmp_path / "c.toml"
+    file.write_text(text + f'\n[[audit.tolerance]]\nclasses = ["one", "other"]\n{limits}')
+    assert "This configuration has limits between numerics classes." in said(PlanOptions(config=file))
+    share = load_config(file).audit.tolerance_cap_ppm / 10_000
+    assert f"all such work together has at most {share:g} % of the weight" in said(PlanOptions(config=file))
+    assert "limits between numerics classes" not in said(PlanOptions(config=DEMO))
+
+
 def test_what_is_said_next_is_understood(tmp_path: Path) -> None:
     text = said(
         PlanOptions(config=DEMO, rate=0.2, segments=1, steps=(20, 16), trace_every=2, probation_rounds=4)

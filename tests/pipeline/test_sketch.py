@@ -40,7 +40,7 @@ def reference(mode: str, slot: int, segment: int, before: Arrays, after: Arrays)
         g.append((float(end) - 0.9 * start) / (1 - 0.9) if mode == "local" else float(end) - start)
     norm = math.sqrt(math.fsum(x * x for x in g))
     signs = [[-1 if drawn[i] >> (7 - j) & 1 else 1 for i in range(len(g))] for j in range(SKETCH_NUMBERS)]
-    return [1e6 * math.fsum(s * x for s, x in zip(row, g, strict=True)) / norm for row in signs]
+    return [1e4 * math.fsum(s * x for s, x in zip(row, g, strict=True)) / norm for row in signs]
 
 
 def state(seed: int, size: int, mode: str = "local") -> Arrays:
@@ -55,7 +55,7 @@ def test_the_numbers_are_those_of_the_specification(mode: str, size: int) -> Non
     before, after = state(1, size, mode), state(2, size, mode)
     found = sketcher(mode).of(5, before, after)
     assert len(found) == SKETCH_NUMBERS
-    expected = reference(mode, 3, 5, before, after)
+    expected = [max(-1e6, min(number, 1e6)) for number in reference(mode, 3, 5, before, after)]
     assert all(abs(one - other) <= 0.6 for one, other in zip(found, expected, strict=True))
 
 
@@ -71,7 +71,7 @@ def test_a_golden() -> None:
     assert sketcher().of(2, before, after) == GOLDEN
 
 
-GOLDEN = (-1019281, -2077766, 770995, -339760, 653385, -91474, 653385, -1084620)
+GOLDEN = (-10193, -20778, 7710, -3398, 6534, -915, 6534, -10846)
 
 
 def test_slot_segment_and_seed_are_in_the_signs() -> None:
@@ -125,7 +125,7 @@ def test_who_has_not_seen_the_gradient_is_not_covered(seed: int, kind: str) -> N
     guesses: dict[str, Any] = {
         "nothing": NO_SKETCH,
         "moment": sketcher().of(0, {"adam_m": np.zeros(5_000, np.float32)}, start),
-        "other": tuple(round(1e6 * x) for x in rng.standard_normal(SKETCH_NUMBERS)),
+        "other": tuple(round(1e4 * x) for x in rng.standard_normal(SKETCH_NUMBERS)),
     }
     told = guesses.get(kind) or sketcher().of(0, start, own)
     assert not limits.covers(sketcher().of(0, start, served), told)

@@ -108,6 +108,8 @@ def test_a_job_is_made_of_the_manifest_alone(here: World, tmp_path: Path) -> Non
     [
         {"positions": ((0, 2**53 - 1),)},
         {"positions": ((0, 5),)},
+        {"micro_batch": 0},
+        {"micro_batch": 3},
         {"positions": ()},
         {"steps": 2**53 - 1, "positions": ((0, 2 * (2**53 - 1)),)},
         {"steps": 10**9, "positions": ((0, 2 * 10**9),)},

@@ -37,8 +37,8 @@ def arithmetic_of(name: str) -> Iterator[None]:
     """Gradients and losses as a machine of this class gets them."""
     true = _Work.compute_gradient
 
-    def noisy(self: _Work, tokens_BT: Any) -> int:
-        loss = true(self, tokens_BT)
+    def noisy(self: _Work, tokens_BT: Any, micro_batch: int) -> int:
+        loss = true(self, tokens_BT, micro_batch)
         self.gradient_P[::2].mul_(1 + NOISE[name])
         return loss + 10
 

@@ -55,7 +55,7 @@ class Watched:
 
 def draws_follow_from_the_seed(story: Story) -> list[str]:
     """Roster, draws and verdicts name those slots, auditors, segments and leaves that they must."""
-    audit = story.manifest.config["audit"]
+    audit, train = story.manifest.config["audit"], story.manifest.config["train"]
     watched = Watched(audit["probation_rounds"])
     found: list[str] = []
     for scene, record in story.course():
@@ -70,6 +70,9 @@ def draws_follow_from_the_seed(story: Story) -> list[str]:
             right = (MILLION, count) if known else (audit["rate_ppm"], min(few or count, count))
             if (entry.audit_ppm, entry.audit_segments) != right:
                 found.append(f"{scene.label}: {entry.member} is to be audited {right}")
+            micro = train["micro_batch"][entry.slot] if train["micro_batch"] else train["batch"]
+            if entry.micro_batch != micro:
+                found.append(f"{scene.label}: {entry.member} is to take {micro} windows at once")
         if scene.draw:
             told = [(item.slot, item.auditors, item.segments) for item in scene.draw.drawn]
             if told != _drawn(story, scene):

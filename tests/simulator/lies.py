@@ -220,6 +220,7 @@ def _about_roster(story: Story, number: int, dice: random.Random) -> Iterator[Li
     for at, entry in enumerate(scene.open.roster):
         changes: dict[str, Any] = {
             "steps": entry.steps + 1,
+            "micro_batch": entry.micro_batch + 1,
             "audit_ppm": entry.audit_ppm // 2 + 2,
             "audit_segments": entry.audit_segments + 1,
             "operator": "op-mine",

@@ -247,7 +247,8 @@ def _config(dice: random.Random, steps: list[int], auditors: int) -> dict[str, A
         "train": {
             "mode": mode,
             "steps": steps,
-            "batch": dice.randint(1, 3),
+            "batch": (batch := dice.randint(1, 3)),
+            "micro_batch": random.Random(repr(steps)).choice(([], [1] * len(steps), [batch] * len(steps))),
             "trace_every": dice.choice((1, 1, 1, 2, 3)),
         },
         "compression": {"chunk": 64, "k": 8},

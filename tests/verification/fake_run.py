@@ -90,6 +90,7 @@ def config(**sections: Mapping[str, Any]) -> dict[str, Any]:
         "train": {
             "mode": "local",
             "batch": 2,
+            "micro_batch": [2, 1, 2, 2],
             "steps": [4, 2, 3, 1],
             "trace_every": 2,
             "inner": {"lr": hex_float(0.1), "warmup_steps": 5, "decay_rounds": 3},

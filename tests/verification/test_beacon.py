@@ -130,6 +130,24 @@ def test_another_point_or_encoding_is_no_signature(match: str) -> None:
         check_pulse(QUICKNET, Pulse(1000, bad_signatures()[match]))
 
 
+def test_a_second_encoding_is_none_where_the_curve_would_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same point, its x once more with the field's prime added: a library may well reduce it."""
+    number = next(n for n in range(1, 99) if (int(signature(n), 16) % 2**381 + FIELD) < 2**381)
+    curve = _curve()
+    genuine = int(signature(number), 16)
+    strict = curve.decompress_G1
+
+    def lenient(given: int) -> Any:
+        flags, x = divmod(given, 2**381)
+        return strict(flags * 2**381 + x % FIELD)
+
+    curve.decompress_G1 = lenient
+    monkeypatch.setattr("verification.beacon._curve", lambda: curve)
+    check_pulse(beacon(), Pulse(number, f"{genuine:096x}"))
+    with pytest.raises(SignatureError, match="not in its one encoding"):
+        check_pulse(beacon(), Pulse(number, f"{genuine + FIELD:096x}"))
+
+
 def test_a_key_is_a_point_of_the_subgroup_too() -> None:
     curve = _curve()
     for x in range(1, 99):  # most points of the twist are of another order

@@ -50,6 +50,11 @@ SIZES = ["the codec's sizes are not allowed"]
 UNSORTED = ["the arrays are not listed by name, each once"]
 
 
+def micro(*sizes: int) -> Any:
+    """The micro-batches of five contributors; one number is what each of them would have without any."""
+    return lambda m: m["config"]["train"].update(micro_batch=list(sizes) * (5 if len(sizes) == 1 else 1))
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -71,6 +76,9 @@ UNSORTED = ["the arrays are not listed by name, each once"]
             lambda m: m["config"]["train"].update(steps=[]),
             ["the configuration has no contributor's steps"],
         ),
+        (micro(2), []),
+        (micro(1, 2, 2, 1, 2), []),
+        *((micro(*sizes), ["the micro-batches are not allowed"]) for sizes in ((1, 1), (1,) * 6, (3,) * 5)),
         (lambda m: m.update(name=1), ["the manifest is malformed: manifest.name does not fit"]),
     ],
 )

@@ -59,6 +59,7 @@ def config(**over: Any) -> dict[str, Any]:
         "train": {
             "mode": "local",
             "batch": 2,
+            "micro_batch": [],
             "steps": [4, 6, 2, 8, 4],
             "trace_every": 2,
             "inner": {"lr": (2e-3).hex(), "warmup_steps": 20, "decay_rounds": 3, "beta1": (0.9).hex()},
@@ -364,6 +365,9 @@ class State:
                     "key": self.key(name),
                     "operator": operator,
                     "class": numerics,
+                    "micro_batch": (
+                        self.config["train"]["micro_batch"] or [self.config["train"]["batch"]] * 99
+                    )[slot],
                     "steps": self.steps[slot],
                     "positions": pieces,
                     "start_state": b3(start_state),
@@ -454,7 +458,7 @@ class State:
             found[what] += 1
         if self.config["train"]["mode"] == "gradient":
             found["step_milli"] = 0
-        return {**found, "own": own, "sketch": [segment - j * 10**9 for j in range(8)]}
+        return {**found, "own": own, "sketch": [segment - j * 10**5 for j in range(8)]}
 
     def too_far(self, line: dict[str, Any], auditor: str, deviations: list[dict[str, Any]]) -> bool:
         """Whether one of an auditor's deviations is above its threshold."""

@@ -21,7 +21,7 @@ from verification.state import RunState
 from verification.tolerance import Sketch
 
 SKETCHES = [tuple(range(8)), tuple(range(-8, 0))]
-numbers = st.integers(-(2**53) + 1, 2**53 - 1)
+numbers = st.integers(-(10**6), 10**6)
 
 
 @given(st.lists(st.lists(numbers, min_size=8, max_size=8), max_size=4))
@@ -49,7 +49,9 @@ def test_whatever_an_auditor_answers_is_sketches_or_an_error_of_the_family(answe
     assert [len(sketch) for sketch in found] == [8, 8]
 
 
-@pytest.mark.parametrize("odd", [[True] + [0] * 7, ["0"] * 8, [None] * 8, [[0]] * 8, 8, {}])
+@pytest.mark.parametrize(
+    "odd", [[10**6 + 1] * 8, [-(10**6) - 1] * 8, [True] + [0] * 7, ["0"] * 8, [None] * 8, [[0]] * 8, 8, {}]
+)
 def test_what_is_no_sketch(odd: Any) -> None:
     with pytest.raises(FormatError, match="sketch"):
         check_told(canonical_json([[0] * 8, odd]), 2)
@@ -88,7 +90,7 @@ def said(outcome: str = "pass", sketches: list[Sketch] = SKETCHES) -> Verdict:
     return replace(record, deviations=tuple(replace(d, sketch=sketch) for d, sketch in pairs))
 
 
-MOST = 8 * 2_000_000 // 1000 + 10_000
+MOST = 8 * 2_000_000 // 100_000 + 100
 
 
 def off(by: int) -> list[Sketch]:

@@ -41,10 +41,11 @@ from verification.records import (
     Settlement,
     Verdict,
 )
-from verification.rounds import apply, begin, replay
+from verification.rounds import OfTurn, apply, begin, replay
 from verification.state import RunState
 
 LAGS = (1, 2)
+LATER = (FirstLooks, SecondDraw, Verdict, Settlement)
 
 
 @cache
@@ -59,9 +60,9 @@ def rich(lag: int) -> tuple[Manifest, list[Record], list[RunState]]:
     return manifest, records, found
 
 
-def refuses(state: RunState, record: Record) -> None:
+def refuses(state: RunState, record: Record, words: str | None = None) -> None:
     before = copy.deepcopy(state)
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ProtocolError, match=words):
         apply(state, record)
     assert state == before
 
@@ -172,6 +173,39 @@ def test_while_a_settlement_is_due_nothing_else_may_come(lag: int) -> None:
     play.settle_due()
     assert apply(play.state, rotation(state.run, "c1", "c1", "c1 again"))
     assert apply(play.state, plan_open(play.state))
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_the_run_ends_when_the_last_turn_that_waits_is_settled(lag: int) -> None:
+    play = late_played([{}] * 4, late_start(lag), to_the_end=False)
+    left = 0
+    while play.state.due:
+        refuses(play.state, plan_run_close(play.state), "may not come")
+        left += 1
+        play.late_audit()
+        refuses(play.state, plan_run_close(play.state), "may not come")
+        play.settle()
+    assert left == lag + 1
+    assert apply(play.state, plan_run_close(play.state)).finished
+
+
+@pytest.mark.parametrize("lag", LAGS)
+def test_a_closed_turn_takes_what_settles_it_where_that_is_due_and_nothing_else(lag: int) -> None:
+    play = late_played([{}] * 4, late_start(lag, audit=ALL), to_the_end=False)
+    play.settle_due()
+    of_turns = [r for r in play.records if isinstance(r, OfTurn | RoundClose | Settlement)]
+    state = late_start(lag, audit=ALL)
+    refused: dict[bool, set[type]] = {True: set(), False: set()}
+    for record in play.records:
+        if state.turn is None and state.waiting:
+            closed, due = state.waiting[0].turn.open, state.due is not None
+            for other in of_turns:
+                if other.round == closed.round and not (due and isinstance(other, LATER)):
+                    refuses(state, other, "no turn is open")
+                    refused[due].add(type(other))
+        state = apply(state, record)
+    assert refused[False] == {type(record) for record in of_turns}
+    assert refused[True] == refused[False] - {*LATER}
 
 
 @pytest.mark.parametrize("lag", LAGS)

@@ -159,15 +159,15 @@ def test_what_has_no_bound_is_above_every_threshold_that_is_one() -> None:
 
 @given(
     st.integers(0, 10**9),
-    st.lists(st.integers(-(10**9), 10**9), min_size=8, max_size=8),
+    st.lists(st.integers(-(10**6), 10**6), min_size=8, max_size=8),
     st.integers(0, 7),
     st.integers(-2, 2),
 )
 def test_a_sketch_is_covered_up_to_eight_times_the_norm_and_a_hundredth(
     norm: int, told: list[int], place: int, beyond: int
 ) -> None:
-    """Sketches are in millionths, the norm in billionths."""
-    limits, most = Thresholds(0, norm, 0, 0), norm * 8 // 1000 + 10_000
+    """Sketches are in ten-thousandths, the norm in billionths."""
+    limits, most = Thresholds(0, norm, 0, 0), norm * 8 // 100_000 + 100
     for sign in (-1, 1):
         served = list(told)
         served[place] += sign * (most + beyond)
@@ -179,6 +179,13 @@ def test_a_sketch_is_covered_up_to_eight_times_the_norm_and_a_hundredth(
 def test_a_sketch_of_another_length_is_none(numbers: tuple[int, ...]) -> None:
     with pytest.raises(FormatError, match="a sketch is not 8 numbers"):
         Deviation(1, 2, OWN, 3, 4, numbers)
+
+
+@pytest.mark.parametrize("number", [10**6 + 1, -(10**6) - 1])
+def test_a_sketch_stays_in_its_range(number: int) -> None:
+    with pytest.raises(FormatError, match="beyond 1000000"):
+        Deviation(1, 2, OWN, 3, 4, (*[0] * 7, number))
+    assert Deviation(1, 2, OWN, 3, 4, (*[0] * 6, 10**6, -(10**6))).sketch[-1] == -(10**6)
 
 
 # --- the record ---
