@@ -140,7 +140,12 @@ class ToleranceConfig(_Section):
 class AuditConfig(_Section):
     """Who is recomputed, and how often twice."""
 
-    auditors: int = Field(2, ge=0, le=MAX_INTEGER, description="Auditors, each of an operator of its own.")
+    auditors: int = Field(
+        3,
+        ge=0,
+        le=MAX_INTEGER,
+        description="Auditors, each of an operator of its own; of fewer than three none can be overruled.",
+    )
     rate_ppm: Ppm = Field(1_000_000, description="Audit rate in millionths, once probation is over.")
     segments: int = Field(
         0,

@@ -290,7 +290,8 @@ def _auditors(story: RunStory) -> str:
     words = (
         '<p class="caption">The draw orders the auditors; the first that answers judges. Whoever was asked '
         "and gave no verdict is <em>missed</em> in the log. Only the coordinator knows whether it asked: an "
-        "auditor that often stands first and is often missed is away, or not wanted. Whom two others of its "
+        "auditor that often stands first and is often missed is away, or not wanted, or was refused since it "
+        "passed by tolerance what it had not seen. Whom two others of its "
         "class contradict is <em>overruled</em> and in quarantine; what nobody else looked at cannot be.</p>"
     )
     head = ("auditor", "drawn first", "verdicts", "of these fail", "missed", "compared", "overruled")

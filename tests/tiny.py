@@ -66,7 +66,7 @@ def tiny_config(**sections: Mapping[str, Any]) -> Config:
         "state": {"every": 2},
         "checkpoint": {"every": 2},
         "eval": {"every": 2, "windows": 4},
-        "audit": {"probation_rounds": 1},
+        "audit": {"auditors": 2, "probation_rounds": 1},
         "credit": {"vest_rounds": 1},
     }
     for name, fields in sections.items():
