@@ -117,7 +117,7 @@ def _segments(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
         here.c0.serve_trace(0, value["draw"].encode(), checkpoint)
         trace = traces[asked.index(value["segments"])] if value["segments"] in asked else traces[0]
         try:
-            here.a0.audit(open_, 0, 1, value["segments"], reveal, checkpoint, state, "seed", trace)
+            here.a0.audit(open_, 0, 1, value["draw"].encode(), reveal, checkpoint, state, trace)
         except ComputingError:
             return
 
@@ -143,7 +143,7 @@ def _verdicts(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     nothing = "blake3:" + "7" * 64
     leaves = ("sha256:" + "7" * 64,) * 5
     here.a0.compute = lambda *_: Recomputed(nothing, nothing, leaves, 5, 5)  # type: ignore[method-assign, assignment]
-    told = here.a0.audit(open_, 0, 1, segments, reveal, checkpoint, state, "seed", None)
+    told = here.a0.audit(open_, 0, 1, here.drawn(here.open(), segments), reveal, checkpoint, state, None)
     first = sealing.open_record(Verdict, told, here.a0.key.public)
     both = [sealing.predicate(replace(first, look=look)) for look in (1, 2)]
 

@@ -172,7 +172,7 @@ def _sketches(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     del folder
     from verification import intake
 
-    told = [[number - 3 for number in range(8)], [0] * 8, [10**6] * 8]
+    told = [[number - 3 for number in range(8)], [0] * 8, [10**7] * 8]
     return [lambda data: intake.check_told(data, 3)], [canon(told)]
 
 

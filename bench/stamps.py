@@ -15,6 +15,8 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ from pipeline.calibrate_points import Plan
 from pipeline.calibrate_workers import EXACT, NATIVE, Crew
 from pipeline.sketch import Sketcher
 from verification.encoding import sha256_digest
-from verification.tolerance import NO_SKETCH, SKETCH_NUMBERS, Sketch, Thresholds
+from verification.tolerance import NO_SKETCH, SKETCH_NUMBERS, ServedStep, Sketch, Thresholds
 
 if TYPE_CHECKING:
     from model.local_steps import Midpoint
@@ -38,6 +40,7 @@ STEPS = 400
 PAIR = (EXACT.name, NATIVE.name)  # whose thresholds guesses are held against
 
 
+@cache
 def limits_of(one: str, other: str) -> Thresholds | None:
     """What bench/tolerance.py allows between two environments; None where it has none."""
     for row in json.loads(TOLERANCE.read_text())["honest"]["pairs"]:
@@ -57,7 +60,11 @@ class Walk:
 
     def sketch(self, start: Midpoint, end: Midpoint) -> Sketch:
         """As an auditor tells it."""
-        return Sketcher(self.plan.config.train, self.seed, 0).of(self.index, start.state, end.state)
+        return self.served(start, end).sketch
+
+    def served(self, start: Midpoint, end: Midpoint) -> ServedStep:
+        """As the coordinator takes it of what was served."""
+        return Sketcher(self.plan.config.train, self.seed, 0).served(self.index, start.state, end.state)
 
     def step(self, start: Midpoint, windows_BT: Any) -> Midpoint:
         """A local step on other windows, or from another point, than it should be."""
@@ -80,7 +87,7 @@ def noise(walk: Walk, start: Midpoint) -> Sketch:
     """Numbers as they might be."""
     del start
     dice = np.random.default_rng(walk.index)
-    return tuple(round(1e4 * number) for number in dice.standard_normal(SKETCH_NUMBERS))
+    return tuple(round(1e5 * number) for number in dice.standard_normal(SKETCH_NUMBERS))
 
 
 def moment(walk: Walk, start: Midpoint) -> Sketch:
@@ -117,9 +124,33 @@ GUESSES: dict[str, Guess] = {
 }
 
 
-def distance(one: Sketch, other: Sketch) -> int:
-    """The largest difference of two sketches, in ten-thousandths of the norm."""
-    return max(abs(mine - yours) for mine, yours in zip(one, other, strict=True))
+@dataclass
+class Count:
+    """Of comparisons: how many, how many refused, the least and the largest difference, what was allowed."""
+
+    audits: int = 0
+    refused: int = 0
+    least: int = 1 << 60
+    largest: int = 0
+    allowed: int = 0
+
+    def add(self, limits: Thresholds, served: ServedStep, told: Sketch) -> None:
+        """Compare what was told with what was served."""
+        far = max(abs(mine - yours) for mine, yours in zip(served.sketch, told, strict=True))
+        self.audits, self.refused = self.audits + 1, self.refused + (not limits.covers(served, told))
+        self.least, self.largest = min(self.least, far), max(self.largest, far)
+        self.allowed = max(self.allowed, _most(limits, served))
+
+
+def _most(limits: Thresholds, served: ServedStep) -> int:
+    """How far a number may be off: found by trying, so that the rule stands in one place."""
+    first, *rest = served.sketch
+    low, high = 0, 1 << 40
+    while high - low > 1:
+        middle = (low + high) // 2
+        covers = limits.covers(served, (first + middle, *rest))
+        low, high = (middle, high) if covers else (low, middle)
+    return low
 
 
 def measure(steps: int) -> dict[str, Any]:
@@ -127,20 +158,24 @@ def measure(steps: int) -> dict[str, Any]:
     prepare("native", THREADS)
     plan = Plan.of(config(), steps)
     walk = Walk(plan)
-    honest: dict[tuple[str, str], list[int]] = {}
-    guessed: dict[str, list[int]] = {name: [] for name in GUESSES}
+    honest: dict[tuple[str, str], Count] = {}
+    guessed = {name: Count() for name in GUESSES}
+    strictest = limits_of(*PAIR)
+    assert strictest is not None
     with Crew((*FP32, *BF16[:1]), plan) as crew:
         names = [worker.environment.name for worker in crew.workers]
         point = plan.beginning()
         for walk.index in range(steps):
             walk.seed = sha256_digest(f"draw {walk.index}".encode())
             start, ends = plan.point(point), crew.step(point, walk.index)
-            sketches = [walk.sketch(start, plan.point(end.point)) for end in ends]
+            served = [walk.served(start, plan.point(end.point)) for end in ends]
             for one, two in itertools.combinations(range(len(ends)), 2):
-                honest.setdefault((names[one], names[two]), []).append(distance(sketches[one], sketches[two]))
+                if limits := limits_of(names[one], names[two]):
+                    count = honest.setdefault((names[one], names[two]), Count())
+                    count.add(limits, served[one], served[two].sketch)
             if walk.before is not None:
                 for name, guess in GUESSES.items():
-                    guessed[name].append(distance(sketches[0], guess(walk, start)))
+                    guessed[name].add(strictest, served[0], guess(walk, start))
             walk.before, point = start, ends[walk.index % len(FP32)].point
             if walk.index % 100 == 0:
                 print(f"step {walk.index}", file=sys.stderr)
@@ -148,35 +183,14 @@ def measure(steps: int) -> dict[str, Any]:
         "machine": numerics_class("native", THREADS),
         "model": config().model.model_dump(),
         "steps": steps,
-        "honest": list(_honest_rows(honest)),
-        "guessed": list(_guessed_rows(guessed)),
+        "honest": [{"pair": list(pair), **vars(count)} for pair, count in honest.items()],
+        "guessed": [_with_interval({"guess": name, **vars(count)}) for name, count in guessed.items()],
     }
 
 
-def _most(limits: Thresholds) -> int:
-    """How far apart sketches may be: found by trying, so that the rule stands in one place."""
-    zero = NO_SKETCH[1:]
-    return next(n - 1 for n in range(1, 1 << 30) if not limits.covers((n, *zero), NO_SKETCH))
-
-
-def _honest_rows(found: dict[tuple[str, str], list[int]]) -> Iterator[dict[str, Any]]:
-    for (one, two), distances in found.items():
-        limits = limits_of(one, two)
-        most = _most(limits) if limits else None
-        refused = None if most is None else sum(each > most for each in distances)
-        row = {"pair": [one, two], "audits": len(distances), "largest": max(distances)}
-        yield {**row, "allowed": most, "refused": refused}
-
-
-def _guessed_rows(found: dict[str, list[int]]) -> Iterator[dict[str, Any]]:
-    limits = limits_of(*PAIR)
-    assert limits is not None
-    most = _most(limits)
-    for name, distances in found.items():
-        caught = sum(each > most for each in distances)
-        low, high = wilson(caught, len(distances))
-        row = {"guess": name, "audits": len(distances), "least": min(distances), "allowed": most}
-        yield {**row, "refused": caught, "low": low, "high": high}
+def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
+    low, high = wilson(row["refused"], row["audits"])
+    return {**row, "low": low, "high": high}
 
 
 def tables(answer: dict[str, Any]) -> Iterator[str]:
@@ -184,12 +198,11 @@ def tables(answer: dict[str, Any]) -> Iterator[str]:
     yield "| what is told | audits | refused, 95 % interval | nearest | allowed |\n|---|---|---|---|---|"
     for row in answer["guessed"]:
         share = f"{row['refused']} ({row['low']:.3f} to {row['high']:.3f})"
-        yield f"| {row['guess']} | {row['audits']} | {share} | {row['least']:,} | {row['allowed']} |"
+        yield f"| {row['guess']} | {row['audits']} | {share} | {row['least']:,} | {row['allowed']:,} |"
     yield "\n| honest pair | audits | refused | farthest | allowed |\n|---|---|---|---|---|"
     for row in answer["honest"]:
-        allowed = "no thresholds" if row["allowed"] is None else f"{row['allowed']:,}"
-        refused = "" if row["refused"] is None else row["refused"]
-        yield f"| {' – '.join(row['pair'])} | {row['audits']} | {refused} | {row['largest']:,} | {allowed} |"
+        cells = row["audits"], row["refused"], f"{row['largest']:,}", f"{row['allowed']:,}"
+        yield f"| {' – '.join(row['pair'])} | {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:

@@ -26,9 +26,11 @@ from verification.records import PROTOCOL, Served, Verdict
 from verification.rounds import apply
 from verification.segments import waves
 from verification.state import RunState, Turn
-from verification.tolerance import Sketch
+from verification.tolerance import ServedStep
 
 _LookAt = tuple[int, int]  # (look, slot)
+# By tolerance: what is drawn, in waves, and the sketches of it as it was served.
+_Steps = tuple[tuple[Wave, ...], tuple[ServedStep, ...]]
 
 
 @dataclass
@@ -40,6 +42,7 @@ class _Held:
 
     states: dict[int, bytes] = field(default_factory=dict)
     traces: dict[int, bytes] = field(default_factory=dict)
+    steps: dict[int, _Steps] = field(default_factory=dict)
     begun: Mapping[int, Begun] = field(default_factory=dict)
     first: dict[int, Judged] = field(default_factory=dict)
     given: list[Judged] = field(default_factory=list)
@@ -71,7 +74,11 @@ class Hearing:
         self.desk.ledger.append([self.desk.ledger.sign(record)])
 
     def begin(self) -> None:
-        """Where audits lag, have those of the turn that was just closed begin while the next one trains."""
+        """Where audits lag, have those of the turn that was just closed begin while the next one trains.
+
+        Those by tolerance are over before it begins: what a contributor starts from then says where its last
+        step ended, and an auditor's key may have changed between two of the questions.
+        """
         if not self._state.waiting or self._state.turn:
             return
         waiting = self._state.waiting[-1]
@@ -80,7 +87,12 @@ class Hearing:
         orders = {
             item.slot: item.auditors for item in drawn if item.slot in waiting.slots & held.states.keys()
         }
-        held.begun = self.desk.crew.panel.begin_verdicts(orders, self._cases(turn, orders))
+        lax = {slot: names for slot, names in orders.items() if turn.rests_on_tolerance(slot)}
+        exact = {slot: names for slot, names in orders.items() if slot not in lax}
+        panel = self.desk.crew.panel
+        held.begun = panel.begin_verdicts(exact, self._cases(turn, exact))
+        cases = self._cases(turn, lax)
+        held.first |= panel.verdicts(turn, 1, {slot: lax[slot] for slot in cases}, cases, {})
 
     def first_looks(self) -> None:
         """Have the drawn work looked at once. The log gets no more than seals of it, for nobody to copy."""
@@ -88,8 +100,11 @@ class Hearing:
         if turn.first_looks or not turn.draw or not turn.served:
             return
         orders = {item.slot: item.auditors for item in turn.draw.drawn}
-        held = self._held_of(turn)
-        held.first = self._verdicts(turn, 1, orders, held.begun)
+        held, judged = self._held_of(turn), self._judged(turn)
+        early = {slot: held.first[slot] for slot in judged if slot in held.first}
+        self._keep_evidence(turn, early)
+        left = {slot: names for slot, names in orders.items() if slot not in early}
+        held.first = dict(sorted({**early, **self._verdicts(turn, 1, left, held.begun)}.items()))
         record = plan_first_looks(self._state, [verdict for verdict, _ in held.first.values()])
         self.desk.ledger.append([self.desk.ledger.sign(record)])
 
@@ -176,9 +191,14 @@ class Hearing:
         wanted = {slot: orders[slot] for slot in judged if slot in orders}
         if not wanted:
             return {}
-        cases, held = self._cases(turn, wanted), self._held_of(turn)
+        cases = self._cases(turn, wanted)
         orders = {slot: wanted[slot] for slot in cases}
         found = self.desk.crew.panel.verdicts(turn, look, orders, cases, begun or {})
+        self._keep_evidence(turn, found)
+        return dict(sorted(found.items()))
+
+    def _keep_evidence(self, turn: Turn, found: Mapping[int, Judged]) -> None:
+        held = self._held_of(turn)
         for slot, (verdict, _) in found.items():
             if verdict.outcome == "fail":
                 payload = self.desk.folder.payload(turn.reveals[slot].opening.payload)
@@ -186,7 +206,6 @@ class Hearing:
                 if slot in held.traces:
                     files["trace"] = held.traces[slot]
                 self.desk.folder.put_evidence(turn.open, slot, files)
-        return dict(sorted(found.items()))
 
     def _held_of(self, turn: Turn) -> _Held:
         return self._held.setdefault(turn.open.turn, _Held())
@@ -194,6 +213,7 @@ class Hearing:
     def forget(self, turn: Turn) -> None:
         """Let go of what was held for a turn whose audits are over."""
         self._held.pop(turn.open.turn, None)
+        self.desk.told.forget(turn.open.turn)
 
     def _fetch(self, turn: Turn, slots: Iterable[int]) -> None:
         """Ask for what audits of `slots` need. What is incomplete counts as not served."""
@@ -237,16 +257,15 @@ class Hearing:
         missing = [slot for slot in slots if slot not in held.states]
         if missing:  # only after a crash: the log says it was served, so it is asked for again
             self._fetch(turn, missing)
-        _, opened = ledger.envelope("round-open", turn=place(turn)[1:])
+        opened, draw = (ledger.envelope(kind, turn=place(turn)[1:])[1] for kind in ("round-open", "draw"))
         base = self.desk.folder.checkpoint(turn.open.round - 1)
         return {
             slot: AuditCase(
                 opened,
-                turn.drawn_segments(slot),
+                draw,
                 ledger.envelope("reveal", slot, turn=place(turn)[1:])[1],
                 base,
                 held.states[slot],
-                turn.audit_of(slot).seed,
                 held.traces.get(slot),
                 *self._steps(turn, slot),
             )
@@ -254,18 +273,21 @@ class Hearing:
             if slot in held.states
         }
 
-    def _steps(self, turn: Turn, slot: int) -> tuple[tuple[Wave, ...], tuple[Sketch, ...]]:
+    def _steps(self, turn: Turn, slot: int) -> _Steps:
         """By tolerance: the drawn steps in waves, and the sketches of them as they were served."""
         audit, held = turn.audit_of(slot), self._held_of(turn)
         if not audit.tolerant:
             return (), ()
+        if slot in held.steps:
+            return held.steps[slot]
         opened = self._read_trace(turn, slot, held.traces[slot])
         parts = [
             Wave(part, opened.only([segment - 1 for segment in part if segment > 0]).to_bytes())
             for part in waves(audit.segments)
         ]
         start = self._job.state(held.states[slot], turn.open.entry(slot).start_state)
-        return tuple(parts), served_sketches(self._job, audit, slot, start, opened.leaves)
+        held.steps[slot] = tuple(parts), served_sketches(self._job, audit, slot, start, opened.leaves)
+        return held.steps[slot]
 
     def close_evidence(self, slot: int, reason: str) -> str | None:
         """Beside what the contributor sent, put what a rerun takes; the case's digest, None without one."""

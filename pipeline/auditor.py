@@ -15,8 +15,9 @@ from pipeline.trace import OpenedTrace, read_leaves, read_trace
 from pipeline.work import check_assignment
 from verification.encoding import canonical_json, to_json
 from verification.errors import ProtocolError
+from verification.intake import as_bytes
 from verification.judge import Audit, Recomputed, judged
-from verification.records import PROTOCOL, Opening, Reveal, Verdict
+from verification.records import PROTOCOL, Draw, Opening, Reveal, Verdict
 from verification.sealing import open_record, seal_record
 from verification.segments import waves
 from verification.tolerance import Sketch
@@ -39,43 +40,43 @@ class Auditor(Member):
         self,
         open_envelope: bytes,
         slot: int,
-        segments: list[int],
+        draw_envelope: bytes,
         reveal_envelope: bytes,
         checkpoint: bytes,
         state: bytes,
-        seed: str,
         wave: int,
         trace: bytes,
     ) -> bytes:
-        """By tolerance: repeat one wave of the steps `segments`, and tell sketches of what they came to.
+        """By tolerance: repeat one wave of the steps that are drawn, and tell sketches of what they came to.
 
         `trace` opens the points before these steps and no others, so what is told cannot be made from what
         the contributor says. The answer is canonical JSON, a list of the wave's sketches. Raises as `audit`.
         """
         case, audit, reveal = self._case(
-            open_envelope, slot, segments, reveal_envelope, checkpoint, state, seed
+            open_envelope, slot, draw_envelope, reveal_envelope, checkpoint, state
         )
         told = waves(audit.segments)
         if not audit.tolerant or type(wave) is not int or not 0 <= wave < len(told):
             raise ProtocolError("sketches are told of the waves of an audit by tolerance", got=wave)
         before = [segment - 1 for segment in told[wave] if segment > 0]
-        opened = read_leaves(self.job, reveal.opening, case.entry.steps, before, bytes(trace))
+        opened = read_leaves(self.job, reveal.opening, case.entry.steps, before, as_bytes(trace))
         return canonical_json(to_json(self.sketches(case, audit, told[wave], opened)))
 
     def sketches(
         self, case: Case, audit: Audit, segments: Sequence[int], opened: OpenedTrace
     ) -> Sequence[Sketch]:
         """Of the steps, which are kept for the verdict as far as there is room."""
-        done = repeat_steps(case, audit, segments, opened)
-        turn = case.open.turn
-        for place in [place for place in self._repeated if place[0] < turn - self._lag]:
-            del self._repeated[place]
+        place = case.open.turn, case.entry.slot
+        for old in [old for old in self._repeated if old[0] < place[0] - self._lag]:
+            del self._repeated[old]
         held = sum(step.nbytes for steps in self._repeated.values() for step in steps.values())
-        for segment, step in done.items():
-            held += step.nbytes
-            if held <= KEPT_BYTES:
-                self._repeated.setdefault((turn, case.entry.slot), {})[segment] = step
-        return [done[segment].sketch for segment in segments]
+        found = []
+        for segment, step in zip(segments, repeat_steps(case, audit, segments, opened), strict=True):
+            found.append(step.sketch)
+            if held + step.nbytes <= KEPT_BYTES:
+                held += step.nbytes
+                self._repeated.setdefault(place, {})[segment] = step
+        return found
 
     @property
     def _lag(self) -> int:
@@ -86,23 +87,23 @@ class Auditor(Member):
         open_envelope: bytes,
         slot: int,
         look: int,
-        segments: list[int],
+        draw_envelope: bytes,
         reveal_envelope: bytes,
         checkpoint: bytes,
         state: bytes,
-        seed: str,
         trace: bytes | None,
     ) -> bytes:
-        """The signed verdict on `segments` of what was revealed, from base checkpoint and served start state.
+        """The signed verdict on what was revealed, from base checkpoint and served start state.
 
-        `seed` is the draw's; `trace` is what the contributor opened of its trace, None when all segments are
-        to be looked into to the bit. Whether it is to the bit or by tolerance follows from the open.
+        The segments are those that the draw names, by which the coordinator is held to what it asks. `trace`
+        is what the contributor opened of its trace, None when all segments are to be looked into to the bit.
+        Whether it is to the bit or by tolerance follows from the open.
         Raises ProtocolError when the pieces do not belong together; no verdict is better than one on
         other bytes than the contributor's. An open that names this auditor with another key than its present
         one gets none: a request that comes after a rotation must not bring about a second verdict.
         """
         case, audit, reveal = self._case(
-            open_envelope, slot, segments, reveal_envelope, checkpoint, state, seed
+            open_envelope, slot, draw_envelope, reveal_envelope, checkpoint, state
         )
         opened = self._opened(reveal.opening, case, audit, trace)
         return self._verdict(look, reveal, audit, self.compute(case, audit, opened))
@@ -111,11 +112,10 @@ class Auditor(Member):
         self,
         open_envelope: bytes,
         slot: int,
-        segments: list[int],
+        draw_envelope: bytes,
         reveal_envelope: bytes,
         checkpoint: bytes,
         state: bytes,
-        seed: str,
     ) -> tuple[Case, Audit, Reveal]:
         open_ = self.opened(open_envelope)
         named = next((auditor.key for auditor in open_.auditors if auditor.member == self.name), "nobody")
@@ -134,8 +134,12 @@ class Auditor(Member):
         weights = self.job.weights(checkpoint, open_.base.weights)
         start = self.job.state(bytes(state), entry.start_state)
         case = Case(self.job, self.data, open_, entry, weights, start)
+        draw = open_record(Draw, as_bytes(draw_envelope), self.manifest.coordinator)
+        if (draw.run, draw.round, draw.attempt) != place[:3]:
+            raise ProtocolError("a draw is of another turn", expected=place[:3], got=draw.round)
+        segments = next((item.segments for item in draw.drawn if item.slot == slot), ())
         tolerances = self.manifest.config["audit"]["tolerance"]
-        audit = Audit.of(tolerances, entry, open_.auditors, case.checked(segments), str(seed))
+        audit = Audit.of(tolerances, entry, open_.auditors, case.checked(segments), draw.seed)
         return case, audit, reveal
 
     def compute(self, case: Case, audit: Audit, opened: OpenedTrace | None) -> Recomputed:
@@ -154,7 +158,7 @@ class Auditor(Member):
             )
         if trace is None:
             return None
-        return read_trace(self.job, opening, case.entry.steps, audit, bytes(trace))
+        return read_trace(self.job, opening, case.entry.steps, audit, as_bytes(trace))
 
     def _verdict(self, look: int, reveal: Reveal, audit: Audit, found: Recomputed) -> bytes:
         differs = judged(audit, self.numerics_class, reveal.opening, found)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.ledger import Entry
-from pipeline.panel import Panel
+from pipeline.panel import Memory, Panel
 from pipeline.parties import PATIENCE_MS, Answer, Members, brief, deadline
 from verification.errors import BarnraiseError, FormatError, ProtocolError
 from verification.intake import (
@@ -57,9 +57,13 @@ class Crew:
     """
 
     def __init__(
-        self, members: Members, notice: Callable[[str], None], read_state: Callable[[bytes, str], object]
+        self,
+        members: Members,
+        notice: Callable[[str], None],
+        read_state: Callable[[bytes, str], object],
+        memory: Memory,
     ) -> None:
-        self.panel = Panel(members, notice)
+        self.panel = Panel(members, notice, memory)
         self._members = members
         self._notice = notice
         self._read_state = read_state

@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.crew import Crew
 from pipeline.folder import RunFolder
 from pipeline.ledger import Ledger
+from pipeline.told import ToldFiles
 from pipeline.witnessing import Notary
 from verification.lottery import HashChain
 
@@ -23,8 +24,8 @@ from verification.lottery import HashChain
 class Desk:
     """What the coordinator works with.
 
-    `revoked` names members whose keys the organiser revokes; `data` has the windows, for evidence; `validate`
-    gives a validation loss in micronats.
+    `told` is what auditors told in turns that are not over; `revoked` names members whose keys the organiser
+    revokes; `data` has the windows, for evidence; `validate` gives a validation loss in micronats.
     """
 
     config: Config
@@ -34,6 +35,7 @@ class Desk:
     crew: Crew
     notary: Notary
     revoked: Callable[[], Iterable[str]]
+    told: ToldFiles
     aggregator: Aggregator
     data: Windows
     validate: Callable[[Arrays], int]

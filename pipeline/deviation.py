@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from model.local_steps import Midpoint, WorkSpec
 
 _BLOCK = 1 << 16
-_U = 2.0**-24  # the unit roundoff of f32
-# A gradient that its carrier's rounding hides cannot be compared with a sketch (verification/tolerance.py).
-_READABLE = 1e-3
+UNIT_ROUNDOFF = 2.0**-24  # of f32
 CARRIERS = {"local": "adam_m", "gradient": "gradient_sum"}
 
 Vector = npt.NDArray[np.float64]
@@ -51,16 +49,6 @@ class _Gradient:
     g_E: Vector
     x_E: Vector
     q_E: Vector
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Of one array: relative norm and largest element of the gradient's deviation; sums of squares."""
-
-    norm: float
-    peak: float
-    squares_g: float
-    squares_q: float
 
 
 def not_finite_deviation() -> Deviation:
@@ -90,20 +78,16 @@ def step_deviation(
     """
     step = _Step(spec, lr, int(served.state["step"]))
     norm = peak = moved = 0
-    squares_g = squares_q = 0.0
     stop = 0
     for array in specs:
         rows = slice(stop, stop := stop + array.size)
         flat = [_flat(point, array.name, rows, spec.mode) for point in (start, served, own)]
         decays = len(array.shape) >= 2
         with np.errstate(all="ignore"):  # what is not finite shows as such in the numbers
-            parts = _gradient_parts(spec, flat)
-            norm, peak = max(norm, _count(1e9 * parts.norm)), max(peak, _count(1e6 * parts.peak))
-            squares_g, squares_q = squares_g + parts.squares_g, squares_q + parts.squares_q
+            array_norm, array_peak = _gradient_parts(spec, flat)
+            norm, peak = max(norm, _count(1e9 * array_norm)), max(peak, _count(1e6 * array_peak))
             if spec.mode == "local":
                 moved = max(moved, _count(1e3 * _optimizer_part(step, flat, decays=decays)))
-    if not math.sqrt(squares_q) <= _READABLE * math.sqrt(squares_g):
-        norm = NO_BOUND
     return Deviation(
         loss_ppm=_loss_ppm(*losses), norm_ppb=norm, own=own_leaf, peak_ppm=peak, step_milli=moved
     )
@@ -116,21 +100,20 @@ def _flat(point: Midpoint, name: str, rows: slice, mode: str) -> Flat:
     return {"weights": point.weights[name].reshape(-1), **vectors}
 
 
-def _gradient_parts(spec: WorkSpec, flat: Sequence[Flat]) -> _Parts:
-    squares_g = squares_x = squares_q = 0.0
+def _gradient_parts(spec: WorkSpec, flat: Sequence[Flat]) -> tuple[float, float]:
+    """Of one array: the relative norm and the largest element of the gradient's deviation."""
+    squares_g = squares_x = 0.0
     for block in _blocks(flat):
         parts = _gradient(spec, flat, block)
         squares_g += float(np.square(parts.g_E).sum())
         squares_x += float(np.square(parts.x_E).sum())
-        squares_q += float(np.square(parts.q_E).sum())
     size = max(1, len(flat[1]["weights"]))
     rms = math.sqrt(squares_g / size)
     peak = 0.0
     for block in _blocks(flat):
         parts = _gradient(spec, flat, block)
         peak = _most(peak, _ratio(parts.x_E, rms + np.abs(parts.g_E)))
-    norm = _ratio(np.sqrt(np.array([squares_x / size])), np.array([rms]))
-    return _Parts(norm, peak, squares_g, squares_q)
+    return _ratio(np.sqrt(np.array([squares_x / size])), np.array([rms])), peak
 
 
 def _blocks(flat: Sequence[Flat]) -> Iterator[slice]:
@@ -145,7 +128,7 @@ def _gradient(spec: WorkSpec, flat: Sequence[Flat], block: slice) -> _Gradient:
     carrier = CARRIERS[spec.mode]
     own_E, served_E = _f64(flat[2][carrier][block]), _f64(flat[1][carrier][block])
     before_E = decay * _f64(flat[0][carrier][block]) if carrier in flat[0] else np.zeros_like(own_E)
-    rounding_E = 4 * _U * (np.abs(before_E) + np.abs(own_E) + np.abs(served_E)) / share
+    rounding_E = 4 * UNIT_ROUNDOFF * (np.abs(before_E) + np.abs(own_E) + np.abs(served_E)) / share
     beyond_E = np.abs(served_E - own_E) / share - rounding_E
     return _Gradient((own_E - before_E) / share, np.maximum(0.0, beyond_E), rounding_E)
 
@@ -168,7 +151,7 @@ def _second_moment(spec: WorkSpec, flat: Sequence[Flat], block: slice) -> float:
     q_E = _gradient(spec, flat, block).q_E
     kept_E, added_E = spec.beta2 * v0_E, (1 - spec.beta2) * h_E**2
     from_h_E = (1 - spec.beta2) * (2 * np.abs(h_E) * q_E + q_E**2)
-    bound_E = 4 * _U * (kept_E + added_E + np.abs(v1_E)) + from_h_E + 2.0**-125
+    bound_E = 4 * UNIT_ROUNDOFF * (kept_E + added_E + np.abs(v1_E)) + from_h_E + 2.0**-125
     return _ratio(np.abs(v1_E - (kept_E + added_E)), bound_E)
 
 
@@ -180,7 +163,9 @@ def _weights(step: _Step, flat: Sequence[Flat], block: slice, *, decays: bool) -
     bias1, bias2 = (1 - np.power(beta, np.float64(step.count)) for beta in (spec.beta1, spec.beta2))
     move_E = step.lr * (m1_E / bias1) / (np.sqrt(v1_E / bias2) + spec.eps)
     kept = 1 - step.lr * spec.weight_decay if decays else 1.0
-    bound_E = 4 * _U * (np.abs(w0_E) + np.abs(w1_E)) + 16 * _U * np.abs(move_E) + 2.0**-120
+    bound_E = (
+        4 * UNIT_ROUNDOFF * (np.abs(w0_E) + np.abs(w1_E)) + 16 * UNIT_ROUNDOFF * np.abs(move_E) + 2.0**-120
+    )
     return _ratio(np.abs(w1_E - (w0_E * kept - move_E)), bound_E)
 
 

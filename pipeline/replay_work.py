@@ -283,7 +283,7 @@ class WorkReplay:
         if audit.is_hollow(stated, true):
             what = f"the verdict of {stated.auditor} passes steps whose gradients it has not seen"
             got = str([deviation.sketch for deviation in stated.deviations])
-            self.fail(Failure(what, f"{where}, look {stated.look}", str(list(true)), got))
+            self.fail(Failure(what, f"{where}, look {stated.look}", str([step.sketch for step in true]), got))
 
     def _audited(self, turn: Turn, case: Case, audit: Audit, done: Recomputed) -> Recomputed | None:
         """What an audit of the drawn segments finds; None where only the contributor could have said it.

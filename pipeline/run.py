@@ -39,6 +39,7 @@ from pipeline.lineage import Lineage, replayed
 from pipeline.records_table import write_contributions
 from pipeline.roster import MemberSpec, make_member, member_specs, put_drill
 from pipeline.source import software_versions, source_digest
+from pipeline.told import ToldFiles
 from pipeline.witnessing import Enlisted, Notary, NoWitnesses, Witnesses, check_draw_fits
 from pipeline.work import Job
 from verification.beacon import check_key
@@ -342,14 +343,16 @@ def _assemble(
     beacon = ledger.manifest.beacon
     if beacon:
         check_key(beacon)  # and that what checks its pulses is installed
+    told = ToldFiles(secrets / "told")
     desk = Desk(
         config,
         folder,
         ledger,
         HashChain.load(secrets / "chain"),
-        Crew(members, tell, Job.of(ledger.manifest).state),
+        Crew(members, tell, Job.of(ledger.manifest).state, told),
         Notary(ledger, client, tell, BeaconClient(kept_address(secrets), beacon) if beacon else None),
         partial(pending_revocations, secrets),
+        told,
         aggregator,
         dataset,
         validate,

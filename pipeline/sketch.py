@@ -1,12 +1,12 @@
 """A gradient seen from a few sides, which is told before the gradient that it is compared with is served.
 
 Owns the arithmetic of docs/protocol.md, section 7, "Sketches": sums of the gradient's elements with signs
-that follow from the draw, in ten-thousandths of its norm. It is a sketch of second moments (Alon, Matias and
-Szegedy, 1996), which is a projection on random signs (Achlioptas, 2003): two gradients are near one another
-when their sketches are. Does not own how near they have to be (verification/tolerance.py) or who is shown
-what, when.
+that follow from the draw, in hundred-thousandths of its norm. It is a sketch of second moments (Alon, Matias
+and Szegedy, 1996), which is a projection on random signs (Achlioptas, 2003): two gradients are near one
+another when their sketches are. Does not own how near they have to be (verification/tolerance.py) or who is
+shown what, when.
 
-Shape legend: E a block of the flat gradient's elements, J the sketch's numbers.
+Shape legend: E a block of the flat gradient's elements, J the sketch's numbers, B the values of a byte.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 
 from model.arrays import Arrays, arrays_from_bytes
 from model.hidden_state import midway_specs
-from pipeline.deviation import CARRIERS
+from pipeline.deviation import CARRIERS, UNIT_ROUNDOFF
 from verification.encoding import digest_hex, hash_object
 from verification.judge import Audit
-from verification.tolerance import MOST_SKETCH, NO_SKETCH, SKETCH_NUMBERS, Sketch
+from verification.tolerance import MOST_SKETCH, NO_SKETCH, SKETCH_NUMBERS, SKETCH_UNIT, ServedStep, Sketch
 
 if TYPE_CHECKING:
     from pipeline.config import TrainConfig
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pipeline.work import Job
 
 _BLOCK = 1 << 16
+# By a byte that was drawn, the signs that it gives an element: J's bit counts from the most significant.
+_SIGNS_BJ = 1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
 
 
 @dataclass(frozen=True)
@@ -48,31 +50,41 @@ class Sketcher:
 
         Both are states midway, of the run's arrays. In what was served any bits may stand.
         """
+        return self.served(segment, before, after).sketch
+
+    def served(self, segment: int, before: Arrays, after: Arrays) -> ServedStep:
+        """The same, with how far it may be off by the rounding of what carries the gradient."""
         key = self._key(segment)
-        sums_J, square = np.zeros(SKETCH_NUMBERS), 0.0
+        sums_J, square, rounding = np.zeros(SKETCH_NUMBERS), 0.0, 0.0
         carrier = CARRIERS[self.train.mode]
-        size = after[carrier].size
         with np.errstate(all="ignore"):  # what is not finite has no norm
-            for number, start in enumerate(range(0, size, _BLOCK)):
-                g_E = self._gradient(before, after, carrier, slice(start, start + _BLOCK))
-                drawn_E = hashlib.shake_256(key + struct.pack(">Q", number)).digest(len(g_E))
-                bits_EJ = np.unpackbits(np.frombuffer(drawn_E, np.uint8)[:, None], axis=1)
-                sums_J += g_E @ (1.0 - 2.0 * bits_EJ)
+            for number, start in enumerate(range(0, after[carrier].size, _BLOCK)):
+                g_E, q_E = self._gradient(before, after, carrier, slice(start, start + _BLOCK))
+                drawn = hashlib.shake_256(key + struct.pack(">Q", number)).digest(len(g_E))
+                by_byte = np.bincount(np.frombuffer(drawn, np.uint8), weights=g_E, minlength=256)
+                sums_J += by_byte @ _SIGNS_BJ
                 square += float(np.square(g_E).sum())
+                rounding += float(np.square(q_E).sum())
         norm = math.sqrt(square)
         if not 0 < norm < math.inf or not np.isfinite(sums_J).all():
-            return NO_SKETCH
-        rounded = (round(1e4 * float(total) / norm) for total in sums_J)
-        return tuple(max(-MOST_SKETCH, min(number, MOST_SKETCH)) for number in rounded)
+            return ServedStep(NO_SKETCH, 0)
+        rounded = (round(SKETCH_UNIT * float(total) / norm) for total in sums_J)
+        sketch = tuple(max(-MOST_SKETCH, min(number, MOST_SKETCH)) for number in rounded)
+        share = math.sqrt(rounding) / norm
+        # Hidden by rounding altogether, a gradient says nothing, and nobody is held to it.
+        return ServedStep(sketch, 2 * MOST_SKETCH if share > 0.05 else math.ceil(10 * SKETCH_UNIT * share))
 
-    def _gradient(self, before: Arrays, after: Arrays, carrier: str, block: slice) -> np.ndarray:
+    def _gradient(
+        self, before: Arrays, after: Arrays, carrier: str, block: slice
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A block of the gradient, and how far rounding may have put it off in two machines together."""
         after_E = after[carrier][block].astype(np.float64)
         # Of the sum of gradients there is none before the first step.
-        before_E = before[carrier][block].astype(np.float64) if carrier in before else 0.0
-        if self.train.mode == "gradient":
-            return np.asarray(after_E - before_E)
-        beta1 = self.train.inner.beta1
-        return np.asarray((after_E - beta1 * before_E) / (1 - beta1))
+        before_E = before[carrier][block].astype(np.float64) if carrier in before else np.zeros_like(after_E)
+        beta1 = self.train.inner.beta1 if self.train.mode == "local" else 1.0
+        share = 1 - beta1 if self.train.mode == "local" else 1.0
+        rounding_E = 4 * UNIT_ROUNDOFF * (beta1 * np.abs(before_E) + 2 * np.abs(after_E)) / share
+        return (after_E - beta1 * before_E) / share, rounding_E
 
     def _key(self, segment: int) -> bytes:
         place = {"seed": self.seed, "segment": segment, "slot": self.slot}
@@ -81,9 +93,9 @@ class Sketcher:
 
 def served_sketches(
     job: Job, audit: Audit, slot: int, start: Arrays, leaves: Mapping[int, OpenedLeaf]
-) -> tuple[Sketch, ...]:
+) -> tuple[ServedStep, ...]:
     """Of the steps that an audit looks into, as they were served: from `start` over `leaves`, by index."""
     forms = midway_specs(job.specs, job.config.train.mode)
     states = {-1: start, **{i: arrays_from_bytes(leaf.state, forms) for i, leaf in leaves.items()}}
     sketcher = Sketcher(job.config.train, audit.seed, slot)
-    return tuple(sketcher.of(segment, states[segment - 1], states[segment]) for segment in audit.segments)
+    return tuple(sketcher.served(segment, states[segment - 1], states[segment]) for segment in audit.segments)

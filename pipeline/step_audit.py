@@ -7,7 +7,7 @@ deviation.py's, of a sketch sketch.py's. Does not own thresholds or the verdict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -71,34 +71,41 @@ def audit_steps(
     found = opened_points(case, audit.segments, opened)
     if 0 in audit.segments:
         found.loss_first = opened.leaves[0].losses[0]
-    done = {
-        segment: step
-        for segment, step in repeated.items()
-        if segment in audit.segments and step.origin == _origin(case, audit, segment, opened)
-    }
-    left = [segment for segment in audit.segments if segment not in done]
-    done |= repeat_steps(case, audit, left, opened)
-    deviations = tuple(_deviation(case, segment, found, opened, done[segment]) for segment in audit.segments)
+    deviations = tuple(
+        _deviation(case, segment, found, opened, _known(case, audit, segment, opened, repeated))
+        for segment in audit.segments
+    )
     return replace(boundary(case, found), deviations=deviations)
+
+
+def _known(
+    case: Case, audit: Audit, segment: int, opened: OpenedTrace, repeated: Mapping[int, Repeated]
+) -> Repeated:
+    """A step that was repeated before, where that is still at hand; else it is repeated."""
+    known = repeated.get(segment)
+    if known is not None and known.origin == _origin(case, audit, segment, opened):
+        return known
+    return next(repeat_steps(case, audit, [segment], opened))
 
 
 def repeat_steps(
     case: Case, audit: Audit, segments: Sequence[int], opened: OpenedTrace
-) -> dict[int, Repeated]:
-    """Take some of an audit's steps, from the opened points before them; those after them may be shut."""
+) -> Iterator[Repeated]:
+    """Take some of an audit's steps, from the opened points before them; those after them may be shut.
+
+    One after the other as they are asked for: where they come to takes as much memory as weights and state.
+    """
     found = opened_points(case, segments, opened)
-    done = {}
+    sketcher = Sketcher(case.job.config.train, audit.seed, case.entry.slot)
     for segment in segments:
         origin, start = _origin(case, audit, segment, opened), start_of(case, segment, found)
         try:
             step = run_segments(case.job, case.data, case.open, case.entry, start, (segment, segment))
         except NotFiniteError:
-            done[segment] = Repeated(origin)
+            yield Repeated(origin)
             continue
-        sketcher = Sketcher(case.job.config.train, audit.seed, case.entry.slot)
         sketch = sketcher.of(segment, start.state, step.end.state)
-        done[segment] = Repeated(origin, step.end, step.losses[0], step.leaves[0], sketch)
-    return done
+        yield Repeated(origin, step.end, step.losses[0], step.leaves[0], sketch)
 
 
 def _origin(case: Case, audit: Audit, segment: int, opened: OpenedTrace) -> Origin:

@@ -207,7 +207,7 @@ _DEVIATION = members(
         "norm_ppb": _NUMBER,
         "own": SHA256,
         "peak_ppm": _NUMBER,
-        "sketch": exactly(8, integer(-1_000_000, 1_000_000)),
+        "sketch": exactly(8, integer(-10_000_000, 10_000_000)),
         "step_milli": _NUMBER,
     }
 )

@@ -28,7 +28,7 @@ from verification.records import (
 from verification.sealing import open_record, verified_record
 from verification.segments import segment_count
 from verification.state import RunState, Turn
-from verification.tolerance import Sketch, check_sketch
+from verification.tolerance import ServedStep, Sketch, check_sketch
 
 MOST_TOLD_BYTES = 128  # of the sketch of one step, as JSON
 
@@ -227,7 +227,9 @@ def _sketch(numbers: Json) -> Sketch:
     return tuple(numbers)
 
 
-def check_sketches(turn: Turn, verdict: Verdict, told: Sequence[Sketch], served: Sequence[Sketch]) -> None:
+def check_sketches(
+    turn: Turn, verdict: Verdict, told: Sequence[Sketch], served: Sequence[ServedStep]
+) -> None:
     """A verdict by tolerance states the sketches that were told before, and they are of what it passes.
 
     `served` are those of the steps as the contributor served them. All are by segment.
@@ -238,7 +240,7 @@ def check_sketches(turn: Turn, verdict: Verdict, told: Sequence[Sketch], served:
         raise ProtocolError(what, expected=list(told), got=stated)
     if turn.audit_of(verdict.slot).is_hollow(verdict, served):
         what = "a verdict passes steps whose gradients its auditor has not seen"
-        raise ProtocolError(what, expected=list(served), got=stated)
+        raise ProtocolError(what, expected=[step.sketch for step in served], got=stated)
 
 
 def check_verdict(turn: Turn, slot: int, look: int, auditor: str, data: bytes) -> Verdict:

@@ -27,7 +27,7 @@ from verification.records import (
     Verdict,
 )
 from verification.segments import looked_into, opened_leaves
-from verification.tolerance import Sketch, Tolerances, eligible, rests_on_tolerance, thresholds
+from verification.tolerance import ServedStep, Tolerances, eligible, rests_on_tolerance, thresholds
 
 Look = tuple[int, int]  # (slot, 1, 2, …)
 
@@ -104,7 +104,7 @@ class Audit:
         """The leaves of a trace of `count` segments whose digests a verdict states."""
         return looked_into(self.segments, count, tolerant=self.tolerant)
 
-    def is_hollow(self, verdict: Verdict, served: Sequence[Sketch]) -> bool:
+    def is_hollow(self, verdict: Verdict, served: Sequence[ServedStep]) -> bool:
         """Whether a verdict passes steps whose gradients it cannot have seen: its sketches are of others.
 
         `served` are the sketches of the steps as they were served, by segment.
@@ -114,7 +114,7 @@ class Audit:
         return (
             verdict.outcome == "pass"
             and allowed is not None
-            and not all(allowed.covers(sketch, found.sketch) for sketch, found in pairs)
+            and not all(allowed.covers(step, found.sketch) for step, found in pairs)
         )
 
     def too_far(self, numerics_class: str, deviations: Sequence[Deviation]) -> bool:

@@ -18,10 +18,10 @@ from verification.fields import require, require_counts, require_digests
 NO_BOUND = MAX_INTEGER  # how a number is stated that has no bound, or is above what a record can hold
 SKETCH_NUMBERS = 8
 Sketch = tuple[int, ...]
-"""A gradient seen from SKETCH_NUMBERS sides, in ten-thousandths of its norm (section 7)."""
-MOST_SKETCH = 10**6  # larger numbers are stated as this
+"""A gradient seen from SKETCH_NUMBERS sides, in units of 1/SKETCH_UNIT of its norm (section 7)."""
+SKETCH_UNIT = 10**5
+MOST_SKETCH = 10**7  # larger numbers are stated as this
 NO_SKETCH: Sketch = (0,) * SKETCH_NUMBERS
-_SKETCH_ROUNDING = 100  # of a sketch: what rounding of the gradient's carrier explains, and more
 
 
 def check_sketch(sketch: Sketch) -> None:
@@ -55,6 +55,14 @@ class Deviation:
 
 
 @dataclass(frozen=True)
+class ServedStep:
+    """The sketch of a step as it was served, and by how much rounding alone may put another one off."""
+
+    sketch: Sketch
+    rounding: int
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """The most of each that an honest step shows between two classes."""
 
@@ -72,14 +80,16 @@ class Thresholds:
             or deviation.step_milli > self.step_milli
         )
 
-    def covers(self, served: Sketch, told: Sketch) -> bool:
+    def covers(self, served: ServedStep, told: Sketch) -> bool:
         """Whether a sketch can be of a gradient that is as near to the served one as `norm_ppb` allows.
 
         Eight times the norm: of a difference that is not chosen by who knows the signs, a sum with random
-        signs is larger with a chance below 3e-14 (Hoeffding's inequality).
+        signs is larger with a chance below 3e-14 (Hoeffding's inequality). Of a served gradient without
+        a norm none is: nobody passes such a step.
         """
-        most = 8 * self.norm_ppb // 100_000 + _SKETCH_ROUNDING
-        return all(abs(one - other) <= most for one, other in zip(served, told, strict=True))
+        most = 8 * self.norm_ppb // 10_000 + 2 + served.rounding
+        pairs = zip(served.sketch, told, strict=True)
+        return served.sketch != NO_SKETCH and all(abs(one - other) <= most for one, other in pairs)
 
 
 class Party(Protocol):

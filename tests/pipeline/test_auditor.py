@@ -36,11 +36,10 @@ class Case:
             self.here.sealed(open_, key),
             other.get("slot", 0),
             other.get("look", 1),
-            other.get("segments", [0, 1]),
+            self.here.drawn(self.open, other.get("segments", [0, 1])),
             other.get("reveal", self.reveal),
             other.get("checkpoint", self.here.checkpoint),
             other.get("state", self.state),
-            other.get("seed", "sha256:" + "5" * 64),
             other.get("trace"),
         )
 

@@ -15,6 +15,7 @@ from cluster.pool import Answer, LocalPool, MemberDiedError
 from pipeline.crew import Crew
 from pipeline.panel import AuditCase
 from pipeline.parties import BRIEF_MS, PATIENCE_MS
+from pipeline.told import Question
 from tests.verification.fake_run import (
     AUDITORS,
     CONTRIBUTORS,
@@ -70,6 +71,13 @@ class Fakes:
         return self.call(method, {name: args}, deadline_ms=deadline_ms)[name]
 
 
+class Memory(dict[Question, bytes]):
+    """What auditors told, as long as this lives."""
+
+    def put(self, question: Question, answer: bytes) -> None:
+        self[question] = answer
+
+
 @dataclass(frozen=True)
 class Spec:
     """What the organiser allows a name to be."""
@@ -92,7 +100,7 @@ def by_digest(data: bytes, digest: str) -> None:
 def crew(**verbs: Reply) -> tuple[Crew, list[str], Fakes]:
     said: list[str] = []
     fakes = Fakes(verbs)
-    return Crew(fakes, said.append, by_digest), said, fakes
+    return Crew(fakes, said.append, by_digest, Memory()), said, fakes
 
 
 def opened() -> RunState:
@@ -102,7 +110,7 @@ def opened() -> RunState:
 
 
 OPENED = opened()
-NO_CASE = AuditCase(b"", (), b"", b"", b"", "", None)
+NO_CASE = AuditCase(b"", b"", b"", b"", b"", None)
 NAMES = [*CONTRIBUTORS, *AUDITORS]
 garbage = st.one_of(
     st.none(),
@@ -322,10 +330,10 @@ def test_auditors_are_asked_in_order_until_one_gives_a_sound_verdict() -> None:
     turn = state.open_turn
     assert turn.draw
     order = next(item.auditors for item in turn.draw.drawn if item.slot == 0)
-    case = AuditCase(b"open", (1, 3), b"reveal", b"checkpoint", b"state", "seed", b"trace")
+    case = AuditCase(b"open", b"draw", b"reveal", b"checkpoint", b"state", b"trace")
 
     def reply(name: str, *args: Any) -> Any:
-        assert args == (b"open", 0, 1, [1, 3], b"reveal", b"checkpoint", b"state", "seed", b"trace")
+        assert args == (b"open", 0, 1, b"draw", b"reveal", b"checkpoint", b"state", b"trace")
         if name == order[0]:
             raise TimeoutError
         record = verdict(state, 0, 1, name, "pass")
@@ -413,7 +421,10 @@ def test_a_member_that_dies_is_asked_again_and_one_that_fails_is_late() -> None:
     Mortal.deaths = 0
     said: list[str] = []
     team = Crew(
-        LocalPool({name: lambda name=name: Mortal(name) for name in CONTRIBUTORS}), said.append, by_digest
+        LocalPool({name: lambda name=name: Mortal(name) for name in CONTRIBUTORS}),
+        said.append,
+        by_digest,
+        Memory(),
     )
     done = team.commitments(OPENED.open_turn, b"open", b"checkpoint")
     assert sorted(done.entries) == [0, 1, 3]
@@ -440,7 +451,7 @@ def test_whatever_a_member_says_of_its_key_is_checked_or_told(answer: Any) -> No
 
     fakes = Fakes({"identity_changes": changes})
     notices: list[str] = []
-    found = Crew(fakes, notices.append, by_digest).identity_changes(play.state)
+    found = Crew(fakes, notices.append, by_digest, Memory()).identity_changes(play.state)
     assert [envelope for _, envelope in found] == [good]
     assert asked == {m.member: m.key for m in play.state.members}
     assert len(notices) == 1
@@ -456,7 +467,7 @@ def test_two_members_cannot_take_the_same_new_key_and_the_gone_are_not_asked() -
     }
     fakes = Fakes({"identity_changes": lambda name, _: [envelopes[name]] if name in envelopes else []})
     notices: list[str] = []
-    found = Crew(fakes, notices.append, by_digest).identity_changes(play.state)
+    found = Crew(fakes, notices.append, by_digest, Memory()).identity_changes(play.state)
     assert [record.member for record, _ in found] == ["c1"]
     assert [line.split(":")[0] for line in notices] == ["c2", "c3"]
     assert ("identity_changes", "c0") not in fakes.asked
@@ -470,7 +481,7 @@ def test_nobody_is_waited_for_long_without_work_and_a_failure_is_told() -> None:
         play = Play(started(timing=timing))
         play.turn({})
         fakes, notices = Fakes({"identity_changes": late, "take_receipt": late}), list[str]()
-        crew = Crew(fakes, notices.append, by_digest)
+        crew = Crew(fakes, notices.append, by_digest, Memory())
         assert crew.identity_changes(play.state) == []
         crew.give_receipts(play.state, 0, {"c1": "a receipt"})
         assert fakes.deadlines == {"identity_changes": patience, "take_receipt": patience}

@@ -64,7 +64,6 @@ def reference(
     keep, share = (spec.beta1, 1 - spec.beta1) if local else (1.0, 1.0)
     t = int(points[1].state["step"])
     norms, peaks, steps, position = [], [], [], 0
-    squares_g, squares_q = 0.0, 0.0
     for array in specs:
         places = range(position, position + array.size)
         position += array.size
@@ -76,7 +75,6 @@ def reference(
             q.append(4 * u * (keep * abs(zero) + abs(own) + abs(one)) / share)
             beyond = abs((one - own) / share) - q[-1]
             x.append(beyond if math.isnan(beyond) else max(0.0, beyond))
-        squares_g, squares_q = squares_g + sum(e * e for e in g), squares_q + sum(e * e for e in q)
         rms = math.sqrt(math.fsum(each**2 for each in g) / len(g))
         x_rms = (
             math.sqrt(math.fsum(each**2 for each in x) / len(x)) if all(map(math.isfinite, x)) else math.nan
@@ -86,8 +84,7 @@ def reference(
         if local:
             steps += [optimizer(spec, array, points, i, j, q[j], t) for j, i in enumerate(places)]
     loss = -(-(10**6) * abs(losses[0] - losses[1]) // max(1, losses[1]))
-    readable = math.sqrt(squares_q) <= 1e-3 * math.sqrt(squares_g)
-    numbers = (1e9 * (largest(norms) if readable else math.inf), 1e6 * largest(peaks), 1e3 * largest(steps))
+    numbers = (1e9 * largest(norms), 1e6 * largest(peaks), 1e3 * largest(steps))
     return (min(NO_BOUND, loss), *map(whole, numbers))  # type: ignore[return-value]
 
 
@@ -230,24 +227,13 @@ def test_a_start_without_a_sum_has_summed_nothing() -> None:
     assert deviation(spec, (none, served, own)).norm_ppb > 10**8
 
 
-def _with_a_large_moment(times: float) -> tuple[int, int]:
-    """Norm and peak where a first moment is off by its last bits, and much larger than the gradient."""
-    spec, start = a_spec(), a_point(1)
-    start = Midpoint(start.weights, {**start.state, "adam_m": start.state["adam_m"] * np.float32(times)})
-    own = stepped(spec, start, a_gradient(2))
-    off = replace(own, state={**own.state, "adam_m": np.nextafter(own.state["adam_m"], np.float32(9))})
-    found = deviation(spec, (start, off, own))
-    return found.norm_ppb, found.peak_ppm
-
-
 def test_rounding_of_the_carrier_is_no_deviation_of_the_gradient() -> None:
     """A last bit of a large adam_m says nothing about a small gradient."""
-    assert _with_a_large_moment(100) == (0, 0)
-
-
-def test_a_gradient_that_its_carriers_rounding_hides_has_no_bound() -> None:
-    """Nothing honest is as small beside its moment; a sketch of what was served would be one of rounding."""
-    assert _with_a_large_moment(1_000) == (NO_BOUND, 0)
+    spec, start = a_spec(), a_point(1)
+    start = Midpoint(start.weights, {**start.state, "adam_m": start.state["adam_m"] * np.float32(1000)})
+    own = stepped(spec, start, a_gradient(2))
+    off = replace(own, state={**own.state, "adam_m": np.nextafter(own.state["adam_m"], np.float32(9))})
+    assert numbers(deviation(spec, (start, off, own)))[1:3] == (0, 0)
 
 
 # ---- dishonest ones

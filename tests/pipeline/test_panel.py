@@ -11,30 +11,30 @@ from typing import Any
 import pytest
 
 from pipeline.panel import AuditCase, Panel, Wave
-from tests.pipeline.test_crew import Fakes, Reply
+from pipeline.parties import PATIENCE_MS
+from tests.pipeline.test_crew import Fakes, Memory, Reply
 from tests.verification.fake_run import key
 from tests.verification.test_intake_sketches import judged, verdict
 from verification.encoding import canonical_json
 from verification.records import Verdict
 from verification.sealing import seal_record
 from verification.segments import waves
-from verification.tolerance import Sketch
+from verification.tolerance import ServedStep, Sketch
 
 TURN = judged().open_turn
 ORDER = next(item.auditors for item in TURN.draw.drawn if item.slot == 3) if TURN.draw else ()
 SEGMENTS = TURN.drawn_segments(3)
-TRUE: dict[int, Sketch] = {segment: (segment, *range(7)) for segment in SEGMENTS}
-FALSE: dict[int, Sketch] = {segment: (10**5, *range(7)) for segment in SEGMENTS}
+TRUE: dict[int, Sketch] = {segment: (segment + 1, *range(7)) for segment in SEGMENTS}
+FALSE: dict[int, Sketch] = {segment: (10**6, *range(7)) for segment in SEGMENTS}
 CASE = AuditCase(
     b"open",
-    SEGMENTS,
+    b"draw",
     b"reveal",
     b"checkpoint",
     b"state",
-    "seed",
     b"all of it",
     tuple(Wave(part, str(part).encode()) for part in waves(SEGMENTS)),
-    tuple(TRUE[segment] for segment in SEGMENTS),
+    tuple(ServedStep(TRUE[segment], 0) for segment in SEGMENTS),
 )
 
 
@@ -47,15 +47,15 @@ def signed(name: str, told: dict[int, Sketch], outcome: str = "pass") -> bytes:
 
 def teller(told: dict[int, Sketch]) -> Reply:
     def tell(name: str, *args: Any) -> bytes:
-        return canonical_json([list(told[segment]) for segment in waves(SEGMENTS)[args[7]]])
+        return canonical_json([list(told[segment]) for segment in waves(SEGMENTS)[args[6]]])
 
     return tell
 
 
-def panel(**verbs: Reply) -> tuple[Panel, list[str], Fakes]:
+def panel(memory: Memory | None = None, **verbs: Reply) -> tuple[Panel, list[str], Fakes]:
     said: list[str] = []
     fakes = Fakes(verbs)
-    return Panel(fakes, said.append), said, fakes
+    return Panel(fakes, said.append, Memory() if memory is None else memory), said, fakes
 
 
 def test_the_case_has_what_these_tests_are_about() -> None:
@@ -68,13 +68,12 @@ def test_sketches_are_told_wave_by_wave_before_the_verdict() -> None:
     asked: list[Any] = []
 
     def tell(name: str, *args: Any) -> bytes:
-        assert args[:7] == (b"open", 3, list(SEGMENTS), b"reveal", b"checkpoint", b"state", "seed")
-        asked.append(("tell", args[7], args[8]))
+        assert args[:6] == (b"open", 3, b"draw", b"reveal", b"checkpoint", b"state")
+        asked.append(("tell", args[6], args[7]))
         return teller(TRUE)(name, *args)
 
     def audit(name: str, *args: Any) -> bytes:
-        head = (b"open", 3, 1, list(SEGMENTS), b"reveal", b"checkpoint", b"state", "seed", b"all of it")
-        assert args == head
+        assert args == (b"open", 3, 1, b"draw", b"reveal", b"checkpoint", b"state", b"all of it")
         asked.append("audit")
         return signed(name, TRUE)
 
@@ -130,11 +129,45 @@ def test_who_tells_nothing_is_not_asked_for_a_verdict(answer: Any) -> None:
     assert ("audit", ORDER[0]) not in fakes.asked
 
 
-def test_the_first_wave_can_be_begun() -> None:
-    team, said, fakes = panel(tell=teller(TRUE), audit=lambda name, *_: signed(name, TRUE))
-    begun = team.begin_verdicts({3: ORDER}, {3: CASE})
-    assert fakes.asked == []
-    found = team.verdicts(TURN, 1, {3: ORDER}, {3: CASE}, begun)
-    assert found[3][0].auditor == ORDER[0]
-    assert fakes.asked == [*[("tell", ORDER[0])] * len(CASE.waves), ("audit", ORDER[0])]
-    assert said == []
+def test_what_was_told_stands_though_the_coordinator_dies() -> None:
+    """Who has seen the ends since is not asked again; another look is another question."""
+    memory = Memory()
+    killed = panel(memory, tell=teller(FALSE), audit=lambda *_: 1 // 0)[0]
+    assert killed.verdicts(TURN, 1, {3: ORDER[:1]}, {3: CASE}, {}) == {}
+    again, said, fakes = panel(memory, tell=teller(TRUE), audit=lambda name, *_: signed(name, TRUE))
+    assert again.verdicts(TURN, 1, {3: ORDER[:1]}, {3: CASE}, {}) == {}
+    assert fakes.asked == [("audit", ORDER[0])]
+    assert "other sketches than were told" in said[0]
+    assert {(question.look, question.auditor) for question in memory} == {(1, ORDER[0])}
+
+
+def test_who_told_badly_may_be_asked_again_and_nothing_is_kept_of_it() -> None:
+    memory = Memory()
+    team = panel(memory, tell=lambda *_: b"[[1]]")[0]
+    assert team.verdicts(TURN, 1, {3: ORDER}, {3: CASE}, {}) == {}
+    assert memory == {}
+
+
+def test_all_the_questions_of_a_look_have_one_deadline() -> None:
+    team, _, fakes = panel(tell=teller(TRUE), audit=lambda name, *_: signed(name, TRUE))
+    team.verdicts(TURN, 1, {3: ORDER}, {3: CASE}, {})
+    told = 5 * len(CASE.waves)  # each answer takes five milliseconds here
+    assert fakes.deadlines == {"tell": PATIENCE_MS - told + 5, "audit": PATIENCE_MS - told}
+
+
+def test_a_begun_verdict_that_is_refused_is_not_asked_for_again() -> None:
+    """To the bit: the next auditor is."""
+    state = judged()
+    order = next(item.auditors for item in TURN.draw.drawn if item.slot == 0) if TURN.draw else ()
+    case = replace(CASE, waves=(), sketches=())
+    wrong = seal_record(verdict(state, 0, 1, order[0], "pass"), key("c0"))
+    team, said, fakes = panel(
+        audit=lambda name, *_: (
+            wrong if name == order[0] else seal_record(verdict(state, 0, 1, name, "pass"), key(name))
+        )
+    )
+    begun = team.begin_verdicts({0: order}, {0: case})
+    found = team.verdicts(TURN, 1, {0: order}, {0: case}, begun)
+    assert found[0][0].auditor == order[1]
+    assert fakes.asked == [("audit", order[0]), ("audit", order[1])]
+    assert len(said) == 1

@@ -73,7 +73,8 @@ def test_verdicts_state_what_was_looked_into_and_the_draws_that_were_shown_are_t
     assert asked(honest) == due
     sent = [args for method, who in honest.calls if method == "audit" for args in who.values()]
     assert {len(args) for args in sent} == {8}
-    assert all(len(args[3]) == 2 and type(args[7]) is bytes for args in sent)
+    assert {args[3] for args in sent} <= set(honest.log())  # the draws that it was shown
+    assert all(type(args[7]) is bytes for args in sent)
 
 
 def test_how_much_is_audited_changes_no_weight(honest: Story, tmp_path: Path) -> None:

@@ -53,8 +53,7 @@ def half_a_batch(
             batches_SBT[:, batches_SBT.shape[1] // 2 :] = batches_SBT[:, : batches_SBT.shape[1] // 2]
             return batches_SBT
 
-    done = repeat_steps(replace(case, data=Half()), audit, segments, opened)
-    return [done[segment].sketch for segment in segments]
+    return [step.sketch for step in repeat_steps(replace(case, data=Half()), audit, segments, opened)]
 
 
 TELLERS: dict[str, Teller] = {"nothing": nothing, "moment": moment, "half a batch": half_a_batch}

@@ -113,7 +113,7 @@ def test_a_tolerance_is_read_from_a_file(tmp_path: Path) -> None:
 def longest_verdict(config: Config) -> int:
     """The most bytes that a verdict of such a run can have."""
     count = config.most_segments
-    deviation = Deviation(MAX_INTEGER, MAX_INTEGER, DIGEST, MAX_INTEGER, MAX_INTEGER, (-(10**6),) * 8)
+    deviation = Deviation(MAX_INTEGER, MAX_INTEGER, DIGEST, MAX_INTEGER, MAX_INTEGER, (-(10**7),) * 8)
     blake = "blake3:" + "0a" * 32
     key, most = PrivateKey.from_seed(b"\1" * 32), MAX_INTEGER
     record = Verdict(

@@ -79,7 +79,7 @@ def test_the_contributor_opens_what_a_tolerant_audit_looks_into(story: Story) ->
         if name == LIAR
     ]
     assert asked == [(turn.open.turn, turn.draw) for turn in turns(story)]
-    served = {args[8] for method, who in story.calls if method == "audit" for args in who.values()}
+    served = {args[7] for method, who in story.calls if method == "audit" for args in who.values()}
     job = Job.of(story.manifest)
     for turn in turns(story):
         entry, opening = turn.open.entry(SLOT), turn.openings[SLOT]

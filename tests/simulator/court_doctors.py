@@ -18,10 +18,12 @@ from verification.records import Missed, Overruled, Rejected, RoundClose
 
 Doctor = Callable[[Story, Played], None]
 OTHER = "sha256:" + "7" * 64
-COURT_SEED = 50  # in whose first turn the two are first and second at somebody honest
+# In the first turn of a story like this the two have to be first and second at somebody honest, which is for
+# its draw to say: the first of these seeds in which they are.
+COURT_SEEDS = range(50, 90)
 
 
-def court() -> Setting:
+def court(seed: int) -> Setting:
     """Fair weather, six auditors of whom two are of one mind, and one contributor of four that lies."""
     config = draw(0).config
     kinds = {"c03": "false-payload", "a00": "collude", "a01": "collude"}
@@ -45,17 +47,22 @@ def court() -> Setting:
         "timing": {"mode": "fixed"},
     }
     config = {name: {**values, **changes.get(name, {})} for name, values in config.items()}
-    return Setting(COURT_SEED, people, Weather(), config)
+    return Setting(seed, people, Weather(), config)
 
 
 def disputed(story: Story) -> tuple[Scene, int]:
     """A turn and an honest slot that two failed alike, whose contributor appealed, and that is accepted."""
-    return next(
+    return disputes(story)[0]
+
+
+def disputes(story: Story) -> list[tuple[Scene, int]]:
+    """All of them."""
+    return [
         (scene, slot)
         for scene in story.scenes
         for slot, appeal in scene.appeals.items()
         if story.honest(appeal.member) and slot in {item.slot for item in story.accepted(scene)}
-    )
+    ]
 
 
 def _close(story: Story) -> tuple[Scene, int, RoundClose]:

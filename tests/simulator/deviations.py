@@ -62,7 +62,7 @@ def guessed(count: int, *place: object) -> list[Sketch]:
     """Sketches by somebody who has not seen the gradients: as they might be, or nothing at all."""
     dice = random.Random(repr(place))
     kind = dice.choice(("normal", "normal", "none", "large"))
-    scale = {"normal": 1e4, "none": 0.0, "large": 2e5}[kind]
+    scale = {"normal": 1e5, "none": 0.0, "large": 2e6}[kind]
     return [tuple(round(dice.gauss(0, scale)) for _ in range(8)) for _ in range(count)]
 
 

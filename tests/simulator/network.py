@@ -213,7 +213,7 @@ class Network:
 
     def _remember(self, name: str, method: str, args: tuple[Any, ...], value: bytes) -> None:
         turn = -1 if method in JOINING else self._turn_of(method, args)
-        parts: dict[str, object] = {"audit": args[1:3], "tell": (args[1], args[7]) if method == "tell" else 0}
+        parts: dict[str, object] = {"audit": args[1:3], "tell": (args[1], args[6]) if method == "tell" else 0}
         part = parts.get(method, 0)
         self.said.setdefault((name, method, turn, part), set()).add(value)
 

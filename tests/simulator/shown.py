@@ -6,6 +6,8 @@ docs/protocol.md, "Segments"). Does not own who is honest, or the calls (network
 
 from __future__ import annotations
 
+import base64
+import json
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +29,13 @@ def opened_in(trace: bytes) -> set[int]:
     return found
 
 
+def drawn(envelope: bytes, slot: int) -> list[int]:
+    """The segments of a slot that a signed draw names."""
+    told = json.loads(base64.b64decode(json.loads(envelope)["payload"]))["predicate"]["drawn"]
+    found: list[int] = next(item["segments"] for item in told if item["slot"] == slot)
+    return found
+
+
 def of_wave(segments: Sequence[int], wave: int) -> set[int]:
     """Those that stand `wave` places behind the first of their unbroken run."""
     run = {s for s in segments if {s - i for i in range(wave + 1)} <= set(segments)}
@@ -42,17 +51,17 @@ class Shown:
 
     def tell(self, name: str, turn: int, args: tuple[Any, ...]) -> list[str]:
         """A call of `tell`, with its arguments: what is wrong with it."""
-        slot, segments, wave, trace = args[1], args[2], args[7], args[8]
+        slot, segments, wave, trace = args[1], drawn(args[2], args[1]), args[6], args[7]
         leaves, told = (by.setdefault((name, turn, slot), set()) for by in (self._leaves, self.told))
         leaves |= opened_in(trace)
-        fresh = of_wave(segments, wave) - told
-        told |= fresh
+        of_these = of_wave(segments, wave)
+        told |= of_these
         return [
             f"{name} was shown where step {segment} of slot {slot} in turn {turn} ends before it told"
-            for segment in sorted(fresh & leaves)
+            for segment in sorted(of_these & leaves)
         ]
 
     def audit(self, name: str, turn: int, args: tuple[Any, ...]) -> None:
         """A call of `audit`."""
-        if args[8] is not None:
-            self._leaves.setdefault((name, turn, args[1]), set()).update(opened_in(args[8]))
+        if args[7] is not None:
+            self._leaves.setdefault((name, turn, args[1]), set()).update(opened_in(args[7]))

@@ -101,7 +101,7 @@ def _saw_the_gradients(story: Story, scene: Scene, verdict: Verdict) -> list[str
         return [f"{of} is by somebody who told of {sorted(told)} of {segments}"]
     task = story.shop.task(story.job, scene.open.base, entry)
     true = sketches_of(task, slot, segments, story.made(scene, slot).points, scene.draw.seed)
-    most = 100 + 8 * allowed["norm_ppb"] // 100_000
+    most = 100 + 8 * allowed["norm_ppb"] // 10_000  # 100 for the rounding of moments
     pairs = zip(true, verdict.deviations, strict=False)
     far = [s for s, (one, d) in zip(segments, pairs, strict=False) if _distance(one, d.sketch) > most]
     return [f"{of} passes steps {far} that it has not seen"] if far and verdict.outcome == "pass" else []

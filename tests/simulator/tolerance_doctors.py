@@ -92,7 +92,7 @@ def fault_by_two_who_differ(story: Story, played: Played) -> None:
 
 
 def sketch_of_something_else(story: Story, played: Played) -> None:
-    _verdicts(story, lambda v: replace(v, deviations=_first(v, sketch=(90_000,) * 8)))
+    _verdicts(story, lambda v: replace(v, deviations=_first(v, sketch=(900_000,) * 8)))
 
 
 def end_shown_too_early(story: Story, played: Played) -> None:

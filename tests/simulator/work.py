@@ -263,8 +263,8 @@ class Workshop:
 
 
 def _shade(numerics: str) -> np.float32:
-    """By how much a class's numbers are off: by 2^-12 at most."""
-    return np.float32(1 + int.from_bytes(hashlib.sha256(numerics.encode()).digest()[:2], "big") * 2.0**-28)
+    """By how much a class's numbers are off: by a millionth or two."""
+    return np.float32(1 + sum(numerics.encode()) % 7 * 2.0**-22)
 
 
 def _dice(*parts: object) -> np.random.Generator:

@@ -183,11 +183,11 @@ def test_a_leaf_that_nobody_asked_for(tmp_path: Path) -> None:
         ("deviations.0.own", "blake3:" + "0" * 64, False),
         ("deviations.0.own", "0" * 64, False),
         ("deviations.0.own", None, False),
-        ("deviations.0.sketch", [-(10**6)] * 4 + [10**6] * 4, True),
+        ("deviations.0.sketch", [-(10**7)] * 4 + [10**7] * 4, True),
         *(("deviations.0.sketch", [0] * count, False) for count in (0, 7, 9)),
         *(
             ("deviations.0.sketch", [0] * 7 + [odd], False)
-            for odd in (True, "0", None, 10**6 + 1, -(10**6) - 1)
+            for odd in (True, "0", None, 10**7 + 1, -(10**7) - 1)
         ),
         ("deviations.0.sketch", None, False),
         *((f"deviations.0.{key}", MOST, True) for key in NUMBERS),

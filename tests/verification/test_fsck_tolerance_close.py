@@ -77,7 +77,7 @@ def test_two_classes_never_have_the_same_deviations(tmp_path: Path, what: str | 
     for seed in range(1, 30):
         over = {"script": {(0, FAY): what}, "audit__tolerance": BOTH, "run__seed": seed}
         writer = written(tmp_path / str(seed), kind=Unlike, **over)
-        first, second = verdicts_on(writer)
+        first, second = verdicts_on(writer)[:2]  # of one class each, a third looks too
         if first["class"] != second["class"]:
             assert first["deviations"] != second["deviations"]
             assert reason_of(writer) == ("failed-audit" if what else None)

@@ -18,10 +18,10 @@ from verification.intake import check_sketches, check_told
 from verification.records import FirstLooks, Verdict
 from verification.rounds import apply
 from verification.state import RunState
-from verification.tolerance import Sketch
+from verification.tolerance import NO_SKETCH, ServedStep, Sketch
 
 SKETCHES = [tuple(range(8)), tuple(range(-8, 0))]
-numbers = st.integers(-(10**6), 10**6)
+numbers = st.integers(-(10**7), 10**7)
 
 
 @given(st.lists(st.lists(numbers, min_size=8, max_size=8), max_size=4))
@@ -50,7 +50,7 @@ def test_whatever_an_auditor_answers_is_sketches_or_an_error_of_the_family(answe
 
 
 @pytest.mark.parametrize(
-    "odd", [[10**6 + 1] * 8, [-(10**6) - 1] * 8, [True] + [0] * 7, ["0"] * 8, [None] * 8, [[0]] * 8, 8, {}]
+    "odd", [[10**7 + 1] * 8, [-(10**7) - 1] * 8, [True] + [0] * 7, ["0"] * 8, [None] * 8, [[0]] * 8, 8, {}]
 )
 def test_what_is_no_sketch(odd: Any) -> None:
     with pytest.raises(FormatError, match="sketch"):
@@ -90,7 +90,12 @@ def said(outcome: str = "pass", sketches: list[Sketch] = SKETCHES) -> Verdict:
     return replace(record, deviations=tuple(replace(d, sketch=sketch) for d, sketch in pairs))
 
 
-MOST = 8 * 2_000_000 // 100_000 + 100
+ROUNDING = 40
+MOST = 8 * 2_000_000 // 10_000 + 2 + ROUNDING
+
+
+def served(sketches: list[Sketch]) -> list[ServedStep]:
+    return [ServedStep(sketch, ROUNDING) for sketch in sketches]
 
 
 def off(by: int) -> list[Sketch]:
@@ -100,18 +105,25 @@ def off(by: int) -> list[Sketch]:
 
 @pytest.mark.parametrize("by", [0, MOST, -MOST])
 def test_a_pass_whose_sketches_are_near_what_was_served_is_taken(by: int) -> None:
-    check_sketches(judged().open_turn, said(), SKETCHES, off(by))
+    check_sketches(judged().open_turn, said(), SKETCHES, served(off(by)))
 
 
 @pytest.mark.parametrize("by", [MOST + 1, -MOST - 1, 10**6])
 def test_a_pass_of_a_step_that_was_not_seen_is_refused(by: int) -> None:
     with pytest.raises(ProtocolError, match="has not seen"):
-        check_sketches(judged().open_turn, said(), SKETCHES, off(by))
+        check_sketches(judged().open_turn, said(), SKETCHES, served(off(by)))
+
+
+def test_nobody_passes_a_step_that_has_no_gradient() -> None:
+    """Else zeros would be where a lazy contributor and a lazy auditor meet."""
+    nothing = [SKETCHES[0], NO_SKETCH]
+    with pytest.raises(ProtocolError, match="has not seen"):
+        check_sketches(judged().open_turn, said(sketches=nothing), nothing, served(nothing))
 
 
 def test_who_fails_a_step_need_not_be_near_it() -> None:
     record = replace(said(), outcome="fail", differs=("deviation",))
-    check_sketches(judged().open_turn, record, SKETCHES, off(10**6))
+    check_sketches(judged().open_turn, record, SKETCHES, served(off(10**6)))
 
 
 @pytest.mark.parametrize("outcome", ["pass", "fail"])
@@ -120,7 +132,7 @@ def test_a_verdict_states_what_was_told_before(told: list[Sketch], outcome: Any)
     """Else it could be written from what was served since."""
     record = replace(said(), outcome=outcome)
     with pytest.raises(ProtocolError, match="other sketches than were told"):
-        check_sketches(judged().open_turn, record, told, SKETCHES)
+        check_sketches(judged().open_turn, record, told, served(SKETCHES))
 
 
 def test_what_is_judged_to_the_bit_has_no_sketches() -> None:

@@ -53,7 +53,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "trace_root": SHA,
     "end": SHA,
     "own": SHA,
-    "sketch": st.lists(st.integers(-(10**6), 10**6), min_size=8, max_size=8).map(tuple),
+    "sketch": st.lists(st.integers(-(10**7), 10**7), min_size=8, max_size=8).map(tuple),
     "round": st.integers(1, 2**53 - 1),  # of a pulse too
     "pulse": st.none() | st.integers(1, 2**53 - 1),
     "period": st.integers(1, 2**53 - 1),

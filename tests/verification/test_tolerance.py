@@ -14,7 +14,9 @@ from verification.encoding import MAX_INTEGER
 from verification.errors import FormatError
 from verification.tolerance import (
     NO_BOUND,
+    NO_SKETCH,
     Deviation,
+    ServedStep,
     Thresholds,
     Tolerances,
     eligible,
@@ -159,20 +161,27 @@ def test_what_has_no_bound_is_above_every_threshold_that_is_one() -> None:
 
 @given(
     st.integers(0, 10**9),
-    st.lists(st.integers(-(10**6), 10**6), min_size=8, max_size=8),
+    st.integers(0, 10**4),
+    st.lists(st.integers(1, 10**7), min_size=8, max_size=8),
     st.integers(0, 7),
     st.integers(-2, 2),
 )
-def test_a_sketch_is_covered_up_to_eight_times_the_norm_and_a_hundredth(
-    norm: int, told: list[int], place: int, beyond: int
+def test_a_sketch_is_covered_up_to_eight_times_the_norm_and_what_rounding_does(
+    norm: int, rounding: int, told: list[int], place: int, beyond: int
 ) -> None:
-    """Sketches are in ten-thousandths, the norm in billionths."""
-    limits, most = Thresholds(0, norm, 0, 0), norm * 8 // 100_000 + 100
+    """Sketches are in hundred-thousandths, the norm in billionths."""
+    limits, most = Thresholds(0, norm, 0, 0), norm * 8 // 10_000 + 2 + rounding
     for sign in (-1, 1):
         served = list(told)
         served[place] += sign * (most + beyond)
-        assert limits.covers(tuple(served), tuple(told)) is (beyond <= 0)
-        assert limits.covers(tuple(told), tuple(served)) is (beyond <= 0)
+        assert limits.covers(ServedStep(tuple(served), rounding), tuple(told)) is (beyond <= 0)
+        assert limits.covers(ServedStep(tuple(told), rounding), tuple(served)) is (beyond <= 0)
+
+
+def test_what_was_served_without_a_gradient_covers_nothing() -> None:
+    limits = Thresholds(0, 10**9, 0, 0)
+    assert not limits.covers(ServedStep(NO_SKETCH, 10**7), NO_SKETCH)
+    assert limits.covers(ServedStep((1, *NO_SKETCH[1:]), 0), NO_SKETCH)
 
 
 @pytest.mark.parametrize("numbers", [(), (0,) * 7, (0,) * 9])
@@ -181,11 +190,11 @@ def test_a_sketch_of_another_length_is_none(numbers: tuple[int, ...]) -> None:
         Deviation(1, 2, OWN, 3, 4, numbers)
 
 
-@pytest.mark.parametrize("number", [10**6 + 1, -(10**6) - 1])
+@pytest.mark.parametrize("number", [10**7 + 1, -(10**7) - 1])
 def test_a_sketch_stays_in_its_range(number: int) -> None:
-    with pytest.raises(FormatError, match="beyond 1000000"):
+    with pytest.raises(FormatError, match="beyond 10000000"):
         Deviation(1, 2, OWN, 3, 4, (*[0] * 7, number))
-    assert Deviation(1, 2, OWN, 3, 4, (*[0] * 6, 10**6, -(10**6))).sketch[-1] == -(10**6)
+    assert Deviation(1, 2, OWN, 3, 4, (*[0] * 6, 10**7, -(10**7))).sketch[-1] == -(10**7)
 
 
 # --- the record ---
