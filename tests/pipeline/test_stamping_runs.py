@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pipeline.panel
+from model.local_steps import _Work
 from pipeline import replay_work, step_audit
 from pipeline.auditor import Auditor
 from pipeline.sketch import Sketcher
@@ -148,3 +149,32 @@ def test_steps_that_were_told_of_are_not_taken_twice(tmp_path: Path, monkeypatch
     (turn,) = turns(tolerant_run(tmp_path / "again", run={"rounds": 1}))
     assert len(taken) == 4 * len(turn.drawn[SLOT])  # where there is no room for what they came to, they are
     assert turn.rejected == {}
+
+
+@pytest.mark.parametrize("kind", ["nothing", "half a batch"])
+def test_nor_where_audits_lag(kind: str, tmp_path: Path) -> None:
+    """First looks by tolerance are over before the next round; nobody who was refused is asked again."""
+    with pytest.MonkeyPatch.context() as patch:
+        stamping(patch, TELLERS[kind])
+        story = tolerant_run(tmp_path, audit={"lag": 1}, credit={"vest_rounds": 3})
+    for turn in turns(story):
+        assert STAMP not in {verdict.auditor for verdict in turn.verdicts if verdict.slot == SLOT}
+    assert any(record.kind == "settlement" for record in story.coordinator.desk.ledger.records())
+    assert check(story.folder, 2).failures == []
+
+
+def test_work_without_a_gradient_is_passed_by_nobody(tmp_path: Path) -> None:
+    """Where a lazy contributor's zeros are, a lazy auditor's zeros are too."""
+    compute = _Work.compute_gradient
+
+    def idle(self: _Work, tokens_BT: Any, micro_batch: int) -> int:
+        loss = compute(self, tokens_BT, micro_batch)
+        self.gradient_P.zero_()
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Work, "compute_gradient", idle)
+        story = tolerant_run(tmp_path, run={"rounds": 1})
+    (turn,) = turns(story)
+    assert [verdict for verdict in turn.verdicts if verdict.slot == SLOT] == []
+    assert turn.rejected[SLOT] == "unaudited"
