@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from verification.durable import make_folder, storage_error, write_atomic
+from verification.durable import storage_error, write_atomic
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,17 @@ class ToldFiles:
 
     def put(self, question: Question, answer: bytes) -> None:
         """Keep an answer, durably, before the ends of its steps are served. Raises StorageError."""
-        make_folder(self._folder)
-        write_atomic(self._folder / question.name, answer)
+        write_atomic(self._folder / question.name, answer, mode=0o600)
 
     def forget(self, turn: int) -> None:
-        """Let go of what was told in a turn whose audits are over, and in those before it."""
-        for path in self._folder.glob("*-*"):
-            if int(path.name.split("-")[0]) <= turn:
-                path.unlink(missing_ok=True)
+        """Let go of what was told in a turn whose audits are over, and in those before it.
+
+        Raises StorageError.
+        """
+        try:
+            for path in self._folder.glob("*-*"):
+                # What a kill left half-written has a dot before its name.
+                if int(path.name.lstrip(".").split("-")[0]) <= turn:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(self._folder, error) from error
