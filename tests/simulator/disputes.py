@@ -243,6 +243,8 @@ def _unheard_appeals(story: Story, scene: Scene, able: dict[int, tuple[str, str]
         place = (scene.open.turn, "appeal", name)
         if against is None or not story.honest(name) or slot in scene.appeals or place in story.unheard:
             continue
+        if any(name in after.rotated for after in story.scenes[story.scenes.index(scene) + 1 :]):
+            continue  # where audits lag, who changed its key since cannot appeal: the specification says so
         looks, _ = looks_due(scene, slot)
         vain = {name for look in looks for name in look.missed}
         spoken = {operators[v.auditor] for v in scene.of(slot)}

@@ -200,6 +200,9 @@ class Network:
             rotated = "with its present key" in str(error) and self._turn_of(method, args) < self.turn
             if rotated:
                 self.counts["lag: an auditor's key rotated before it was asked"] += 1
+            if method == "appeal" and "has another key since" in str(error):
+                rotated = True
+                self.counts["lag: a contributor's key rotated before it could appeal"] += 1
             if honest and not short and not rotated and (counts or not isinstance(error, BarnraiseError)):
                 self.refusals.append(f"{name} {method} in turn {self.turn}: {type(error).__name__}: {error}")
             return Answer(error=f"{type(error).__name__}: {error}"), 0
