@@ -71,6 +71,12 @@ def case_of(folder: Path, settings: Config) -> Case:
     run = RunFolder(folder / "run")
     create_run(settings, run, folder / "home", _quiet, None, None, None)
     continue_run(run, folder / "home", View(_quiet, lambda *_: None))
+    return case_at(folder)
+
+
+def case_at(folder: Path) -> Case:
+    """The same, of a run that was made in `folder` before."""
+    run = RunFolder(folder / "run")
     findings = check_run(run.path)
     manifest = parse_predicate(Manifest, findings.manifest)
     job = Job.of(manifest)
