@@ -215,6 +215,19 @@ def test_the_number_of_segments_follows_from_the_ledger(tmp_path: Path, slot: in
     assert not any("audit_segments" in what for what in found[1:])
 
 
+MICRO = [1, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("sizes", "slot", "value"), [(MICRO, 0, 2), (MICRO, 1, 1), ([], 0, 1), ([], 3, 3)])
+def test_the_micro_batch_follows_from_the_manifest(
+    tmp_path: Path, sizes: list[int], slot: int, value: int
+) -> None:
+    assert failures(tmp_path / "true", train__micro_batch=sizes) == []
+    lie = lying("round-open", setter(f"roster.{slot}.micro_batch", value))
+    found = failures(tmp_path / "lie", lie=lie, train__micro_batch=sizes)
+    assert found == [f"the micro_batch of slot {slot} in the roster of round 1 is wrong"]
+
+
 def test_fewer_segments_of_somebody_on_probation(tmp_path: Path) -> None:
     lie = lying("round-open", setter("roster.3.audit_segments", 1))
     found = failures(tmp_path, lie=lie, audit__probation_rounds=1)

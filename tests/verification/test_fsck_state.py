@@ -333,11 +333,11 @@ class State:
                     self.unvested.remove(entry)
 
     def roster(self) -> list[dict[str, Any]]:
-        lines = []
+        lines, micro, batch = [], *(self.config["train"][key] for key in ("micro_batch", "batch"))
         for slot, (name, _, operator, numerics) in enumerate(self.contributors):
             if name in self.quarantined:
                 continue
-            need, pieces, left = self.steps[slot] * self.config["train"]["batch"], [], []
+            need, pieces, left = self.steps[slot] * batch, [], []
             for start, stop, owner in self.queue:
                 if owner == operator or need == 0:
                     left.append([start, stop, owner])
@@ -365,9 +365,7 @@ class State:
                     "key": self.key(name),
                     "operator": operator,
                     "class": numerics,
-                    "micro_batch": (
-                        self.config["train"]["micro_batch"] or [self.config["train"]["batch"]] * 99
-                    )[slot],
+                    "micro_batch": micro[slot] if micro else batch,
                     "steps": self.steps[slot],
                     "positions": pieces,
                     "start_state": b3(start_state),
@@ -454,8 +452,7 @@ class State:
         if what == "not finite":
             own = dom("barnraise/trace-not-finite/v1", {})
             return {**dict.fromkeys(found, 2**53 - 1), "own": own, "sketch": [0] * 8}
-        if what in found:
-            found[what] += 1
+        found |= {what: found[what] + 1} if what in found else {}
         if self.config["train"]["mode"] == "gradient":
             found["step_milli"] = 0
         return {**found, "own": own, "sketch": [segment - j * 10**5 for j in range(8)]}
