@@ -71,11 +71,13 @@ TESTS: dict[str, tuple[str, ...]] = {
     "looks": _files(*_LOOKS),
     "verdicts": _files("verdicts", "records", "intake_appeals", "rounds_looks"),
     "settling": _files(*_LATE, "overruled"),
-    "tolerance": _files("tolerance", "judge_tolerance", "plans_tolerance"),
+    "tolerance": _files("tolerance", "judge_tolerance", "plans_tolerance", "intake_sketches"),
     "credits": _files("credits", "rounds", *_LATE, "overruled"),
     "state": _files("state", "rounds", *_LATE, "rounds_looks"),
     "beacon": _files("beacon"),
-    "intake": _files("intake", "intake_verdicts", "intake_appeals", "membership", "intake_snapshot"),
+    "intake": _files(
+        *("intake", "intake_verdicts", "intake_appeals", "intake_sketches", "membership", "intake_snapshot")
+    ),
     "rounds": _TURNS,
     "plans": _TURNS,
     "records": _files("records", "intake"),
