@@ -66,7 +66,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "notes": (*_files("notes", "log"), *_WITNESS),
     "log": _files("log", "log_histories"),
     "lottery": _TURNS,
-    "judge": _files("judge", "judge_tolerance", "rounds", "intake", "overruled", *_LATE),
+    "judge": _files("judge", "judge_tolerance", "intake_sketches", "rounds", "intake", "overruled", *_LATE),
     "disputes": _files(*_LOOKS),
     "looks": _files(*_LOOKS),
     "verdicts": _files("verdicts", "records", "intake_appeals", "rounds_looks"),

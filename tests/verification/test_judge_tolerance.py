@@ -15,7 +15,7 @@ from verification.disputes import side_of
 from verification.judge import Audit, TurnEvidence, judged, settle, stated_by, verdict_is_sound
 from verification.plans import plan_open
 from verification.records import Deviation, Draw, DrawnSlot, SecondDraw, SlotAuditors, Verdict
-from verification.tolerance import NO_BOUND
+from verification.tolerance import NO_BOUND, NO_SKETCH, ServedStep
 
 SLOT = 0
 NUMBERS = ("loss_ppm", "norm_ppb", "peak_ppm", "step_milli")
@@ -260,3 +260,9 @@ def test_the_whole_of_such_work_has_as_many_leaves_as_the_opening() -> None:
     assert len(done(OPEN, ENTRY).trace) == COUNT + 1
     record = verdict(*FINE)
     assert not verdict_is_sound(replace(record, trace=record.trace[:-1]), CLAIM, AUDIT)
+
+
+def test_nothing_is_hollow_where_the_manifest_has_no_limits() -> None:
+    """Between two such classes there are no sketches to compare; such a verdict is unsound for other reasons."""
+    found = replace(verdict(deviation(), deviation()), outcome="pass", numerics_class=OTHER)
+    assert not AUDIT.is_hollow(found, [ServedStep(NO_SKETCH, 1), ServedStep(NO_SKETCH, 1)])
