@@ -228,8 +228,8 @@ def _head(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
 def records() -> tuple[tuple[str, Any], ...]:
     """(kind, predicate) of each kind of record, from made-up runs in which much happens."""
     from tests.verification.fake_disputes import BOTH_LIE, disputed
-    from tests.verification.fake_run import rich_run
     from tests.verification.late_play import late_rich_run
+    from tests.verification.rich_run import rich_run
     from tests.verification.test_fsck_writer import Writer
 
     found: dict[str, list[Any]] = {}

@@ -25,11 +25,11 @@ def _typed(wanted: type[Any], data: bytes) -> Any:
 def _rules(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     """A log's next record, as the state machine meets it, at every place of a run."""
     del folder
-    from tests.verification import fake_disputes, fake_run
+    from tests.verification import fake_disputes, fake_run, rich_run
     from verification.rounds import apply, begin
 
     state = begin(fake_run.started(witnesses=3, audit={"probation_rounds": 9}).manifest)  # as that begins
-    states, played = [], fake_run.rich_run()
+    states, played = [], rich_run.rich_run()
     for record in played:
         states.append(state)
         state = apply(state, record)
@@ -60,7 +60,7 @@ _COORDINATORS = (
 def _entries(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     """A log's last entry, as the writer's own reader meets it, rightly signed."""
     del folder
-    from pipeline.ledger import read_entries
+    from pipeline.log_reader import read_entries
     from verification.records import Manifest
 
     value = dict(next(r for kind, r in records() if kind == "manifest"))
@@ -110,7 +110,7 @@ def _intake_target(name: str) -> None:
 @cache
 def _intakes() -> dict[str, tuple[Callable[[bytes], Any], Any]]:
     """By kind: the check of the coordinator's intake, and a record that passes it."""
-    from tests.verification import fake_disputes, fake_run
+    from tests.verification import fake_disputes, fake_elastic, fake_run
     from verification import intake
     from verification.plans import plan_open
     from verification.records import Appeal, CommitClose, Draw, Served
@@ -159,10 +159,22 @@ def _intakes() -> dict[str, tuple[Callable[[bytes], Any], Any]]:
         "appeal": (lambda data: intake.check_appeal(failed.open_turn, 0, data), appeal),
         "key-rotation": (changed, fake_run.rotation(committed.run, "c0", "c0", "c0 next")),
         "key-revocation": (changed, fake_run.revocation(committed.run, "c0")),
+        "leave": (changed, fake_elastic.leave(committed, "c0", "member")),
+        "return": (changed, fake_elastic.back(committed, "c0")),
     }
 
 
-for _name in ("enrol", "commitment", "reveal", "verdict", "appeal", "key-rotation", "key-revocation"):
+for _name in (
+    "enrol",
+    "commitment",
+    "reveal",
+    "verdict",
+    "appeal",
+    "key-rotation",
+    "key-revocation",
+    "leave",
+    "return",
+):
     _intake_target(_name)
 
 

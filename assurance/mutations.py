@@ -91,6 +91,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tlog_proof": (*_files("tlog_proof"), P + "test_receipts.py"),
     "sealing": _files("records", "membership"),
     "handout": _files("handout", "rounds"),
+    "retention": _files("retention"),
     "segments": _files("segments", "judge"),
     **{
         path.stem: _FSCK

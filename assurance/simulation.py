@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from assurance.figures import Figure, main
 from tests.simulator.setting import BAD_JUDGES, BAD_WITNESSES, CHEATS
-from tests.simulator.tally import Result, run_seed, run_seeds
+from tests.simulator.tally import COMINGS, Result, run_seed, run_seeds
 
 SMALL, FULL = 200, 10_000
 CHUNK = 25
@@ -38,6 +38,7 @@ OVERRULED = ("collude", "accuse", "rubber-stamp", "honest")
 DECIDED = ("accepted", "disputed", "failed-audit")
 LATE_REASONS = ("unaudited", "unconfirmed", "disputed", "failed-audit", "follows")
 EXPECTED = (
+    *COMINGS,
     *(f"fault: {what}" for what in TROUBLES),
     *(f"outcome: {reason}" for reason in ("accepted", *REASONS)),
     *(f"contributor: {kind}" for kind in CHEATS),

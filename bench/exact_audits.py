@@ -32,7 +32,7 @@ from model.numerics import THREADS, environment, numerics_class, prepare
 from pipeline.auditor import Auditor
 from pipeline.config import Config, parse_config
 from pipeline.folder import RunFolder, member_folder
-from pipeline.roster import MemberSpec, make_member, member_specs
+from pipeline.roster import Basis, MemberSpec, make_member
 from pipeline.run import View, continue_run, create_run
 from verification.envelope import open_envelope
 
@@ -84,8 +84,8 @@ def make_tasks(place: Path, rounds: int) -> None:
 
     with patch.object(Auditor, "audit", noted):
         continue_run(folder, home, View(_quiet, lambda *_: None))
-    specs = member_specs(settings, folder.manifest(), home, member_folder(manifest), folder.path, {})
-    (place / TASK).write_bytes(pickle.dumps((specs["a00"], tasks)))
+    basis = Basis(settings, folder.manifest(), home, member_folder(manifest), folder.path, {})
+    (place / TASK).write_bytes(pickle.dumps((basis.spec("a00", "auditor", "op-a00"), tasks)))
 
 
 def _quiet(text: str) -> None:

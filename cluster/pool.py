@@ -34,6 +34,23 @@ class Answer:
         return self.error is None and not self.late
 
 
+@dataclass(frozen=True)
+class Machine:
+    """A machine that offers seats to members: how many by role, and whose it is, if it says so."""
+
+    name: str
+    seats: Mapping[str, int]
+    operator: str | None = None
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One of a machine's seats. A member keeps it: its key lies on that machine."""
+
+    machine: str
+    role: str
+
+
 class MemberDiedError(Exception):
     """The object behind a name is gone; the pool makes it anew from its factory and asks again."""
 
@@ -55,6 +72,18 @@ class Pool(Protocol):
         What is returned takes a deadline, counted from when it is called. An object that dies meanwhile is
         not asked again.
         """
+        ...
+
+    def machines(self) -> tuple[Machine, ...]:
+        """The machines that are there now and offer seats; none where members can live anywhere."""
+        ...
+
+    def add(self, name: str, factory: Callable[[], object], seat: Seat | None = None) -> None:
+        """One object more, in a seat of its own, or anywhere."""
+        ...
+
+    def usage(self) -> dict[str, dict[str, Any]]:
+        """What members use by machine: `alive`, `members`, `memory_bytes`, `cpu_percent` since asked last."""
         ...
 
     def close(self) -> None:
@@ -81,8 +110,21 @@ class LocalPool:
     def begin(
         self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]
     ) -> list[Callable[[int], Answer]]:
-        """As `Pool.begin`; with one thread for all, a call is made when it is waited for."""
-        return [partial(self._one, name, method, args) for name, args in calls]
+        """As `Pool.begin`; with one thread for all, a call is made when it is first waited for."""
+        return [_Once(partial(self._one, name, method, args, 0)) for name, args in calls]
+
+    def machines(self) -> tuple[Machine, ...]:
+        """None: everybody lives here."""
+        return ()
+
+    def add(self, name: str, factory: Callable[[], object], seat: Seat | None = None) -> None:
+        """As `Pool.add`."""
+        del seat
+        self._factories[name] = factory
+
+    def usage(self) -> dict[str, dict[str, Any]]:
+        """Nothing: what this process uses is everybody's."""
+        return {}
 
     def close(self) -> None:
         """Forget every object."""
@@ -111,6 +153,20 @@ class LocalPool:
             ms = _since(started)
             return Answer(late=True, ms=ms) if 0 < deadline_ms < ms else Answer(value=value, ms=ms)
         return Answer(error=f"{name} died {REVIVALS} times", ms=_since(started))
+
+
+class _Once:
+    """A call that is made at the first wait, and whose answer is there at any other."""
+
+    def __init__(self, act: Callable[[], Answer]) -> None:
+        self._act = act
+        self._answer: Answer | None = None
+
+    def __call__(self, deadline_ms: int) -> Answer:
+        if self._answer:
+            return self._answer
+        self._answer = answer = self._act()
+        return Answer(late=True, ms=answer.ms) if 0 < deadline_ms < answer.ms and answer.ok else answer
 
 
 def _since(started: float) -> int:

@@ -11,27 +11,40 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 # Ray turns token authentication on for a local cluster and writes a token into the home folder; a
 # cluster that was started with a token names its mode itself.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+if _unsaid := "RAY_AUTH_MODE" not in os.environ:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, GetTimeoutError, RayActorError, RayError
 
-from cluster.pool import REVIVALS, Answer
+from cluster.pool import REVIVALS, Answer, Machine, Seat
 from verification.errors import BarnraiseError, UsageError
 
 BIG = 1 << 16
-RETRY_PAUSE_S = 0.2
+RETRY_PAUSE_S, USAGE_S = 0.2, 2.0
 RESTART_S = 120.0
+ANSWERS_S = 10.0  # within which a head takes a connection
+ROLES = ("contributor", "auditor")
+# Labels of a node: the machine's name, the same whenever it joins, and whose it is.
+MACHINE, OPERATOR = "barnraise-machine", "barnraise-operator"
+MOST_SEATS = 10_000  # that a machine is believed to have
+# What Ray takes for the value of a label; in a label selector anything else may mean other machines.
+LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
 
 
 class Host:
@@ -40,6 +53,7 @@ class Host:
     def __init__(self, factory: Callable[[], object]) -> None:
         self._factory = factory
         self._member: object | None = None
+        self._asked = (time.monotonic(), time.process_time())
 
     def call(self, method: str, *args: Any) -> tuple[Any, str | None]:
         """(value, None), or (None, what went wrong) so that a peer's exception is never unpickled."""
@@ -56,6 +70,13 @@ class Host:
         """The operating system's process id."""
         return os.getpid()
 
+    def usage(self) -> tuple[str, int, float]:
+        """(host name, bytes of memory, per cent of one core since last asked) of this process."""
+        before, self._asked = self._asked, (time.monotonic(), time.process_time())
+        wall, busy = (now - then for now, then in zip(self._asked, before, strict=True))
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return socket.gethostname(), pages * os.sysconf("SC_PAGE_SIZE"), 100 * busy / max(wall, 1e-9)
+
 
 class RayPool:
     """Members as Ray actors. Joins the cluster at `address`, or starts one on this machine when None."""
@@ -70,56 +91,146 @@ class RayPool:
         # Ray puts the driver's folder on its workers' import path, where a user's model.py would
         # shadow ours: workers get an empty one.
         self._folder = tempfile.TemporaryDirectory(prefix="barnraise-", ignore_cleanup_errors=True)
-        variables = {**environment, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]}
+        join_by_token(address)
+        self._variables = {
+            **environment,
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"],
+        }
         self._owns = not ray.is_initialized()
         if self._owns:
             try:
-                start(address, {"working_dir": self._folder.name, "env_vars": variables})
+                start(address, {"working_dir": self._folder.name, "env_vars": self._variables})
             except UsageError:
                 self._folder.cleanup()
                 raise
-        actor = ray.remote(Host)
-        self.actors: dict[str, Any] = {
-            name: actor.options(
-                num_cpus=0, max_restarts=-1, max_task_retries=0, runtime_env={"env_vars": variables}
-            ).remote(factory)
-            for name, factory in factories.items()
+        self.actors: dict[str, Any] = {}
+        self._seats: dict[str, Seat] = {}
+        self._down: dict[str, float] = {}  # since when a member could not be reached
+        self._pings: dict[str, Any] = {}  # calls that such members answer once they are back
+        for name, factory in factories.items():
+            self.add(name, factory)
+
+    def machines(self) -> tuple[Machine, ...]:
+        """As `Pool.machines`: nodes with a `barnraise-machine` label and resources named as the roles."""
+        found = []
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            labels, resources = node.get("Labels") or {}, node.get("Resources") or {}
+            seats = {
+                role: int(min(resources[role], MOST_SEATS)) for role in ROLES if resources.get(role, 0) >= 1
+            }
+            if node["Alive"] and LABEL.match(labels.get(MACHINE, "")) and seats:
+                found.append(Machine(labels[MACHINE], seats, labels.get(OPERATOR) or None))
+        return tuple(sorted(found, key=lambda machine: machine.name))
+
+    def add(self, name: str, factory: Callable[[], object], seat: Seat | None = None) -> None:
+        """As `Pool.add`. In a seat an actor waits until its machine is there, and for no other."""
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "runtime_env": {"env_vars": self._variables},
         }
+        if seat:
+            self._seats[name] = seat
+            options |= {"resources": {seat.role: 1}, "label_selector": {MACHINE: seat.machine}}
+        self.actors[name] = ray.remote(Host).options(**options).remote(factory)
 
     def call(
         self, method: str, arguments: Mapping[str, tuple[Any, ...]], *, deadline_ms: int = 0
     ) -> dict[str, Answer]:
-        """As `Pool.call`. Bytes that several members get are stored once and shared."""
+        """As `Pool.call`. Bytes that several members get are stored once and shared.
+
+        Who dies is asked again when it is back; who is not back within `RESTART_S` is given up, and at once
+        the next time. Where there is less time than that, so is whoever's machine is not there to begin with.
+        """
         started = time.monotonic()
-        stop = started + deadline_ms / 1000 if deadline_ms else None
+        stop = started + deadline_ms / 1000 if deadline_ms else float("inf")
         shared: dict[int, Any] = {}
         asked = {name: self._share(args, shared) for name, args in arguments.items()}
         answers: dict[str, Answer] = {}
         tries = dict.fromkeys(asked, REVIVALS)
-        waiting = {self._send(name, method, args): name for name, args in asked.items()}
-        while waiting:
-            left = None if stop is None else max(0.0, stop - time.monotonic())
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
-            if not done:
-                break
-            name = waiting.pop(done[0])
-            answer = self._answer(done[0], started)
-            if answer is None and tries[name] > 1 and self._is_back(name, stop):
-                tries[name] -= 1
-                waiting[self._send(name, method, asked[name])] = name
-            else:
-                answers[name] = answer or Answer(error=f"{name} died {REVIVALS} times", ms=_since(started))
-        for name in waiting.values():
+        there = self._there()
+        away = {name for name in asked if not self._may_answer(name, there)}
+        waiting = {self._send(name, method, args): name for name, args in asked.items() if name not in away}
+        while (waiting or away) and time.monotonic() < stop:
+            there = self._there() if away else there
+            for name in sorted(away):
+                if self._is_back(name, there):
+                    away.discard(name)
+                    waiting[self._send(name, method, asked[name])] = name
+                elif self._is_hopeless(name, there, stop - started):
+                    away.discard(name)
+                    answers[name] = Answer(error=f"{name} cannot be reached", ms=_since(started))
+            for reference in self._ready(waiting, stop, brief=bool(away)):
+                name = waiting.pop(reference)
+                answer = self._answer(reference, started)
+                tries[name] -= answer is None
+                if answer is not None or not tries[name]:
+                    self._down.pop(name, None)
+                    answers[name] = answer or Answer(
+                        error=f"{name} died {REVIVALS} times", ms=_since(started)
+                    )
+                else:
+                    away.add(name)
+        for name in (*waiting.values(), *away):
             answers[name] = Answer(late=True, ms=_since(started))
         return {name: answers[name] for name in arguments}
+
+    @staticmethod
+    def _ready(waiting: Mapping[Any, str], stop: float, *, brief: bool) -> list[Any]:
+        """Calls that are over, if any; no longer than `RETRY_PAUSE_S` where somebody may come back."""
+        left = max(0.0, stop - time.monotonic())
+        left = min(left, RETRY_PAUSE_S) if brief else left
+        if not waiting:
+            time.sleep(left if brief else 0.0)
+            return []
+        ray.wait(list(waiting), num_returns=1, timeout=None if left == float("inf") else left)
+        done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        return list(done)
+
+    def usage(self) -> dict[str, dict[str, Any]]:
+        """As `Pool.usage`; who does not answer at once is left out of the sums."""
+        there = self._there()
+        found: dict[str, dict[str, Any]] = {}
+        asked = {
+            self.actors[name].usage.remote(): name for name in self.actors if self._may_answer(name, there)
+        }
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=USAGE_S) if asked else ([], [])
+        answers: dict[str, tuple[str, int, float]] = {}
+        for reference in done:
+            with contextlib.suppress(RayError):
+                answers[asked[reference]] = ray.get(reference)
+        for name in self.actors:
+            used = answers.get(name)
+            seat = self._seats.get(name)
+            if seat is None and used is None:
+                continue
+            machine = seat.machine if seat else used[0] if used else ""
+            alive = seat is None or machine in there
+            row = found.setdefault(
+                machine, {"alive": alive, "members": [], "memory_bytes": 0, "cpu_percent": 0.0}
+            )
+            row["members"].append(name)
+            if used:
+                row["memory_bytes"] += used[1]
+                row["cpu_percent"] = round(row["cpu_percent"] + used[2], 1)
+        return found
 
     def begin(
         self, method: str, calls: Sequence[tuple[str, tuple[Any, ...]]]
     ) -> list[Callable[[int], Answer]]:
         """As `Pool.begin`: an actor takes its calls one after the other, beside those that come later."""
         shared: dict[int, Any] = {}
-        sent = [(name, self._send(name, method, self._share(args, shared))) for name, args in calls]
-        return [partial(self._wait, name, reference) for name, reference in sent]
+        there = self._there()
+        found: list[Callable[[int], Answer]] = []
+        for name, args in calls:
+            if not self._may_answer(name, there):
+                found.append(partial(_unreachable, name))
+            else:
+                reference = self._send(name, method, self._share(args, shared))
+                found.append(partial(self._wait, name, reference))
+        return found
 
     def _wait(self, name: str, reference: Any, deadline_ms: int) -> Answer:
         started = time.monotonic()
@@ -138,18 +249,35 @@ class RayPool:
             ray.shutdown()
         self._folder.cleanup()
 
-    def _is_back(self, name: str, stop: float | None) -> bool:
-        """Wait until a member that died was restarted, at most `RESTART_S` and not past the deadline."""
-        limit = time.monotonic() + RESTART_S
-        limit = limit if stop is None else min(limit, stop)
-        while time.monotonic() < limit:
-            try:
-                ray.get(self.actors[name].pid.remote(), timeout=max(0.1, limit - time.monotonic()))
-            except (RayActorError, GetTimeoutError):
-                time.sleep(RETRY_PAUSE_S)
-            else:
-                return True
-        return False
+    def _there(self) -> set[str]:
+        """Names of the machines that are there, where members have seats."""
+        return {machine.name for machine in self.machines()} if self._seats else set()
+
+    def _may_answer(self, name: str, there: set[str]) -> bool:
+        """Whether a member's machine is among those that are there, or it has none."""
+        return name not in self._seats or self._seats[name].machine in there
+
+    def _is_hopeless(self, name: str, there: set[str], patience_s: float) -> bool:
+        """Whether a member that could not be reached is given up."""
+        if patience_s < RESTART_S and not self._may_answer(name, there):
+            return True
+        return time.monotonic() - self._down[name] > RESTART_S
+
+    def _is_back(self, name: str, there: set[str]) -> bool:
+        """Whether a member that could not be reached answers again. Waits for nothing: others' time runs."""
+        self._down.setdefault(name, time.monotonic())
+        if not self._may_answer(name, there):
+            return False
+        if name not in self._pings:
+            self._pings[name] = self.actors[name].pid.remote()
+        done, _ = ray.wait([self._pings[name]], num_returns=1, timeout=0)
+        if not done:
+            return False
+        try:
+            ray.get(self._pings.pop(name))
+        except RayError:
+            return False
+        return True
 
     def _send(self, name: str, method: str, args: tuple[Any, ...]) -> Any:
         return self.actors[name].call.remote(method, *args)
@@ -180,7 +308,8 @@ class RayPool:
 def start(address: str | None, runtime_env: Mapping[str, Any]) -> None:
     """Join the cluster at `address` ("auto" for the one of this machine) or start a small one here.
 
-    Raises UsageError when there is no cluster at the address.
+    Raises UsageError when there is no cluster at the address, within `ANSWERS_S`, or it does not let us in,
+    within half a minute. Who joins calls `join_by_token` before.
     """
     options: dict[str, Any] = {
         "runtime_env": dict(runtime_env),
@@ -189,17 +318,55 @@ def start(address: str | None, runtime_env: Mapping[str, Any]) -> None:
         "configure_logging": True,
     }
     if address is None:
-        options |= {"num_cpus": max(1, os.cpu_count() or 1), "include_dashboard": False}
+        # A cluster of its own, also where another one runs on this machine.
+        cores = max(1, os.cpu_count() or 1)
+        options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
     else:
         options |= {"address": address}
+    answers = False
     try:
+        answers = address is not None and _answers(address)
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+        got = str(error).splitlines()[0][:200]
+        if answers and isinstance(error, (ConnectionError, AuthenticationError)):
+            raise UsageError(
+                f"the head at {address} is there, but does not let this process in",
+                got=f"{got} (RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']})",
+                hint="Put the head's ~/.ray/auth_token (mode 0600) on this machine; with TLS, "
+                "`. ~/.barnraise/tls/env` first.",
+            ) from None
         raise UsageError(
             f"no Ray cluster could be reached at {address or 'this machine'}",
-            got=str(error).splitlines()[0][:200],
+            got=got,
             hint="Start one with `ray up CLUSTER.yaml` or leave --address out.",
         ) from None
+
+
+def join_by_token(address: str | None) -> None:
+    """Let the token that lies on this machine be used to join a cluster, where nobody said how."""
+    tokens = AuthenticationTokenLoader.instance()
+    joins = address is not None and not ray.is_initialized()
+    if joins and _unsaid and tokens.has_token(ignore_auth_mode=True):
+        os.environ["RAY_AUTH_MODE"] = "token"
+        Config.initialize("")  # Ray read the mode when it was imported
+
+
+def _answers(address: str) -> bool:
+    """Whether anything listens at the address; False for one that only Ray understands.
+
+    Raises OSError when nothing does, ValueError for what is no address.
+    """
+    if "://" in address or address == "local":
+        return False
+    host, _, port = canonicalize_bootstrap_address_or_die(address).rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), ANSWERS_S).close()
+    return True
+
+
+def _unreachable(name: str, deadline_ms: int) -> Answer:
+    del deadline_ms
+    return Answer(error=f"{name} cannot be reached")
 
 
 def _since(started: float) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.desk import Desk
 from pipeline.evidence import rerun_files
-from pipeline.ledger import Entry
+from pipeline.log_reader import Entry
 from pipeline.panel import AuditCase, Judged, Wave
 from pipeline.parties import Begun
 from pipeline.sketch import served_sketches

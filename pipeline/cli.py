@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from model.numerics import THREADS, Profile, prepare
 from pipeline.config import config_from_manifest, load_config
+from pipeline.doctor import Cluster
 from pipeline.folder import RunFolder
 from pipeline.options import ResumeOptions, TrainOptions, override, parse_options
 from verification.errors import BarnraiseError, UsageError
@@ -23,6 +25,8 @@ COMMANDS = {
     "resume": "go on with a run that was stopped",
     "verify": "check a run folder, offline",
     "report": "an HTML page about a run",
+    "dashboard": "a workspace in wandb that shows runs",
+    "top": "watch a run in the terminal",
     "export": "the model for transformers",
     "generate": "let a run's model continue a text",
     "data": "prepare a data set",
@@ -33,7 +37,7 @@ COMMANDS = {
     "rerun": "make a decision against a contribution again, from its evidence",
     "plan": "audit rate, detection, deterrence, cost",
     "calibrate": "the tolerance between numerics classes, measured",
-    "doctor": "what is wrong with this machine",
+    "doctor": "what is wrong with this machine, or with a cluster",
 }
 
 
@@ -44,6 +48,8 @@ _MODULES = {
     "verify-receipt": "pipeline.receipts",
     "rerun": "pipeline.rerun",
     "calibrate": "pipeline.calibrate",
+    "dashboard": "pipeline.dashboard",
+    "top": "pipeline.top",
 }
 
 
@@ -101,10 +107,26 @@ def _dispatch(name: str, rest: list[str], console: Console) -> int:
         from pipeline import verify
 
         return verify.command(parse_options(verify.VerifyOptions, name, rest), console)
+    if name == "doctor":
+        from pipeline import doctor
+
+        options = parse_options(doctor.DoctorOptions, name, rest)
+        return doctor.command(options, console, _cluster_checks() if options.cluster else None)
     module = _MODULES.get(name, "pipeline.tools")
     options_type, command = import_module(module).COMMANDS[name]
     code: int = command(parse_options(options_type, name, rest), console)
     return code
+
+
+def _cluster_checks() -> Cluster:
+    from pipeline import cluster_checks
+
+    try:
+        from cluster.doctor import survey
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--cluster needs {error.name}", hint="pip install 'barnraise[train]'") from None
+
+    return partial(cluster_checks.examine, survey)
 
 
 def profile_of(folder: Path) -> Profile:

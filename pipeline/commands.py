@@ -6,7 +6,7 @@ Owns options, what is shown and what to type next. Does not own the run itself (
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -17,13 +17,23 @@ from pipeline.beacon_client import check_wanted
 from pipeline.config import Config, config_from_manifest
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder
-from pipeline.monitor import Bars, Fallible, JsonLines, MetricsFile, Monitor, Sink, Wandb, turn_row
+from pipeline.monitor import (
+    Bars,
+    Fallible,
+    JsonLines,
+    MetricsFile,
+    Monitor,
+    Sink,
+    earlier_rows,
+    turn_row,
+)
 from pipeline.options import ResumeOptions, TrainOptions
 from pipeline.roster import parse_drills
-from pipeline.run import View, continue_run, create_run
+from pipeline.run import NodeRecorders, RayMetrics, Usage, View, continue_run, create_run
+from pipeline.wandb_view import PROJECT, logged_in, wandb_id, wandb_view
 from pipeline.witnessing import Enlisted, read_policy
 from verification.errors import printable
-from verification.records import RoundClose
+from verification.records import Manifest, RoundClose
 from verification.witnessing import fork_takes
 
 
@@ -65,28 +75,39 @@ def _go(
     config = config_from_manifest(manifest.config)
     monitor: Monitor | None = None
 
+    nodes: dict[str, Mapping[str, object]] = {}
+
+    def used(usage: Usage) -> None:
+        nodes.clear()
+        nodes.update(usage)
+
     def seen(close: RoundClose, coordinator: Coordinator, seconds: float) -> None:
         size = coordinator.desk.aggregator.codec.payload_bytes
         if coordinator.last_turn and monitor:
             last, settled = coordinator.last_turn, coordinator.settled
-            monitor.turn(turn_row(close, last, coordinator.state, size, seconds, settled))
+            row = turn_row(close, last, coordinator.state, size, seconds, settled)
+            monitor.turn(row | clock_row(coordinator) | {"nodes": dict(nodes)})
 
     def note(text: str) -> None:
         if monitor:
             monitor.note(text)
 
+    earlier = earlier_rows(folder.path)
+    tell: Callable[[str], None] = (lambda text: None) if options.json else _dim(console)
+    on_ray = options.pool == "ray"
     sinks: list[Sink] = [
         Fallible("metrics.jsonl", lambda: MetricsFile(folder.path), _warn),
-        Fallible("wandb", lambda: Wandb(folder.path, manifest), _warn),
+        Fallible("wandb", lambda: wandb_view(folder.path, manifest, tell, earlier, shared=on_ray), _warn),
+        *(_cluster_views(manifest) if on_ray else ()),
     ]
     if options.json or not console.is_terminal:
         sinks.append(JsonLines(lambda line: print(line, flush=True)))  # noqa: T201
     else:
         sinks.append(Bars(console, config.run.rounds, folder.rounds_on_disk()))
-    monitor = Monitor(sinks)
+    monitor = Monitor(sinks, earlier)
     try:
         coordinator = continue_run(
-            folder, home, View(note, seen), pool=options.pool, address=options.address, drills=drills
+            folder, home, View(note, seen, used), pool=options.pool, address=options.address, drills=drills
         )
     finally:
         monitor.close()
@@ -95,6 +116,30 @@ def _go(
 
         show_summary(console, folder, coordinator, drills)
     return 0
+
+
+def _cluster_views(manifest: Manifest) -> Iterator[Sink]:
+    """What else is seen of a run on Ray: Prometheus and, where wandb is online, all machines' own numbers."""
+    yield Fallible("Prometheus", lambda: RayMetrics(manifest.name), _warn)
+    if logged_in():
+        recorders = NodeRecorders(wandb_id(manifest), PROJECT, logged_in)
+        yield Fallible("wandb on other machines", lambda: recorders, _warn)
+
+
+def clock_row(coordinator: Coordinator) -> dict[str, object]:
+    """What a turn's line has besides what the log says: the coordinator's clock, and who came and went."""
+    turn, muster = coordinator.last_turn, coordinator.muster
+    closed = turn.commit_close if turn else None
+    if turn is None or closed is None:
+        return {}
+    names = {entry.slot: entry.member for entry in turn.open.roster}
+    return {
+        "phases": {name: round(seconds, 3) for name, seconds in coordinator.laps.seconds.items()},
+        "work_ms": {names[slot]: ms for slot, ms in zip(closed.committed, closed.ms, strict=True)},
+        "late": [names[slot] for slot in closed.late],
+        "joined": list(muster.joined),
+        "left": list(muster.left),
+    }
 
 
 def show_plan(

@@ -224,6 +224,10 @@ class IdentityConfig(_Section):
         "empty lets every member make its own.",
     )
 
+    newcomers: int = Field(
+        0, ge=0, le=10_000, description="How many members may join after the start, of either role."
+    )
+
     @model_validator(mode="after")
     def _keys(self) -> IdentityConfig:
         for name, key in self.allow.items():
@@ -240,6 +244,24 @@ class CheckpointConfig(_Section):
     """Which checkpoints stay in the folder."""
 
     every: Count = Field(10, description="Rounds between two checkpoints that are kept.")
+
+
+class RetentionConfig(_Section):
+    """What may leave the run folder as the run goes on; what may be missing follows from it and the log."""
+
+    payload_rounds: int = Field(
+        0,
+        ge=0,
+        le=MAX_INTEGER,
+        description="Last rounds whose payloads and hidden states are kept, up to checkpoint.every more; "
+        "0 keeps all.",
+    )
+    checkpoint_every: int = Field(
+        0,
+        ge=0,
+        le=MAX_INTEGER,
+        description="Of checkpoints older than these, only every so many rounds one is kept; 0 keeps all.",
+    )
 
 
 class EvalConfig(_Section):
@@ -264,6 +286,7 @@ class Config(_Section):
     identity: IdentityConfig = Field(IdentityConfig(), description="Who may take part.")
     timing: TimingConfig = Field(TimingConfig(), description="Time.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="Checkpoints.")
+    retention: RetentionConfig = Field(RetentionConfig(), description="What may be dropped.")
     eval: EvalConfig = Field(EvalConfig(), description="Validation.")
 
     @property
@@ -311,34 +334,52 @@ class Config(_Section):
             raise ValueError("audit.tolerance needs train.trace_every 1: a tolerance is of single steps")
         if self.audit.lag and self.credit.vest_rounds <= self.audit.lag:
             raise ValueError("credit.vest_rounds must be above audit.lag: what vested cannot be taken back")
+        self._keeps_enough()
         if strangers := set(self.run.native) - set(self.members):
             raise ValueError(f"run.native names {', '.join(sorted(strangers))}, who are no members")
-        if self.identity.allow and set(self.identity.allow) != set(self.members):
+        later = set(self.identity.allow) - set(self.members)
+        missing = set(self.members) - set(self.identity.allow)
+        if self.identity.allow and (missing or len(later) > self.identity.newcomers):
+            more = f" and at most {self.identity.newcomers} newcomers" if self.identity.newcomers else ""
             raise ValueError(
-                f"identity.allow must name exactly {', '.join(self.members)}, or nobody; "
+                f"identity.allow must name exactly {', '.join(self.members)}{more}, or nobody; "
                 f"it names {', '.join(sorted(self.identity.allow))}"
             )
-        most = self.most_steps
+        most, newcomers = self.most_steps, self.identity.newcomers
+        contributors = len(self.train.steps) + newcomers
         rates = most if self.train.mode == "local" else 0
         largest = max(
-            OPEN_ENTRY_BYTES * len(self.train.steps)
-            + AUDITOR_BYTES * self.audit.auditors
-            + RATE_BYTES * rates,
+            OPEN_ENTRY_BYTES * contributors + AUDITOR_BYTES * self.audit.auditors + RATE_BYTES * rates,
             LEAF_BYTES * (self.most_segments + 1)
             + (DEVIATION_BYTES * self.most_segments if self.audit.tolerance else 0),
-            REMOVED_BYTES * len(self.train.steps) * (self.audit.lag + 1) + CREDIT_BYTES * len(self.members)
+            REMOVED_BYTES * contributors * (self.audit.lag + 1)
+            + CREDIT_BYTES * (len(self.members) + newcomers)
             if self.audit.lag
             else 0,
         )
         if largest > ENTRY_BYTES:
             raise ValueError(
-                f"a round of {len(self.train.steps)} contributors, {self.audit.auditors} auditors and "
+                f"a round of {contributors} contributors, {self.audit.auditors} auditors and "
                 f"{most} local steps, settled {self.audit.lag} turns late, does not fit a log entry: "
                 f"about {largest} of {ENTRY_BYTES} bytes"
             )
         if self.run.rounds >= 1 << 20:
             raise ValueError("run.rounds must be below 2^20")
         return self
+
+    def _keeps_enough(self) -> None:
+        rounds, sparse = self.retention.payload_rounds, self.retention.checkpoint_every
+        least = self.credit.vest_rounds + self.audit.lag + self.state.every
+        if 0 < rounds < least:
+            raise ValueError(
+                f"retention.payload_rounds {rounds} drops what verification needs: it must be 0, which keeps "
+                f"all, or at least credit.vest_rounds + audit.lag + state.every, which is {least}"
+            )
+        if sparse and (not rounds or sparse % self.checkpoint.every):
+            raise ValueError(
+                f"retention.checkpoint_every {sparse} must be a multiple of checkpoint.every, "
+                f"{self.checkpoint.every}, and needs retention.payload_rounds"
+            )
 
 
 def load_config(path: Path) -> Config:

@@ -1,4 +1,4 @@
-"""The coordinator's turn: open, commit, reveal, draw, audit, close; where audits lag, they come last.
+"""The coordinator's turn: muster, open, commit, reveal, draw, audit, close; where audits lag, they come last.
 
 Owns the order of a turn and nothing else: what may be written is decided by the state machine
 (verification.rounds, plans), what is acceptable by intake and judge, what the new weights are by
@@ -14,8 +14,11 @@ from pipeline.auditing import Hearing
 from pipeline.checkpoint import Checkpoint
 from pipeline.crew import Allowed
 from pipeline.desk import Desk
-from pipeline.ledger import Entry
+from pipeline.laps import Laps
 from pipeline.lineage import Lineage, turn_work
+from pipeline.log_reader import Entry
+from pipeline.muster import Muster
+from pipeline.shelf import Shelf
 from verification.intake import judge_reveal
 from verification.judge import settle
 from verification.looks import overruled_auditors
@@ -32,7 +35,6 @@ from verification.records import (
     PROTOCOL,
     CommitClose,
     Draw,
-    KeyRevocation,
     Record,
     Refusal,
     RevealClose,
@@ -47,12 +49,15 @@ from verification.state import RunState, Turn
 class Coordinator:
     """Runs turns until the run is complete."""
 
-    def __init__(self, desk: Desk, lineage: Lineage) -> None:
+    def __init__(self, desk: Desk, lineage: Lineage, muster: Muster) -> None:
         self.desk = desk
+        self.muster = muster
         self.lineage = lineage
         self.hearing = Hearing(desk)
+        self.shelf = Shelf(desk.folder, desk.ledger, desk.notice)
         self.last_turn: Turn | None = None
         self.settled: list[tuple[Turn, Settlement]] = []
+        self.laps = Laps()
         self._taken_up = self.state.turn.open.turn if self.state.turn else None
 
     @property
@@ -71,21 +76,30 @@ class Coordinator:
         Where audits lag, those of an earlier turn are settled first, and this one's begin after its close;
         with the last round all that are left are settled.
         """
-        self.settled = []
+        self.settled, laps = [], Laps()
+        self.laps = laps
         self.settle_late()
-        self.change_identities()
+        laps.lap("audit")
+        self.muster.hold()
         self.open()
+        laps.lap("open")
         self.collect_commitments()
+        laps.lap("commit")
         self.collect_reveals()
+        laps.lap("reveal")
         self.draw()
+        laps.lap("draw")
         self.hearing.collect_states()
         if not self.state.open_turn.lag:
             self.audit_drawn()
+        laps.lap("audit")
         close = self.close()
         self.publish()
+        laps.lap("close")
         self.hearing.begin()
         if self.state.rounds_done == self.state.config["run"]["rounds"]:
             self.settle_late()  # in the last turn, so that what is seen of it has these too
+        laps.lap("audit")
         return close
 
     def audit_drawn(self) -> None:
@@ -105,17 +119,6 @@ class Coordinator:
         """Enter the members into the log, in the order given, in one step: these and nobody else."""
         if not self.state.members:
             self.desk.ledger.append(self.desk.crew.enrolments(self.state, allowed))
-
-    def change_identities(self) -> None:
-        """Between two turns, log whose key was revoked or replaced."""
-        state = self.state
-        if state.turn or state.due or not state.turns:
-            return
-        keys = {m.member: m.key for m in state.members if not state.standings[m.member].quarantined}
-        for name in sorted(keys.keys() & set(self.desk.revoked())):
-            self._append(KeyRevocation(PROTOCOL, state.run, name, keys[name], "coordinator"))
-        if entries := self.desk.crew.identity_changes(self.state):
-            self.desk.ledger.append(entries)
 
     def open(self) -> None:
         """Fix roster, base, windows, steps and learning rates, and the witnesses: those that answer now."""
@@ -226,9 +229,7 @@ class Coordinator:
         self._keep_checkpoints()
 
     def _keep_checkpoints(self) -> None:
-        state = self.state
-        every = state.config["checkpoint"]["every"]
-        self.desk.folder.keep_checkpoints(state.rounds_done, every, state.bases_in_use)
+        self.shelf.tidy()
 
     def _evidence(self, rejected: Mapping[int, str]) -> dict[int, str | None]:
         """The digests of the turn's cases by slot: of what is rejected, and of what was wrongly failed.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.ledger import Entry
+from pipeline.log_reader import Entry
 from pipeline.panel import Memory, Panel
 from pipeline.parties import PATIENCE_MS, Answer, Members, brief, deadline
 from verification.errors import BarnraiseError, FormatError, ProtocolError
@@ -38,6 +38,18 @@ class Commitments:
 
     entries: dict[int, Entry]
     ms: dict[int, int]
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """What members have to say between two turns, checked, and who could not be heard.
+
+    `gone`: those of the silent that gave an error: they are not just busy.
+    """
+
+    changes: list[Entry]
+    silent: frozenset[str]
+    gone: frozenset[str]
 
 
 class Allowed(Protocol):
@@ -79,8 +91,8 @@ class Crew:
         asked = self._members.call("missing_files", dict.fromkeys(names, ()), deadline_ms=PATIENCE_MS)
         for member, answer in asked.items():
             try:
-                for file in _file_names(member, _need(member, answer)):
-                    arguments = {member: (file, _read(member, file, read))}
+                for file in file_names(member, _need(member, answer)):
+                    arguments = {member: (file, read_file(member, file, read))}
                     stored = self._members.call("store_file", arguments, deadline_ms=PATIENCE_MS)
                     _need(member, stored[member])
             except ProtocolError as error:
@@ -92,12 +104,13 @@ class Crew:
         """Everyone's signed enrolment, in the order of `allowed`, with the role and operator it has there."""
         answers = self._members.call("enrol", dict.fromkeys(allowed, ()), deadline_ms=PATIENCE_MS)
         return [
-            self._enrolment(state, name, allowed[name], _need(name, answer))
+            self.enrolment(state, name, allowed[name], _need(name, answer))
             for name, answer in answers.items()
         ]
 
     @staticmethod
-    def _enrolment(state: RunState, name: str, allowed: Allowed, value: object) -> Entry:
+    def enrolment(state: RunState, name: str, allowed: Allowed, value: object) -> Entry:
+        """An enrolment that came, checked against who may enrol. Raises one of the family."""
         envelope = as_bytes(value)
         record = check_enrolment(state, envelope)
         expected = (name, allowed.role, allowed.operator)
@@ -108,13 +121,22 @@ class Crew:
             )
         return record, envelope
 
-    def identity_changes(self, state: RunState) -> list[Entry]:
-        """Signed changes of keys that members have ready, one a member, each fit to follow the last."""
-        asked = {m.member: (m.key,) for m in state.members if not state.standings[m.member].quarantined}
+    def roll_call(self, state: RunState) -> RollCall:
+        """Who answers, and what changes of keys and of taking part they have, one a member.
+
+        Each is fit to follow the last. Those that are away are asked whether they are back.
+        """
+        asked = {
+            m.member: (m.key, state.turns, m.member in state.away)
+            for m in state.members
+            if not state.standings[m.member].quarantined
+        }
         answers = self._members.call("identity_changes", asked, deadline_ms=brief(state))
         found: list[Entry] = []
+        silent = frozenset(name for name, answer in answers.items() if not answer.ok)
+        gone = frozenset(name for name in silent if answers[name].error)
         for name, answer in answers.items():
-            if not answer.ok:
+            if not answer.ok and name not in state.away:
                 self._notice(f"{name}: identity_changes: {answer.error or 'too late'}")
             if not answer.ok or (type(answer.value) is list and not answer.value):
                 continue
@@ -125,7 +147,7 @@ class Crew:
                     found.append((record, envelope))
             except BarnraiseError as error:
                 self._notice(f"{name}: a change of its key refused: {error}")
-        return found
+        return RollCall(found, silent, gone)
 
     def give_receipts(self, state: RunState, turn: int, receipts: Mapping[str, str]) -> None:
         """Hand members their receipts of a closed turn; whoever takes none goes without."""
@@ -250,14 +272,16 @@ def _first(value: Any) -> Any:
     return value[0]
 
 
-def _file_names(member: str, value: Any) -> list[str]:
+def file_names(member: str, value: Any) -> list[str]:
+    """The data files that a member asks for. ProtocolError when that is no list of file names."""
     # The answer becomes a path of ours: a name that leaves the data folder would fetch anything from us.
     if type(value) is not list or not all(type(name) is str and _FILE_NAME.match(name) for name in value):
         raise ProtocolError(f"{member} asked for something that is no data file", got=repr(value)[:80])
     return list(dict.fromkeys(value))
 
 
-def _read(member: str, file: str, read: Callable[[str], bytes]) -> bytes:
+def read_file(member: str, file: str, read: Callable[[str], bytes]) -> bytes:
+    """A data file for a member. ProtocolError when there is none of that name."""
     try:
         return read(file)
     except OSError as error:

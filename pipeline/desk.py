@@ -25,7 +25,8 @@ class Desk:
     """What the coordinator works with.
 
     `told` is what auditors told in turns that are not over; `revoked` names members whose keys the organiser
-    revokes; `data` has the windows, for evidence; `validate` gives a validation loss in micronats.
+    revokes; `data` has the windows, for evidence; `validate` gives a validation loss in micronats; `notice`
+    takes a line for people.
     """
 
     config: Config
@@ -39,3 +40,4 @@ class Desk:
     aggregator: Aggregator
     data: Windows
     validate: Callable[[Arrays], int]
+    notice: Callable[[str], None]

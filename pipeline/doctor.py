@@ -1,7 +1,7 @@
 """`barnraise doctor`: what is right or wrong with this machine, in words.
 
-Owns the checks and their limits. Reads the machine and changes nothing. Does not look at a cluster: this
-machine only.
+Owns the checks and their limits. Reads the machine and changes nothing. Does not look at a cluster itself
+(cluster_checks.py does): this machine only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -47,23 +47,39 @@ class DoctorOptions:
     """Where run folders will lie."""
     home: Path = HOME
     """Where keys and other secrets lie."""
+    cluster: bool = False
+    """Also look at every node of a Ray cluster."""
+    address: str | None = None
+    """The cluster to look at with --cluster; left out, the one that this machine is in."""
     json: bool = False
     """One JSON object instead of words."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `wrong` would stop a run, `warning` would not."""
+    """One finding. `wrong` would stop a run or give a secret away, `warning` would not.
+
+    `node` is the machine of a cluster that it is about; empty when it is this one, or no single one.
+    """
 
     name: str
     status: Literal["ok", "warning", "wrong"]
     text: str
     hint: str = ""
+    node: str = ""
 
 
-def command(options: DoctorOptions, console: Console) -> int:
-    """Print the checks; 1 when something is wrong."""
+# The checks of a cluster; cli.py knows where they are.
+Cluster = Callable[[DoctorOptions], Sequence[Check]]
+
+
+def command(options: DoctorOptions, console: Console, cluster: Cluster | None = None) -> int:
+    """Print the checks; 1 when something is wrong. Raises UsageError for options that do not go together."""
+    if options.address is not None and not options.cluster:
+        raise UsageError("--address says which cluster", hint="Add --cluster to look at it.")
     checks = examine(options)
+    if cluster:
+        checks += cluster(options)
     numerics: dict[str, str] = {}
     if options.numerics:
         try:
@@ -78,10 +94,14 @@ def command(options: DoctorOptions, console: Console) -> int:
             checks.append(Check("numerics", "wrong", f"the probe could not be computed: {error}"))
     ok = all(check.status != "wrong" for check in checks)
     if options.json:
-        print(jsonlib.dumps({"ok": ok, "checks": [asdict(check) for check in checks], **numerics}))  # noqa: T201
+        print(jsonlib.dumps({"ok": ok, "checks": [_plain(check) for check in checks], **numerics}))  # noqa: T201
     else:
         _show(console, checks, numerics, ok=ok)
     return 0 if ok else 1
+
+
+def _plain(check: Check) -> dict[str, str]:
+    return {name: value for name, value in asdict(check).items() if name != "node" or value}
 
 
 def _show(console: Console, checks: Sequence[Check], numerics: dict[str, str], *, ok: bool) -> None:
@@ -89,7 +109,9 @@ def _show(console: Console, checks: Sequence[Check], numerics: dict[str, str], *
     for check in checks:
         mark = f"[{colour[check.status]}]{check.status:<7}[/]"
         hint = f" [dim]{escape(check.hint)}[/]" if check.hint else ""
-        console.print(f"{mark} {check.name:<10} {escape(check.text)}.{hint}", highlight=False, soft_wrap=True)
+        where = f"{escape(check.node)}: " if check.node else ""
+        text = f"{mark} {check.name:<10} {where}{escape(check.text)}.{hint}"
+        console.print(text, highlight=False, soft_wrap=True)
     for name, value in numerics.items():
         console.print(f"        {name} {value}", highlight=False, soft_wrap=True, markup=False)
     following = "barnraise train" if ok else "mend what is wrong, then barnraise doctor again"
@@ -244,7 +266,11 @@ def disk_check(folder: Path) -> Check:
     place = _existing(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         return Check("disk", "wrong", f"{place} cannot be written to", "--folder names another place.")
-    free = shutil.disk_usage(place).free
+    return room_check(shutil.disk_usage(place).free, place)
+
+
+def room_check(free: int, place: Path | str) -> Check:
+    """Whether so many free bytes at a place are enough."""
     text = f"{free / GIB:.1f} GiB free at {place}"
     if free < LEAST_DISK:
         return Check("disk", "wrong", text, "Make room: a run stops when the disk is full.")

@@ -21,6 +21,7 @@ from verification.encoding import (
 )
 from verification.errors import StorageError, UsageError
 from verification.records import PROTOCOL, Manifest, RoundOpen
+from verification.retention import is_scheduled
 from verification.sealing import parse_predicate
 
 PARTS = ("payloads", "checkpoints", "state", "data", "evidence")
@@ -64,7 +65,7 @@ class RunFolder:
 
     def rounds_on_disk(self) -> int:
         """The last round that has a checkpoint; for progress bars only, the log knows better."""
-        return max((int(p.name[6:11]) for p in (self.path / "checkpoints").glob("round-*.outer")), default=0)
+        return max((int(p.stem[6:]) for p in (self.path / "checkpoints").glob("round-*.outer")), default=0)
 
     def manifest(self) -> bytes:
         """The bytes of manifest.json. Raises UsageError when this is no run folder."""
@@ -132,15 +133,26 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"checkpoint {path} cannot be read", got=error.strerror) from None
 
-    def keep_checkpoints(self, last: int, every: int, needed: Collection[int] = ()) -> None:
-        """Remove checkpoints but the start, every `every`-th, the last closed one and those `needed`."""
+    def keep_checkpoints(
+        self, last: int, every: int, needed: Collection[int] = (), *, floor: int = 0, sparse: int = 0
+    ) -> None:
+        """Remove checkpoints but the start, every `every`-th, the last closed one and those `needed`.
+
+        Of those below `floor` only every `sparse`-th is kept, unless that is 0.
+        """
         for path in sorted((self.path / "checkpoints").glob("round-*")):
-            round_ = int(path.name[6:11])
-            if round_ > last or (round_ % every and round_ != last and round_ not in needed):
+            round_ = int(path.name[6:].split(".")[0])
+            scheduled = is_scheduled(round_, every=every, floor=floor, sparse=sparse)
+            if round_ > last or not (scheduled or round_ == last or round_ in needed):
                 path.unlink()
 
+    def drop_checkpoint(self, round_: int) -> None:
+        """Remove the checkpoint of a round, if it is there."""
+        for path in (self.weights_file(round_), self.outer_file(round_)):
+            path.unlink(missing_ok=True)
+
     def keep_only(self, part: str, digests: Iterable[str]) -> None:
-        """Remove files of a content-addressed part that the log does not name (left by a crash)."""
+        """Remove files of a content-addressed part that the log does not name (left by a crash) or need."""
         wanted = {digest_hex(digest) for digest in digests}
         for path in sorted((self.path / part).iterdir()):
             if path.name not in wanted:

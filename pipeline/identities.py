@@ -1,8 +1,8 @@
-"""What a person may want of a key in a run: another one, or none. Pending until the next round opens.
+"""What a person may want of a member: another key, none, that it leaves or returns.
 
-Owns where such a wish is noted: in the private folder of the member, or of the coordinator. Does not own the
-signed records it leads to (member.py, coordinator.py) or when they may come (verification.membership). Runs
-beside the run itself, so it adds files and changes none.
+Such a wish is pending until the next open. Owns where it is noted: in the private folder of the member, or
+of the coordinator. Does not own the signed records it leads to (member.py, muster.py) or when they may come
+(verification.membership). Runs beside the run itself: what it adds and removes are files of its own.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.folder import RunFolder, member_folder
-from pipeline.ledger import read_entries
-from pipeline.vault import NEXT_KEY, REVOKED
+from pipeline.log_reader import read_entries
+from pipeline.vault import LEAVING, NEXT_KEY, REVOKED
 from verification.durable import write_atomic
 from verification.errors import UsageError
 from verification.keys import PrivateKey
@@ -21,12 +21,28 @@ from verification.records import Enrol
 REVOCATIONS = "revoke"
 
 
-def rotate(folder: RunFolder, home: Path, member: str) -> PrivateKey:
+def leave(folder: RunFolder, home: Path, member: str | None) -> None:
+    """Note in a member's own folder that it shall take no part from the next round on."""
+    write_atomic(_private(folder, home, member) / LEAVING, b"", mode=0o600)
+
+
+def come_back(folder: RunFolder, home: Path, member: str | None) -> None:
+    """Take that back. Raises UsageError when the member was not told to leave."""
+    note = _private(folder, home, member) / LEAVING
+    if not note.exists():
+        raise UsageError(
+            f"{member or folder.path.name} was not told to leave",
+            hint="A member that nobody could reach returns by itself.",
+        )
+    note.unlink()
+
+
+def rotate(folder: RunFolder, home: Path, member: str | None) -> PrivateKey:
     """Make the key that a member is to go on with. Raises UsageError when one is waiting already."""
     private = _private(folder, home, member)
     if (private / NEXT_KEY).exists():
         raise UsageError(
-            f"{member} has a new key already, which the log has not yet",
+            f"{member or private.name} has a new key already, which the log has not yet",
             got=PrivateKey.load(private / NEXT_KEY).public,
             hint="It takes over when the next round opens.",
         )
@@ -35,7 +51,7 @@ def rotate(folder: RunFolder, home: Path, member: str) -> PrivateKey:
     return key
 
 
-def revoke(folder: RunFolder, home: Path, member: str) -> None:
+def revoke(folder: RunFolder, home: Path, member: str | None) -> None:
     """Note in a member's own folder that it shall revoke its key."""
     write_atomic(_private(folder, home, member) / REVOKED, b"", mode=0o600)
 
@@ -58,7 +74,15 @@ def pending_revocations(secrets: Path) -> list[str]:
     return sorted(path.name for path in found if not path.name.endswith(".tmp"))
 
 
-def _private(folder: RunFolder, home: Path, name: str) -> Path:
+def _private(folder: RunFolder, home: Path, name: str | None) -> Path:
+    if name is None:  # on a machine without the run folder it is the member's own that is named
+        if not (folder.path / "key").exists() or not (folder.path / "turns").is_dir():
+            raise UsageError(
+                f"{folder.path} is no member's private folder",
+                expected="a folder such as ~/.barnraise/runs/0123456789abcdef/c03",
+                hint="With the run folder here, name the member too: RUN MEMBER.",
+            )
+        return folder.path
     private = home / member_folder(folder.parsed_manifest()) / name
     if not (private / "key").exists():
         raise UsageError(

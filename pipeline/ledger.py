@@ -10,38 +10,29 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.log_reader import Entry, read_entries
 from verification.durable import present, write_atomic
 from verification.encoding import Json, parse_base64, parse_canonical
-from verification.envelope import Sealed, open_envelope
+from verification.envelope import open_envelope
 from verification.errors import FormatError, ProtocolError, StorageError
 from verification.keys import PrivateKey
 from verification.log import Log
 from verification.notes import Checkpoint, parse_checkpoint
 from verification.records import (
-    Appeal,
-    AuditorEntry,
-    Enrol,
-    KeyRevocation,
-    KeyRotation,
     Manifest,
     Record,
-    RevealClose,
-    RosterEntry,
-    RoundClose,
     RoundOpen,
-    Settlement,
-    Verdict,
 )
+from verification.retention import Retention
 from verification.rounds import apply, begin
-from verification.sealing import KINDS, open_record, parse_predicate, seal_record, verified_record
+from verification.sealing import open_record, parse_predicate, seal_record
 from verification.state import RunState
 from verification.statements import sign_object
 from verification.tlog_proof import write_receipt
 
-Entry = tuple[Record, bytes]
 MOST_BYTES = 1 << 28  # of the journal: an append holds a few envelopes of 65,535 bytes for every member
 
 
@@ -49,13 +40,20 @@ class Ledger:
     """Append-only: every append is checked by the state machine, then durable, then visible in `state`."""
 
     def __init__(
-        self, log: Log, key: PrivateKey, manifest: Manifest, state: RunState, journal: Journal
+        self,
+        log: Log,
+        key: PrivateKey,
+        manifest: Manifest,
+        state: RunState,
+        journal: Journal,
+        retention: Retention,
     ) -> None:
         self._log = log
         self._key = key
         self._journal = journal
         self.manifest = manifest
         self.state = state
+        self.retention = retention
 
     @classmethod
     def create(cls, folder: Path, key: PrivateKey, manifest: Manifest) -> None:
@@ -74,11 +72,13 @@ class Ledger:
         log = Log.open(folder, manifest.origin, key, manifest.log_vkey, manifest.witness_vkeys)
         Journal(journal).finish(log)
         state: RunState | None = None
+        retention = Retention(manifest.config, manifest.zero_state)
         for record, _ in read_entries(log, manifest):
             state = begin(manifest) if state is None else apply(state, record)
+            retention.see(record)
         if state is None:
             raise ProtocolError("the log is empty", expected="the manifest as entry 0")
-        return cls(log, key, manifest, state, Journal(journal))
+        return cls(log, key, manifest, state, Journal(journal), retention)
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add records with their envelopes, durably, as one step."""
@@ -89,6 +89,8 @@ class Ledger:
         self._journal.write(self._log.size, envelopes)
         self._log.append(envelopes)
         self.state = state
+        for record, _ in entries:
+            self.retention.see(record)
 
     def sign(self, record: Record) -> Entry:
         """One of the coordinator's own records, sealed."""
@@ -98,20 +100,17 @@ class Ledger:
         """The proof that the log itself asks a witness for a link (docs/protocol.md, section 13)."""
         return sign_object("barnraise/witness-link-request/v1", request, self._key)
 
-    def records(self) -> list[Record]:
-        """Every record of the log, verified, the manifest first."""
-        return [record for record, _ in read_entries(self._log, self.manifest)]
+    def each_record(self) -> Iterator[Record]:
+        """Every record of the log, verified, the manifest first; memory does not grow with the log."""
+        return (record for record, _ in read_entries(self._log, self.manifest))
 
-    def snapshots(self) -> set[str]:
-        """Digests of the start states that the run folder must hold: those of valid reveals at snapshots."""
-        wanted: set[str] = set()
-        opened: RoundOpen | None = None
-        for record in self.records():
-            if isinstance(record, RoundOpen):
-                opened = record
-            elif isinstance(record, RevealClose) and opened and opened.snapshot:
-                wanted |= {opened.entry(slot).start_state for slot in record.revealed}
-        return wanted - {self.manifest.zero_state}
+    def records(self) -> list[Record]:
+        """The same, all at once."""
+        return list(self.each_record())
+
+    def entries_from(self, index: int) -> list[bytes]:
+        """The entries from `index` on, as they stand in the log."""
+        return [self._log.entry(number) for number in range(index, self._log.size)]
 
     @property
     def head(self) -> str:
@@ -220,52 +219,3 @@ class Journal:
                 got=f"{log.size} entries",
                 hint="Restore the newest copy of the run folder: an older one cannot be signed again.",
             )
-
-
-def read_entries(log: Log, manifest: Manifest) -> Iterator[Entry]:
-    """Every record of a log with its envelope, each verified with the key of whoever may sign it."""
-    keys: dict[str, str] = {}
-    named: dict[tuple[int, int], dict[str, str]] = {}  # in opens of turns whose verdicts may still come
-    lag = manifest.config["audit"]["lag"]
-    for index, data in enumerate(log.entries()):
-        sealed = open_envelope(data)
-        kind = KINDS.get(sealed.predicate_type)
-        if kind is None or (kind is Manifest) != (index == 0):
-            raise FormatError(f"log entry {index} is of an unknown kind", got=sealed.predicate_type)
-        record: Record = verified_record(kind, sealed, _signer(kind, sealed, keys, named, manifest))
-        if isinstance(record, Enrol):
-            keys[record.member] = record.key
-        elif isinstance(record, KeyRotation):
-            keys[record.member] = record.new_key
-        elif isinstance(record, RoundOpen):
-            entries: list[AuditorEntry | RosterEntry] = [*record.auditors, *record.roster]
-            named[record.round, record.attempt] = {entry.member: entry.key for entry in entries}
-        elif isinstance(record, Settlement if lag else RoundClose):
-            named.pop((record.round, record.attempt), None)
-        elif index == 0 and record != manifest:
-            raise ProtocolError("manifest.json disagrees with log entry 0")
-        yield record, data
-
-
-def _signer(
-    kind: type[Record],
-    sealed: Sealed,
-    keys: Mapping[str, str],
-    named: Mapping[tuple[int, int], Mapping[str, str]],
-    manifest: Manifest,
-) -> str:
-    """Whose signature an entry needs, by what it says of itself and the members' present `keys`.
-
-    A verdict or an appeal is signed with the key that the open of its turn names, rotated since or not.
-    """
-    said = sealed.peek()
-    name = said.get("auditor", said.get("member"))
-    if kind in (Verdict, Appeal):
-        turn = (said.get("round"), said.get("attempt"))
-        known = all(type(number) is int for number in turn)
-        return named.get(turn, {}).get(str(name), "") if known else ""
-    if kind is Enrol:
-        return sealed.keyid
-    if name is None or (kind is KeyRevocation and said.get("by") == "coordinator"):
-        return manifest.coordinator
-    return keys.get(str(name), "")

@@ -27,8 +27,12 @@ def turn_work(folder: RunFolder, accepted: Sequence[Accepted], outer_lr: str) ->
     return [Contribution(a.slot, a.weight, folder.payload(a.payload)) for a in accepted], outer_lr
 
 
-def replayed(folder: RunFolder, records: Iterable[Record], start: Lineage) -> Lineage:
-    """The lineage after a whole log, from checkpoint 0 on and the payloads in the folder."""
+def replayed(folder: RunFolder, records: Iterable[Record], start: Lineage, first: int = 0) -> Lineage:
+    """The lineage after a whole log, from the payloads in the folder of rounds above `first`.
+
+    `start` is settled at the checkpoint of that round, which is firm (docs/protocol.md, section 11) or 0: so
+    settlements of turns up to it change nothing of what comes after it.
+    """
     state: RunState | None = None
     lineage = start
     for record in records:
@@ -37,7 +41,9 @@ def replayed(folder: RunFolder, records: Iterable[Record], start: Lineage) -> Li
             continue
         if state is None:
             raise ProtocolError("a log does not begin with a manifest", got=record.kind)
-        if isinstance(record, RoundClose):
+        if isinstance(record, RoundClose | Settlement) and record.round <= first:
+            pass
+        elif isinstance(record, RoundClose):
             turn = state.open_turn
             work = turn_work(folder, record.accepted, turn.open.outer_lr)
             lineage = lineage.closed(work, lags=bool(turn.lag))

@@ -14,6 +14,7 @@ from typing import Literal
 from data_prep.dataset import Dataset
 from data_prep.manifest import TOKENIZER_FILE, DatasetManifest
 from model.numerics import THREADS, Profile, numerics_class, prepare
+from pipeline.catching_up import LogSoFar
 from pipeline.replay_aggregation import checked_config
 from pipeline.source import source_digest
 from pipeline.vault import Vault
@@ -27,7 +28,9 @@ from verification.records import (
     Enrol,
     KeyRevocation,
     KeyRotation,
+    Leave,
     Manifest,
+    Return,
     RoundOpen,
 )
 from verification.sealing import open_record, parse_predicate, seal_record
@@ -65,6 +68,8 @@ class Member:
         self.data_folder = place.data
         self.key = self.vault.key()
         run = self.manifest.config["run"]
+        self.newcomer = False
+        self._so_far: LogSoFar | None = None
         self.numerics_class = self.prepared("native" if name in run["native"] else run["profile"])
 
     def prepared(self, profile: Profile) -> str:
@@ -88,21 +93,44 @@ class Member:
         write_atomic(self.data_folder / name, data)
 
     def enrol(self) -> bytes:
-        """The signed statement that this member takes part."""
+        """The signed statement that this member takes part.
+
+        Raises ProtocolError for a newcomer that has not read the log: it would believe where the run stands.
+        """
+        if self.newcomer and self._so_far is None:
+            raise ProtocolError(f"{self.name} has not read the log yet", expected="the log, from its start")
         record = Enrol(
             PROTOCOL, self.run, self.name, self.role, self.operator, self.key.public, self.numerics_class
         )
         return seal_record(record, self.key)
 
-    def identity_changes(self, present_key: str) -> list[bytes]:
-        """The signed change of this member's key that its owner wants; the same until the log has it.
+    def catch_up(self, entries: list[bytes], note: str) -> int:
+        """Read the log from where it was read last, up to the signed head `note`; how many entries it has.
 
-        `present_key` is the member's in the log: an auditor that nobody drew since its rotation sees no open.
+        Raises one of the family when it does not hold; then it has to be read from the start.
+        """
+        so_far, self._so_far = self._so_far or LogSoFar(self.manifest), None
+        so_far.take(entries, note)
+        self._so_far = so_far
+        return so_far.size
+
+    def identity_changes(self, present_key: str, turn: int = 0, away: bool = False) -> list[bytes]:
+        """The signed change that this member's owner wants: of its key, or of taking part.
+
+        The same until the log has it. `present_key` is the member's in the log: an auditor that nobody drew
+        since its rotation sees no open. `turn` counts the turns so far; `away`: the log says that it left.
         """
         self._follow_rotation(present_key)
+        if away and not self.vault.is_revoked():
+            if self.vault.is_leaving():
+                return []
+            return [seal_record(Return(PROTOCOL, self.run, self.name, self.key.public, turn), self.key)]
         if self.vault.is_revoked():
             revocation = KeyRevocation(PROTOCOL, self.run, self.name, self.key.public, "member")
             return [seal_record(revocation, self.key)]
+        if self.vault.is_leaving():
+            leave = Leave(PROTOCOL, self.run, self.name, self.key.public, turn, "member")
+            return [seal_record(leave, self.key)]
         new = self.vault.next_key()
         return [seal_record(KeyRotation.of(self.run, self.name, self.key, new), self.key)] if new else []
 
@@ -121,6 +149,9 @@ class Member:
         if open_ and (open_.round, open_.attempt) != (found.round, found.attempt):
             raise ProtocolError("a receipt is of another turn", expected=f"turn {turn}", got=found.round)
         self.vault.put_receipt(found.round, found.attempt, receipt)
+        kept = manifest.config["retention"]["payload_rounds"]
+        if kept:
+            self.vault.forget_receipts_before(found.round - kept)
         self.vault.put_policy(write_policy(manifest.log_vkey, manifest.witness_vkeys, required))
 
     def opened(self, envelope: bytes) -> RoundOpen:
@@ -128,6 +159,7 @@ class Member:
         open_ = open_record(RoundOpen, bytes(envelope), self.manifest.coordinator)
         if open_.run != self.run:
             raise ProtocolError("an open is of another run", expected=self.run, got=open_.run)
+        self._so_far = self._so_far and self._so_far.before(open_)
         keys = {e.member: e.key for e in open_.roster} | {e.member: e.key for e in open_.auditors}
         self._follow_rotation(keys.get(self.name))
         return open_

@@ -20,12 +20,13 @@ tags:
 ---
 
 """
-_DIGEST = """\
-from pathlib import Path
-from model.arrays import arrays_digest
-from safetensors.numpy import load_file
-print(arrays_digest(load_file(Path("model.safetensors"))))
-"""
+
+
+_AUDITED = (
+    "An audit that is not by tolerance recomputes what was drawn of a contribution, and compares it bit for "
+    "bit. A failure counts when auditors of two operators found the same. What was not drawn was accepted "
+    "as it came."
+)
 
 
 def model_card(story: RunStory, run: Path, round_: int) -> str:
@@ -41,6 +42,7 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
     if validation and story.unigram is not None:
         loss += f" (unigram cross-entropy {story.unigram:.4f})"
     head = f"{story.head.size}:{story.head.root.hex()}"
+    anchors = f"--vkey '{manifest.log_vkey}' --expect-head {head}"
     facts = [
         ("run id", _code(story.run_id)),
         ("log head (size:root)", _code(head)),
@@ -50,7 +52,8 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
         ("parameters", f"{story.parameters:,}"),
         ("accepted tokens", f"{turns[-1].total if turns else 0:,}"),
         ("validation loss", loss),
-        ("data", f"{_code(str(manifest.config['data']['source']))}, root {_code(dataset.root)}"),
+        ("dataset root", _code(dataset.root)),
+        ("data", f"{_code(str(manifest.config['data']['source']))}, tokenizer {_code(dataset.tokenizer)}"),
         ("licence of the data", ", ".join(map(_code, dataset.licence.values()))),
     ]
     sections = [
@@ -62,16 +65,22 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
         _table(("", ""), facts),
         "## Who contributed",
         _contributors(story, round_),
+        "## How it was audited",
+        _table(("", ""), _audits(story, round_)),
+        _AUDITED,
         "## How to check it",
-        "With a copy of the run folder, and the key and the head from somebody else than the giver of this:",
-        _block(
-            f"barnraise verify {run} --level 3 --sample 5 --vkey '{manifest.log_vkey}' --expect-head {head}"
-        ),
         (
-            f"The log names the weights after round {round_} with the digest above. It is over names, shapes "
-            "and numbers, so these lines give it for the exported file:"
+            "In this folder, with a copy of the run folder as RUN, and the key and the head from somebody "
+            "else than the giver of this:"
         ),
-        _block(_DIGEST.rstrip(), "python"),
+        _block(f"barnraise verify RUN --weights . {anchors}"),
+        (
+            f"It says that the numbers, names and shapes in `model.safetensors` are the weights that the log "
+            f"names after round {round_}, and that `config.json` and `tokenizer.json` are the run’s; before "
+            "that it repeats every draw, and adds up the updates to every checkpoint. With `--level 3 "
+            "--sample 5` it also trains five contributions again. The folder was exported from "
+            f"{_code(str(run))}."
+        ),
         f"{_lottery(story)} The licence of the data is not a licence of these weights; the log names none.",
         "## Use",
         _block(
@@ -82,6 +91,30 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
         ),
     ]
     return _FRONT + "\n\n".join(sections) + "\n"
+
+
+def _audits(story: RunStory, round_: int) -> list[tuple[str, str]]:
+    """How much of the work up to a round was audited, what came of it, and how much rests on tolerance."""
+    work = [item for turn in story.turns if turn.round <= round_ for item in turn.work]
+    kept = [item for item in work if item.reason is None]
+    audited = [item for item in work if item.verdicts]
+    verdicts = [verdict for item in work for verdict in item.verdicts]
+    failed = sum(item.reason == "failed-audit" for item in work)
+    by_tolerance = sum(any(verdict.deviations for verdict in item.verdicts) for item in audited)
+    auditors = {line.auditor for item in work for line in item.overruled}
+    audit = story.manifest.config["audit"]
+    classes = " and ".join(_code(name) for pair in audit["tolerance"] for name in pair["classes"])
+    return [
+        ("contributions accepted", f"{len(kept):,} of {len(work):,}"),
+        ("audited", f"{len(audited):,}, by {len(verdicts):,} verdicts"),
+        ("accepted without an audit", f"{sum(not item.verdicts for item in kept):,}"),
+        ("failed, confirmed by a second auditor", f"{failed:,}"),
+        ("auditors overruled", f"{len(auditors):,}"),
+        ("audited by tolerance, not to the bit", f"{by_tolerance:,}"),
+        ("tolerance between", classes or "no classes: every audit is to the bit"),
+        ("audit rate after probation", f"{audit['rate_ppm'] / 1e4:g} %"),
+        ("work that counts before its audits", f"{audit['lag']} rounds" if audit["lag"] else "none"),
+    ]
 
 
 def _lottery(story: RunStory) -> str:

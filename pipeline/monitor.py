@@ -1,6 +1,7 @@
-"""What people and programs see while a run goes on: bars or JSON lines, wandb, metrics.jsonl.
+"""What people and programs see while a run goes on: bars, JSON lines, metrics.jsonl, and views that may fail.
 
-Owns the views of a turn. The log is the truth; nothing here decides anything.
+Owns the row of a turn, the sinks it goes to, and that no sink ends a run or holds it up. What is worth an
+alert is in alerts.py, wandb in wandb_view.py. The log is the truth; nothing here decides anything.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
-import netrc
 import os
-from collections.abc import Callable, Mapping, Sequence
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,11 +28,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipeline.alerts import SEVERE, Watch
 from verification.errors import printable
-from verification.records import Manifest, RoundClose, Settlement
+from verification.records import RoundClose, Settlement
 from verification.state import RunState, Turn
 
 MICRO = 1e6
+# How far back `earlier_rows` looks: some hundreds of turns.
+TAIL_BYTES = 1 << 20
 Row = dict[str, Any]
 
 
@@ -45,9 +50,13 @@ def turn_row(
     """A turn as the machine-readable line of `barnraise train`.
 
     Losses in nats; `tokens` counts accepted tokens since the start, `round_tokens` those of this turn.
-    `settled` are the turns whose late audits were settled in it; its audits are theirs then.
+    `settled` are the turns whose late audits were settled in it; its audits are theirs then. `contributors`
+    has what each one of the turn gave: tokens and the loss of its last step as it states them, None where it
+    revealed nothing, and `outcome`, "accepted" or the reason why not. The coordinator's clocks are not known
+    here; who has them adds fields.
     """
-    verdicts = [v for one in (turn, *(late for late, _ in settled)) for v in one.verdicts.values()]
+    turns = (turn, *(late for late, _ in settled))
+    verdicts = [v for one in turns for v in one.verdicts.values()]
     removed = [item for _, record in settled for item in record.removed]
     overruled = [(item, close.round) for item in close.overruled]
     overruled += [(item, record.round) for _, record in settled for item in record.overruled]
@@ -72,7 +81,33 @@ def turn_row(
         "audits_passed": sum(verdict.outcome == "pass" for verdict in verdicts),
         "quarantined": list(close.quarantined),
         "credits": {item.member: item.earned - item.forfeited for item in close.credits},
+        "contributors": _contributors(close, turn),
+        "verdicts": [
+            {
+                "round": verdict.round,
+                "contributor": one.open.entry(verdict.slot).member,
+                "auditor": verdict.auditor,
+                "look": verdict.look,
+                "outcome": verdict.outcome,
+            }
+            for one in turns
+            for verdict in one.verdicts.values()
+        ],
     }
+
+
+def _contributors(close: RoundClose, turn: Turn) -> dict[str, Row]:
+    outcomes: dict[int, tuple[str, str]] = {item.slot: (item.member, "accepted") for item in close.accepted}
+    outcomes |= {item.slot: (item.member, item.reason) for item in close.rejected}
+    found = {}
+    for slot, (member, outcome) in sorted(outcomes.items()):
+        reveal = turn.reveals.get(slot)
+        found[member] = {
+            "tokens": reveal.opening.tokens if reveal else None,
+            "loss": _nats(reveal.opening.loss_last) if reveal else None,
+            "outcome": outcome,
+        }
+    return found
 
 
 def _nats(micronats: int | None) -> float | None:
@@ -133,6 +168,29 @@ class MetricsFile(JsonLines):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def earlier_rows(folder: Path) -> list[Row]:
+    """What the end of `metrics.jsonl` holds, for views of a run that goes on; nothing where there is no file.
+
+    At most `TAIL_BYTES` of it. Anybody may have written there: who takes a row must bear one that is none.
+    """
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(row := json.loads(line), dict):
+                rows.append(row)
+    return rows
+
+
+# Kinds of alert that bars have lines of their own for.
+TOLD_ABOVE = frozenset({"fault", "cut", "overruled"})
+
+
 class Bars:
     """A progress bar on a terminal, and a line wherever something happened that a person should know."""
 
@@ -169,6 +227,10 @@ class Bars:
                 f"[yellow]round {row['round']}:[/] {item['auditor']} [bold]overruled[/] by other auditors on "
                 f"work of round {item['round']}; quarantined"
             )
+        for alert in row.get("alerts", ()):
+            if alert["kind"] not in TOLD_ABOVE:
+                colour = "red" if alert["kind"] in SEVERE else "yellow"
+                self._console.print(f"[{colour}]{alert['kind']}:[/] {escape(printable(alert['text']))}")
         self._bar.update(
             self._task,
             advance=1 if row["accepted"] else 0,
@@ -189,75 +251,6 @@ class Bars:
 
 def _show(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-class Wandb:
-    """One wandb run in the driver, with accepted tokens as the x-axis; offline unless a key is there."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        import wandb  # noqa: PLC0415 - only training needs it
-
-        self._wandb = wandb
-        self._folder = folder
-        self._manifest = manifest
-        self._run: Any = None
-
-    def _start(self) -> Any:
-        # At the first closed turn: a run that could not be taken up leaves nothing in its folder.
-        logging.getLogger("wandb").setLevel(logging.ERROR)
-        settings = self._wandb.Settings(silent=True, console="off", disable_git=True, save_code=False)
-        run = self._wandb.init(
-            project="barnraise",
-            name=self._manifest.name,
-            id=self._manifest.run_id.removeprefix("sha256:")[:16],
-            resume="allow",
-            dir=str(self._folder),
-            mode="online" if logged_in() else "offline",
-            config={"run_id": self._manifest.run_id, **self._manifest.config},
-            settings=settings,
-        )
-        run.define_metric("tokens")
-        run.define_metric("*", step_metric="tokens")
-        return run
-
-    def turn(self, row: Row) -> None:  # noqa: D102
-        self._run = self._run or self._start()
-        values: dict[str, Any] = {
-            "tokens": row["tokens"],
-            "round": row["round"],
-            "train/loss": row["loss"],
-            "train/tokens_per_s": row["tokens_per_s"],
-            "payload/bytes_per_token": row["payload_bytes"] / row["round_tokens"]
-            if row["round_tokens"]
-            else None,
-            "contributors/accepted": len(row["accepted"]),
-            "contributors/rejected": len(row["rejected"]),
-            "contributors/removed": len(row["removed"]),
-            "contributors/quarantined": len(row["quarantined"]),
-            "audits/verdicts": row["audits"],
-            "audits/passed": row["audits_passed"],
-            "audits/overruled": len(row["overruled"]),
-            "validation/loss": row["val_loss"],
-        }
-        values |= {f"credits/{member}": tokens for member, tokens in row["credits"].items()}
-        self._run.log({name: value for name, value in values.items() if value is not None})
-
-    def note(self, text: str) -> None:  # noqa: D102
-        del text
-
-    def close(self) -> None:  # noqa: D102
-        if self._run:
-            self._run.finish()
-
-
-def logged_in() -> bool:
-    """Whether wandb has a key: in its own environment variable, or in the user's netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class Fallible:
@@ -295,16 +288,85 @@ class Fallible:
                     failed.close()
 
 
-class Monitor:
-    """All sinks of a run at once."""
+class Background:
+    """A view with a thread of its own: whoever shows a turn never waits for it, and the end only for so long.
 
-    def __init__(self, sinks: list[Sink]) -> None:
+    `turn` and `close` raise what the view raised, and TimeoutError when it has been at one thing for
+    `patience_s` or has not ended `finish_s` after it should. What is left of it then goes on by itself, is
+    closed when it can be, and holds nobody up.
+    """
+
+    def __init__(self, sink: Sink, *, patience_s: float, finish_s: float) -> None:
+        self._sink = sink
+        self._patience_s, self._finish_s = patience_s, finish_s
+        self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._busy_since: float | None = None
+        self._error: Exception | None = None
+        self._left = False
+        self._thread = threading.Thread(target=self._work, name="barnraise-view", daemon=True)
+        self._thread.start()
+
+    def turn(self, row: Row) -> None:  # noqa: D102
+        self._give(lambda: self._sink.turn(row))
+
+    def note(self, text: str) -> None:  # noqa: D102
+        self._give(lambda: self._sink.note(text))
+
+    def close(self) -> None:  # noqa: D102
+        if self._left:
+            return
+        self._leave()
+        if self._error:
+            raise self._error
+        self._thread.join(self._finish_s)
+        if self._thread.is_alive():
+            raise TimeoutError(f"it was not done {self._finish_s:g} s after the end")
+        if self._error:
+            raise self._error
+
+    def _give(self, act: Callable[[], None]) -> None:
+        since = self._busy_since
+        if self._error:
+            self._leave()
+            raise self._error
+        if since is not None and time.monotonic() - since > self._patience_s:
+            self._leave()
+            raise TimeoutError(f"no answer for {self._patience_s:g} s")
+        self._waiting.put(act)
+
+    def _leave(self) -> None:
+        self._left = True
+        self._waiting.put(None)
+
+    def _work(self) -> None:
+        try:
+            while act := self._waiting.get():
+                self._busy_since = time.monotonic()
+                act()
+                self._busy_since = None
+            self._sink.close()
+        except Exception as error:  # told by the next call, in the thread that makes it
+            self._error = error
+            with contextlib.suppress(Exception):
+                self._sink.close()
+            self._busy_since = None
+
+
+class Monitor:
+    """All sinks of a run at once, and what in its rows is worth an alert.
+
+    `earlier` are the rows of a run that goes on: what was told of them is not told again.
+    """
+
+    def __init__(self, sinks: list[Sink], earlier: Iterable[Row] = ()) -> None:
         self._sinks = sinks
+        self._watch = Watch(earlier)
 
     def turn(self, row: Mapping[str, Any]) -> None:
-        """Show a closed turn everywhere."""
+        """Show a closed turn everywhere, with its `alerts`: a list of {"kind", "text"}."""
+        alerts = [{"kind": alert.kind, "text": alert.text} for alert in self._watch.see(row)]
         for sink in self._sinks:
-            sink.turn(dict(row))
+            sink.turn({**row, "alerts": alerts})
 
     def note(self, text: str) -> None:
         """Show a line for people."""

@@ -117,7 +117,7 @@ class Panel:
         self, turn: Turn, look: int, batch: Mapping[str, int], cases: Mapping[int, AuditCase]
     ) -> dict[int, Judged]:
         """The verdicts of auditors, each on one slot of `batch`, by slot; by tolerance they tell first."""
-        told, spent = self._told(turn, look, batch, cases)
+        told, spent = self._told(turn, batch, cases)
         asked = {name: cases[s].audit_arguments(s, look) for name, s in batch.items() if s in told}
         found: dict[int, Judged] = {}
         for name, answer in self._ask(turn, "audit", asked, spent).items():
@@ -150,19 +150,20 @@ class Panel:
         return verdict, envelope
 
     def _told(
-        self, turn: Turn, look: int, batch: Mapping[str, int], cases: Mapping[int, AuditCase]
+        self, turn: Turn, batch: Mapping[str, int], cases: Mapping[int, AuditCase]
     ) -> tuple[dict[int, list[Sketch]], int]:
         """The sketches that auditors tell of their slots' steps, by slot, and there by segment; and how long
         it took, in milliseconds.
 
         A slot whose auditor told none, or no sketches, is not in it; one that is judged to the bit has none.
-        What was told is kept before the next points are served, and stands: it is not asked for again.
+        What was told is kept before the next points are served, and stands: it is not asked for again, at
+        another look neither, for by then the auditor may have been shown where the steps end.
         """
         told: dict[int, dict[int, Sketch]] = {slot: {} for slot in batch.values()}
         spent = 0
         for number in range(max((len(cases[slot].waves) for slot in batch.values()), default=0)):
             due = {n: slot for n, slot in batch.items() if slot in told and number < len(cases[slot].waves)}
-            questions = {n: Question(turn.open.turn, slot, look, n, number) for n, slot in due.items()}
+            questions = {n: Question(turn.open.turn, slot, n, number) for n, slot in due.items()}
             known = {name: self._memory.get(question) for name, question in questions.items()}
             asked = {n: cases[s].tell_arguments(s, number) for n, s in due.items() if known[n] is None}
             answers = self._ask(turn, "tell", asked, spent)

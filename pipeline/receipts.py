@@ -124,6 +124,9 @@ def verify_receipt(options: VerifyReceiptOptions, console: Console) -> int:
         _print_json({"ok": True, **asdict_receipt(found), "witnesses_known": known})
     else:
         _show(found, policy, console)
+        _say(
+            console, f"Next: barnraise verify RUN --receipt {options.receipt}   with a copy of the run folder"
+        )
     return 0
 
 

@@ -7,7 +7,8 @@ compares, so nobody has to believe the file.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ SCHEMA = pa.schema(
 )
 Row = dict[str, Any]
 MOST_BYTES = 1 << 30
+GROUP_ROWS = 10_000
 
 
 def contribution_rows(records: Iterable[Record], payload_bytes: int) -> list[Row]:
@@ -52,7 +54,10 @@ def contribution_rows(records: Iterable[Record], payload_bytes: int) -> list[Row
 
     `records` are all of a log, the manifest first.
     """
-    rows: list[Row] = []
+    return list(_rows(records, payload_bytes))
+
+
+def _rows(records: Iterable[Record], payload_bytes: int) -> Iterator[Row]:
     state: RunState | None = None
     for record in records:
         if isinstance(record, Manifest):
@@ -61,11 +66,10 @@ def contribution_rows(records: Iterable[Record], payload_bytes: int) -> list[Row
         if state is None:
             raise FormatError("the log does not begin with a manifest")
         if isinstance(record, RoundClose) and not state.open_turn.lag:
-            rows += _turn_rows(state, settle(state.open_turn.evidence), payload_bytes)
+            yield from _turn_rows(state, settle(state.open_turn.evidence), payload_bytes)
         if isinstance(record, Settlement):
-            rows += _turn_rows(state, final_outcomes(state), payload_bytes)
+            yield from _turn_rows(state, final_outcomes(state), payload_bytes)
         state = apply(state, record)
-    return rows
 
 
 def _turn_rows(state: RunState, outcomes: Iterable[Outcome], payload_bytes: int) -> list[Row]:
@@ -127,11 +131,13 @@ def _turn_rows(state: RunState, outcomes: Iterable[Outcome], payload_bytes: int)
 
 
 def write_contributions(folder: RunFolder, records: Iterable[Record], payload_bytes: int) -> None:
-    """Write contributions.parquet, whole or not at all."""
+    """Write contributions.parquet, whole or not at all; a log of any length, in groups of rows."""
     buffer = io.BytesIO()
-    table = pa.Table.from_pylist(contribution_rows(records, payload_bytes), schema=SCHEMA)
+    rows = _rows(records, payload_bytes)
     # A verifier compares values. Statistics say things about values that other readers believe, so none.
-    pq.write_table(table, buffer, write_statistics=False)
+    with pq.ParquetWriter(buffer, SCHEMA, write_statistics=False) as writer:
+        while group := list(islice(rows, GROUP_ROWS)):
+            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
     write_atomic(folder.contributions_file, buffer.getvalue())
 
 

@@ -1,7 +1,8 @@
 """Level 2: from the seed and the accepted payloads to every checkpoint digest, bit for bit.
 
-Owns the replay of a run's checkpoints on the records that level 1 read. Shares with the writer only the pure
-decode, aggregation, initial weights and array bytes; imports no torch and writes nothing.
+Where a run's retention let go of payloads, from the first checkpoint after which all are there. Owns the
+replay of a run's checkpoints on the records that level 1 read. Shares with the writer only the pure decode,
+aggregation, initial weights and array bytes; imports no torch and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.config import Config, config_from_manifest, manifest_config
 from pipeline.folder import RunFolder
 from pipeline.lineage import Lineage, TurnWork
 from pipeline.records_table import contribution_rows, read_contributions
-from verification.encoding import blake3_digest
+from verification.encoding import blake3_digest, to_json
 from verification.errors import BarnraiseError, FormatError, UsageError
 from verification.fsck import Failure, Findings, Turn
 from verification.plans import capped_weights
@@ -37,8 +38,12 @@ Fail = Callable[[Failure], None]
 
 @dataclass(frozen=True)
 class Step:
-    """A turn of the log with the checkpoint it started from and the one it led to."""
+    """A turn of the log with the checkpoint it started from and the one it led to.
 
+    `index` is its number among the closed turns.
+    """
+
+    index: int
     turn: Turn
     before: Checkpoint
     after: Checkpoint
@@ -49,7 +54,8 @@ def replay_checkpoints(
 ) -> Iterator[Step]:
     """Replay every closed turn in order; a digest that differs is a Failure, and the replay goes on.
 
-    Raises of the error family when the folder cannot be replayed at all.
+    Turns of rounds whose payloads were dropped are passed over (`findings.dropped`). Raises of the error
+    family when the folder cannot be replayed at all.
     """
     manifest = findings.manifest
     config = checked_config(manifest)
@@ -59,7 +65,16 @@ def replay_checkpoints(
     lineage = Lineage(aggregator, _start(folder, config, aggregator, manifest, fail))
     lag, waiting = config.audit.lag, _Waiting(folder, manifest["config"], fail)
     closed = [turn for turn in findings.turns if turn.close]
+    first = findings.dropped.rounds if findings.dropped else 0
+    if first:
+        found = _resumed(folder, aggregator, closed, first, fail)
+        if found is None:
+            return
+        lineage = Lineage(aggregator, found)
     for index, turn in enumerate(closed):
+        if turn.open["round"] <= first:
+            _check_refusals(folder, aggregator, turn.close or {}, fail)
+            continue
         progress("replaying the aggregation", index, len(closed))
         close: dict[str, Any] = turn.close or {}
         where = f"round {close['round']}, attempt {close['attempt']}"
@@ -76,7 +91,7 @@ def replay_checkpoints(
         if not close["void"] and close["round"] > 1:
             # Of what it started from nothing is cut out any more.
             _check_files(folder, aggregator, before, close["round"] - 1, fail)
-        yield Step(turn, before, lineage.current)
+        yield Step(index, turn, before, lineage.current)
         if lag:
             waiting.turns.append(turn)
             over = close["round"] == config.run.rounds and not close["void"]
@@ -84,6 +99,42 @@ def replay_checkpoints(
     progress("replaying the aggregation", len(closed), len(closed))
     last = max((turn.close["round"] for turn in closed if turn.close and not turn.close["void"]), default=0)
     _check_last(folder, last, lineage, None if findings.complete else waiting.mended, fail)
+
+
+def _resumed(
+    folder: RunFolder, aggregator: Aggregator, closed: list[Turn], first: int, fail: Fail
+) -> Checkpoint | None:
+    """The checkpoint of round `first`, which is firm, from its files; None where they are not the log's.
+
+    Files of the checkpoints before it are held against the log too: nothing else can tell of them.
+    """
+    failures: list[Failure] = []
+    end: dict[str, Any] = {}
+    for turn in closed:
+        close: dict[str, Any] = turn.close or {}
+        if close["round"] > first:
+            break
+        if close["void"]:
+            continue
+        if close["round"] > 1:
+            _check_logged(folder, aggregator, turn.open["base"], close["round"] - 1, fail)
+        end = close
+        if turn.settlement and close["round"] == first:
+            settled = turn.settlement["settled"]
+            where = f"settlement of round {close['round']}, attempt {close['attempt']}, settled"
+            for part in ("weights", "outer"):
+                if settled[part] != close[part]:
+                    fail(
+                        Failure(
+                            f"the settled {part} are not the closed ones", where, close[part], settled[part]
+                        )
+                    )
+    _check_logged(folder, aggregator, end, first, failures.append)
+    for failure in failures:
+        fail(failure)
+    if failures:
+        return None
+    return aggregator.load(folder.checkpoint(first), folder.outer_file(first).read_bytes())
 
 
 @dataclass
@@ -261,13 +312,17 @@ def _check_files(
     folder: RunFolder, aggregator: Aggregator, found: Checkpoint, round_: int, fail: Fail
 ) -> None:
     """The files of a checkpoint, where level 1 found them, hold exactly the replayed bytes."""
+    _check_logged(folder, aggregator, to_json(aggregator.digests(found)), round_, fail)
+
+
+def _check_logged(folder: RunFolder, aggregator: Aggregator, base: Any, round_: int, fail: Fail) -> None:
+    """The same of a checkpoint of which only the digests are known: `base` has `weights` and `outer`."""
     weights, outer = folder.weights_file(round_), folder.outer_file(round_)
     if not weights.exists() or not outer.exists():
         return  # level 1 has named what is missing and should be there
-    expected = aggregator.digests(found)
-    sizes = found.weights_P.nbytes, sum(array.nbytes for array in found.outer.values())
-    _check_file(folder, weights, expected.weights, sizes[0], aggregator.read_weights, fail)
-    _check_file(folder, outer, expected.outer, sizes[1], aggregator.read_outer, fail)
+    size = 4 * aggregator.codec.length
+    _check_file(folder, weights, base["weights"], size, aggregator.read_weights, fail)
+    _check_file(folder, outer, base["outer"], 2 * size, aggregator.read_outer, fail)
 
 
 def _check_file(

@@ -1,8 +1,8 @@
 """Level 3: contributions recomputed from their windows, base and hidden state, by the work everyone does.
 
-Owns which contributions must be recomputed to reach a sampled one (its lineage back to a known state), and
-the comparison with what was claimed. The work itself is `do_work`, the same that contributor and auditor
-call. Writes nothing.
+Owns which contributions must be recomputed to reach a sampled one (its lineage back to a known state), which
+ones nobody can recompute any more, and the comparison with what was claimed. The work itself is `do_work`,
+the same that contributor and auditor call. Writes nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from data_prep.dataset import Dataset
@@ -42,7 +43,7 @@ class Plan:
     """What to recompute. `wanted` was sampled; `needed` adds the lineage that leads to it.
 
     `elsewhere` counts those of the population that no machine of this class can recompute, `unseen` those of
-    them on which there is no verdict either.
+    them on which there is no verdict either; `dropped` those that nobody can, for want of what was dropped.
     """
 
     wanted: frozenset[Place]
@@ -50,13 +51,30 @@ class Plan:
     population: int
     elsewhere: int = 0
     unseen: int = 0
+    dropped: int = 0
+
+    @cached_property
+    def needed_by_turn(self) -> dict[int, list[int]]:
+        """Slots of `needed`, by the index of the turn."""
+        found: dict[int, list[int]] = {}
+        for index, slot in sorted(self.needed):
+            found.setdefault(index, []).append(slot)
+        return found
 
 
-def plan_sample(findings: Findings, sample: int | None, seed: int, here: str) -> Plan:
+def plan_sample(
+    findings: Findings,
+    sample: int | None,
+    seed: int,
+    here: str,
+    is_there: Callable[[str], bool] = lambda digest: True,
+) -> Plan:
     """Draw `sample` contributions (all when None) with the verifier's own seed, and their lineages.
 
     The population is every contribution that was accepted or judged by an auditor. Those that rest on
-    tolerance and are of another class than `here` cannot be drawn. Raises UsageError for a sample below 1.
+    tolerance and are of another class than `here` cannot be drawn, nor those of rounds whose payloads were
+    dropped, nor what goes back to such a round; `is_there` says of a start state at a snapshot whether the
+    folder has it. Raises UsageError for a sample below 1.
     """
     if sample is not None and sample < 1:
         raise UsageError("a sample needs a contribution", expected="--sample of 1 or more", got=sample)
@@ -69,14 +87,16 @@ def plan_sample(findings: Findings, sample: int | None, seed: int, here: str) ->
     # Not for security: the seed is printed so that anyone can look at the same ones.
     dice = random.Random(seed)  # noqa: S311
     tolerances = findings.manifest["config"]["audit"]["tolerance"]
-    able = [place for place in population if not _is_elsewhere(closed[place[0]], place[1], here, tolerances)]
+    first = findings.dropped.rounds if findings.dropped else 0
+    roots = _Roots(closed, findings.manifest["zero_state"], first, is_there)
+    whole = [place for place in population if roots.reach(place)]
+    able = [place for place in whole if not _is_elsewhere(closed[place[0]], place[1], here, tolerances)]
     drawn = able if sample is None else dice.sample(able, min(sample, len(able)))
-    needed: set[Place] = set()
-    for place in drawn:
-        needed |= _lineage(closed, place, findings.manifest["zero_state"])
-    left_out = set(population) - set(able)
+    needed = {at for place in drawn for at in roots.lineage(place)}
+    left_out = set(whole) - set(able)
     unseen = sum(slot not in _judged(closed[index]) for index, slot in left_out)
-    return Plan(frozenset(drawn), frozenset(needed), len(population), len(left_out), unseen)
+    gone = len(population) - len(whole)
+    return Plan(frozenset(drawn), frozenset(needed), len(population), len(left_out), unseen, gone)
 
 
 def _is_elsewhere(turn: Turn, slot: int, here: str, tolerances: Tolerances) -> bool:
@@ -107,22 +127,47 @@ def _judged(turn: Turn) -> set[int]:
     return {verdict["slot"] for verdict in turn.verdicts}
 
 
-def _lineage(closed: list[Turn], place: Place, zero_state: str) -> set[Place]:
-    """`place` and the accepted turns of the same slot before it, back to a state that is known."""
-    index, slot = place
-    found = {place}
-    while not _known_start(closed[index], slot, zero_state):
-        before = [i for i in range(index) if slot in _accepted(closed[i])]
-        if not before:
-            break
-        index = before[-1]
-        found.add((index, slot))
-    return found
+class _Roots:
+    """From what each contribution can be recomputed: those of the same slot before it, back to a known state.
 
+    Known are the zero state and those that are kept at snapshots; rounds up to `first` are not replayed.
+    """
 
-def _known_start(turn: Turn, slot: int, zero_state: str) -> bool:
-    start = turn.reveals[slot]["opening"]["start_state"]
-    return bool(turn.open["snapshot"]) or start == zero_state
+    def __init__(
+        self, closed: list[Turn], zero_state: str, first: int, is_there: Callable[[str], bool]
+    ) -> None:
+        self._closed = closed
+        self._zero_state = zero_state
+        self._is_there = is_there
+        self._before: dict[Place, int | None] = {}  # the last turn before one in which the slot was accepted
+        self._whole: set[Place] = set()
+        last: dict[int, int] = {}
+        for index, turn in enumerate(closed):
+            for slot in turn.reveals:
+                before = self._before[index, slot] = last.get(slot)
+                from_before = not first if before is None else (before, slot) in self._whole
+                if turn.open["round"] > first and (from_before or self._is_known(index, slot)):
+                    self._whole.add((index, slot))
+            last |= dict.fromkeys(_accepted(turn), index)
+
+    def lineage(self, place: Place) -> list[Place]:
+        """`place` and what has to be recomputed before it, the last first."""
+        found = [place]
+        while not self._is_known(*found[-1]):
+            before = self._before[found[-1]]
+            if before is None:
+                break
+            found.append((before, place[1]))
+        return found
+
+    def reach(self, place: Place) -> bool:
+        """Whether nothing of its lineage lies in rounds that are not replayed or starts from what is gone."""
+        return place in self._whole
+
+    def _is_known(self, index: int, slot: int) -> bool:
+        turn = self._closed[index]
+        start = turn.reveals[slot]["opening"]["start_state"]
+        return start == self._zero_state or (bool(turn.open["snapshot"]) and self._is_there(start))
 
 
 @dataclass
@@ -135,7 +180,6 @@ class WorkReplay:
     fail: Fail
     progress: Progress
     recomputed: int = 0
-    _index: int = 0
     _states: dict[int, bytes] = field(default_factory=dict)
     _broken: set[int] = field(default_factory=set)
 
@@ -148,9 +192,8 @@ class WorkReplay:
 
     def step(self, step: Step) -> None:
         """Recompute what is needed of one turn, and its validation loss where it has one."""
-        index, self._index = self._index, self._index + 1
         turn = step.turn
-        places = [slot for i, slot in sorted(self.plan.needed) if i == index]
+        places = self.plan.needed_by_turn.get(step.index, [])
         if places:
             open_ = parse_predicate(RoundOpen, turn.open)
             weights = unflatten(step.before.weights_P, self.job.specs)

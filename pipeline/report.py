@@ -2,7 +2,8 @@
 
 Owns what the report counts and where it takes it from: the log alone, with every signature checked and every
 record put through the state machine, and the data folder for the unigram reference. Does not own how the page
-looks (report_page.py) or whether the run holds: `barnraise verify` checks more, and recomputes.
+looks (report_page.py), what metrics.jsonl says of times (report_metrics.py), or whether the run holds:
+`barnraise verify` checks more, and recomputes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from data_prep.manifest import DatasetManifest
 from data_prep.prepare import unigram_cross_entropy
 from pipeline.checkpoint import Aggregator
 from pipeline.folder import RunFolder
-from pipeline.ledger import read_entries
+from pipeline.log_reader import read_entries
 from pipeline.replay_aggregation import checked_config
+from pipeline.report_metrics import Metrics
 from verification.durable import write_atomic
 from verification.encoding import sha256_digest
 from verification.errors import BarnraiseError, FormatError, UsageError
+from verification.identity import IdentityChange
 from verification.judge import Outcome, settle, verdicts_on
 from verification.log import Log
 from verification.looks import Asked, asked_at
@@ -69,7 +72,7 @@ class Work:
 class ClosedTurn:
     """One closed turn: `tokens` accepted in it, `total` accepted up to its end, losses in nats.
 
-    `weights` is the array digest of the checkpoint after it.
+    `weights` is the array digest of the checkpoint after it, `entry` where in the log the close stands.
     """
 
     round: int
@@ -83,6 +86,18 @@ class ClosedTurn:
     val_loss: float | None
     seeds: tuple[str, str]
     weights: str
+    entry: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """A member joined, left, came back, or changed its key, before `round`; `by` whose word it is."""
+
+    round: int
+    member: str
+    role: str
+    what: str
+    by: str
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,7 @@ class RunStory:
     status: str
     turns: tuple[ClosedTurn, ...]
     balances: tuple[Balance, ...]
+    changes: tuple[Change, ...]
     parameters: int
     payload_bytes: int
     unigram: float | None
@@ -171,13 +187,16 @@ def read_story(folder: RunFolder) -> RunStory:
     codec = Aggregator.of(manifest.arrays, manifest.config).codec
     state: RunState | None = None
     turns: list[ClosedTurn] = []
-    for record, _ in read_entries(log, manifest):
+    changes: list[Change] = []
+    for index, (record, _) in enumerate(read_entries(log, manifest)):
         if state is None:
             state = begin(manifest)
             continue
         before, state = state, apply(state, record)
         if isinstance(record, RoundClose):
-            turns.append(_closed(folder, before, record, state.tokens))
+            turns.append(_closed(folder, before, record, state.tokens, index))
+        elif isinstance(record, Enrol | IdentityChange):
+            changes += _change(before, state, record)
         elif isinstance(record, Settlement):
             turns = _resettled(folder, turns, before, record)
     if state is None:
@@ -193,6 +212,7 @@ def read_story(folder: RunFolder) -> RunStory:
         status=_status(state),
         turns=tuple(turns),
         balances=_balances(state),
+        changes=tuple(changes),
         parameters=codec.length,
         payload_bytes=codec.payload_bytes,
         unigram=reference_loss(dataset, folder.data),
@@ -203,6 +223,16 @@ def _balances(state: RunState) -> tuple[Balance, ...]:
     order = (*state.by_role("contributor"), *state.by_role("auditor"))
     found = [(member, state.standings[member.member]) for member in order]
     return tuple(Balance(m, s.earned, s.vested, s.forfeited, s.quarantined) for m, s in found)
+
+
+def _change(before: RunState, state: RunState, record: Enrol | IdentityChange) -> list[Change]:
+    """What a record between turns changed; nobody joins by enrolling before the first turn."""
+    if not before.turns:
+        return []
+    what = {"enrol": "joined", "leave": "left", "return": "came back", "key-rotation": "changed its key"}
+    role = state.member(record.member).role
+    by = getattr(record, "by", "member")
+    return [Change(state.round, record.member, role, what.get(record.kind, "lost its key"), by)]
 
 
 def _status(state: RunState) -> str:
@@ -256,7 +286,7 @@ def _resettled(
     return found
 
 
-def _closed(folder: RunFolder, state: RunState, close: RoundClose, total: int) -> ClosedTurn:
+def _closed(folder: RunFolder, state: RunState, close: RoundClose, total: int, entry: int) -> ClosedTurn:
     turn = state.open_turn
     if turn.draw is None or turn.reveal_close is None:
         raise FormatError("a turn was closed without its draws")
@@ -276,6 +306,7 @@ def _closed(folder: RunFolder, state: RunState, close: RoundClose, total: int) -
         val_loss=_nats(close.val_loss),
         seeds=(turn.draw.seed, turn.second.seed if turn.second else ""),
         weights=close.weights,
+        entry=entry,
     )
 
 
@@ -336,17 +367,17 @@ def reference_loss(dataset: DatasetManifest, data: Path) -> float | None:
         return None
 
 
-def write_report(folder: RunFolder, story: RunStory) -> Path:
+def write_report(folder: RunFolder, story: RunStory, metrics: Metrics | None = None) -> Path:
     """Write report.html into the run folder, whole or not at all; its path. Raises StorageError."""
     from pipeline.report_page import page  # noqa: PLC0415 - the page imports the facts' types from here
 
     path = folder.path / "report.html"
-    write_atomic(path, page(story).encode("utf-8"))
+    write_atomic(path, page(story, metrics).encode("utf-8"))
     return path
 
 
-def answer(path: Path, story: RunStory) -> Mapping[str, object]:
-    """What `barnraise report --json` prints."""
+def answer(path: Path, story: RunStory, metrics: Metrics | None = None) -> Mapping[str, object]:
+    """What `barnraise report --json` prints. `metrics_bad_lines` is null without metrics.jsonl."""
     last = story.validation[-1] if story.validation else None
     return {
         "report": str(path),
@@ -359,4 +390,7 @@ def answer(path: Path, story: RunStory) -> Mapping[str, object]:
         "tokens": story.tokens,
         "val_loss": last[2] if last else None,
         "unigram": story.unigram,
+        "bytes": sum(turn.payloads for turn in story.turns) * story.payload_bytes,
+        "weights_digest": story.weights(story.rounds),
+        "metrics_bad_lines": metrics.bad_lines if metrics else None,
     }

@@ -7,16 +7,36 @@ text goes through `_text` or `_title`, which escape it.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
+from typing import Protocol
 
 from pipeline.report import Balance, ClosedTurn, RunStory, Work
 
 WIDTH = 760
 MOST_BARS = 150
+MOST_POINTS = 400
+# A grid with more cells than either has several turns in a column, and words only where something is wrong.
+MOST_COLUMNS = 100
+MOST_CELLS = 2500
 STRIKES = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
+WORST_FIRST = ("fault", "strike", "lost", "audited", "accepted")
 Point = tuple[float, float]
+
+
+class Numbered(Protocol):
+    """Something that belongs to an attempt at a round."""
+
+    @property
+    def round(self) -> int:
+        """From 1."""
+
+    @property
+    def attempt(self) -> int:
+        """From 0."""
 
 
 def short_number(value: float) -> str:
@@ -47,11 +67,18 @@ def cell_class(work: Work) -> str:
     return "strike" if work.reason in STRIKES else "lost"
 
 
-def loss_chart(story: RunStory) -> str:
-    """Training and validation loss in nats over accepted tokens, with the unigram cross-entropy."""
-    series = [
-        ("training", "train", [(tokens, nats) for _, tokens, nats in story.training]),
-        ("validation", "val", [(tokens, nats) for _, tokens, nats in story.validation]),
+def loss_chart(story: RunStory, over: str = "tokens", *, narrow: bool = False) -> str:
+    """Training and validation loss in nats, with the unigram cross-entropy.
+
+    `over` is what has grown by then: accepted "tokens", or "bytes" of updates received. `narrow` is for a
+    phone, without the names at the lines' ends.
+    """
+    sent = list(itertools.accumulate(turn.payloads * story.payload_bytes for turn in story.turns))
+    at = sent if over == "bytes" else [turn.total for turn in story.turns]
+    pairs = list(zip(story.turns, at, strict=True))
+    series: list[tuple[str, str, list[Point]]] = [
+        ("training", "train", [(x, t.train_loss) for t, x in pairs if t.train_loss is not None]),
+        ("validation", "val", [(x, t.val_loss) for t, x in pairs if t.val_loss is not None]),
     ]
     losses = [nats for _, _, points in series for _, nats in points]
     if not losses:
@@ -60,27 +87,45 @@ def loss_chart(story: RunStory) -> str:
     low, high = min(losses + reference), max(losses + reference)
     room = 0.06 * (high - low) or 0.5
     low, high = low - room, high + room
-    left, right, top, bottom = 46, WIDTH - 128, 12, 262
-    end = max(story.tokens, 1)
+    wide = 376 if narrow else WIDTH
+    left, right, top, bottom = 46, wide - (10 if narrow else 128), 12, 262
+    end = max(at[-1], 1)
 
-    def x(tokens: float) -> float:
-        return left + (right - left) * tokens / end
+    def x(value: float) -> float:
+        return left + (right - left) * value / end
 
     def y(nats: float) -> float:
         return bottom - (bottom - top) * (nats - low) / (high - low)
 
-    parts = [_y_axis(ticks(low, high, 6), y, left, right, _nats), _x_axis(ticks(0, end, 6), x, bottom)]
-    parts.append(_text((left + right) / 2, bottom + 34, "accepted tokens", "axis", "middle"))
+    parts = [_y_axis(ticks(low, high, 6), y, left, right, _nats)]
+    parts.append(_x_axis(ticks(0, end, 4 if narrow else 6), x, bottom))
+    unit = "bytes of updates received" if over == "bytes" else "accepted tokens"
+    parts.append(_text((left + right) / 2, bottom + 34, unit, "axis", "middle"))
     labels: list[tuple[float, str, str]] = []
     if story.unigram is not None:
         parts.append(_line((left, y(story.unigram)), (right, y(story.unigram)), "unigram"))
         labels.append((y(story.unigram), "muted", f"unigram {story.unigram:.3f}"))
     for name, kind, points in series:
         if points:
-            parts.append(_series([(x(tokens), y(nats)) for tokens, nats in points], kind, dots=kind == "val"))
+            drawn = [(x(value), y(nats)) for value, nats in thinned(points, MOST_POINTS)]
+            parts.append(_series(drawn, kind, dots=kind == "val"))
             labels.append((y(points[-1][1]), f"label-{kind}", f"{name} {points[-1][1]:.3f}"))
-    parts += [_text(right + 8, at + 4, words, kind) for at, kind, words in spread(labels, 16, bottom)]
-    return _svg(WIDTH, 300, "Loss in nats over accepted tokens", parts)
+    if not narrow:
+        parts += [
+            _text(right + 8, height + 4, words, kind) for height, kind, words in spread(labels, 16, bottom)
+        ]
+    return _svg(wide, 300, f"Loss in nats over {unit}", parts)
+
+
+def thinned(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` points: each the mean of as many neighbours; the last stands for fewer."""
+    each = -(-len(points) // most)
+    if each < 2:
+        return list(points)
+    groups = [points[start : start + each] for start in range(0, len(points), each)]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups
+    ]
 
 
 def _nats(value: float) -> str:
@@ -114,18 +159,27 @@ def tokens_chart(turns: Sequence[ClosedTurn]) -> str:
     """Tokens of every turn: accepted, and on top of them what was handed in or promised and not accepted."""
     taken = [turn.tokens for turn in turns]
     refused = [sum(work.tokens for work in turn.work if work.reason) for turn in turns]
-    return _bars(turns, [("accepted", taken), ("fault", refused)], "tokens", ("accepted", "rejected"))
+    return bars(turns, [("accepted", taken), ("fault", refused)], "tokens", ("accepted", "rejected"))
 
 
 def bytes_chart(turns: Sequence[ClosedTurn], payload_bytes: int) -> str:
     """Bytes of updates received in every turn."""
     received = [turn.payloads * payload_bytes for turn in turns]
-    return _bars(turns, [("bytes", received)], "bytes", ("received",))
+    return bars(turns, [("bytes", received)], "bytes", ("received",))
 
 
-def _bars(
-    turns: Sequence[ClosedTurn], stacks: Sequence[tuple[str, list[int]]], unit: str, words: Sequence[str]
+def bars(
+    turns: Sequence[Numbered],
+    stacks: Sequence[tuple[str, Sequence[float]]],
+    unit: str,
+    words: Sequence[str],
+    *,
+    rate: bool = False,
 ) -> str:
+    """A bar a turn, or for several turns their mean: the `stacks` (colour, value of each turn) piled up.
+
+    What a pointer finds of several turns is their sum, of a `rate` their mean.
+    """
     if not turns:
         return '<p class="empty">No round is closed yet.</p>'
     each = -(-len(turns) // MOST_BARS)
@@ -134,7 +188,7 @@ def _bars(
     counts = [min(each, len(turns) - start) for start in starts]
     columns = [[sum(values[s : s + each]) for _, values in stacks] for s in starts]
     left, right, top, bottom = 46, 366, 10, 148
-    highest = max(*(sum(column) / count for column, count in zip(columns, counts, strict=True)), 1)
+    highest = max([sum(column) / count for column, count in zip(columns, counts, strict=True)]) or 1
     width = (right - left) / len(columns)
 
     def y(value: float) -> float:
@@ -152,7 +206,7 @@ def _bars(
                     f'<rect class="fill-{kind}" x="{left + index * width + min(1, width / 8):.1f}" '
                     f'y="{y(below + mean):.1f}" width="{max(width - min(2, width / 4), 0.5):.1f}" '
                     f'height="{y(below) - y(below + mean):.1f}">'
-                    f"{_title(f'{where}: {value:,} {unit} {word}')}</rect>"
+                    f"{_title(f'{where}: {_amount(mean if rate else value)} {unit} {word}')}</rect>"
                 )
             below += mean
     for index in _marked(len(columns), right - left, turns[-1].round):
@@ -160,6 +214,10 @@ def _bars(
         parts.append(_text(middle, bottom + 16, str(turns[index * each].round), "tick", "middle"))
     parts.append(_text((left + right) / 2, bottom + 32, "round", "axis", "middle"))
     return _svg(376, 186, f"{unit} per round", parts)
+
+
+def _amount(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
 
 
 def _marked(count: int, room: float, largest: int) -> list[int]:
@@ -170,35 +228,79 @@ def _marked(count: int, room: float, largest: int) -> list[int]:
     return first + [index for index in range(count) if (index + 1) % step == 0]
 
 
-def turn_name(turn: ClosedTurn) -> str:
+def turn_name(turn: Numbered) -> str:
     """The round, and which attempt when it is not the first."""
     return f"round {turn.round}" + (f", attempt {turn.attempt + 1}" if turn.attempt else "")
 
 
 def grid(story: RunStory) -> str:
-    """Contributors down, turns across, a cell each; drawn at its own size, since it may be long."""
+    """Contributors down, turns across, a cell each; of a long run several turns share a column.
+
+    Drawn at its own size, since it may be wide.
+    """
     if not story.turns:
         return '<p class="empty">No round is closed yet.</p>'
     names = [member.member for member in story.contributors]
     left = 14 + 7.2 * min(max(map(len, names), default=1), 16)
-    side = max(7.0, min(26.0, (WIDTH - left) // len(story.turns)))
+    each = -(-len(story.turns) // MOST_COLUMNS)
+    columns = [story.turns[start : start + each] for start in range(0, len(story.turns), each)]
+    side = max(7.0, min(26.0, (WIDTH - left) // len(columns)))
     high = 24
     parts = [
         _text(left - 10, slot * high + 17, _cut(name), "name", "end", title=name)
         for slot, name in enumerate(names)
     ]
-    for column, turn in enumerate(story.turns):
+    coarse = each > 1 or len(columns) * len(names) > MOST_CELLS
+    cells = _coarse_cells if coarse else _cells
+    parts += cells(names, columns, (left, side, high))
+    base = len(names) * high
+    last = [column[-1].round for column in columns]
+    for index in _marked(len(columns), side * len(columns), last[-1]):
+        parts.append(_text(left + (index + 0.5) * side, base + 15, str(last[index]), "tick", "middle"))
+    width = left + max(len(columns) * side + 16, 40)
+    return _svg(width, base + 22, "Contributors and rounds", parts, fixed=True)
+
+
+def _cells(
+    names: Sequence[str], columns: Sequence[Sequence[ClosedTurn]], place: tuple[float, float, float]
+) -> list[str]:
+    """A cell for every contributor in every turn, with what happened in words."""
+    left, side, high = place
+    parts = []
+    for index, (turn,) in enumerate(columns):
         slots = {work.entry.slot: work for work in turn.work}
         for slot, name in enumerate(names):
-            at = (left + column * side, slot * high)
             work = slots.get(slot)
+            at = (left + index * side, slot * high)
             parts.append(_cell(at, side, high, work, _cell_words(turn, name, work)))
-    base = len(names) * high
-    for column in _marked(len(story.turns), side * len(story.turns), story.turns[-1].round):
-        middle = left + (column + 0.5) * side
-        parts.append(_text(middle, base + 15, str(story.turns[column].round), "tick", "middle"))
-    width = left + len(story.turns) * side
-    return _svg(width, base + 22, "Contributors and rounds", parts, fixed=True)
+    return parts
+
+
+def _coarse_cells(
+    names: Sequence[str], columns: Sequence[Sequence[ClosedTurn]], place: tuple[float, float, float]
+) -> list[str]:
+    """One path for all cells of a colour; a cell has the worst that happened in its turns, and then words."""
+    left, side, high = place
+    quiet: dict[str, list[str]] = {}
+    parts = []
+    for index, turns in enumerate(columns):
+        found: dict[int, list[Work]] = {}
+        for turn in turns:
+            for work in turn.work:
+                found.setdefault(work.entry.slot, []).append(work)
+        for slot, name in enumerate(names):
+            kinds = Counter(cell_class(work) for work in found.get(slot, ()))
+            kind = next((kind for kind in WORST_FIRST if kinds[kind]), "absent")
+            x, y = left + index * side + 0.5, slot * high + 2
+            box = f"M{x:.1f} {y:.0f}h{side - 1:.1f}v{high - 4:.0f}h-{side - 1:.1f}z"
+            if kind in ("fault", "strike", "lost"):
+                reasons = Counter(work.reason for work in found[slot] if work.reason)
+                said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+                where = f"{name}, rounds {turns[0].round} to {turns[-1].round}: {said}"
+                parts.append(f'<path class="fill-{kind}" d="{box}">{_title(where)}</path>')
+            elif kind != "absent":
+                quiet.setdefault(kind, []).append(box)
+    return [f'<path class="fill-{kind}" d="{"".join(boxes)}"/>' for kind, boxes in quiet.items()] + parts
 
 
 def _cut(name: str) -> str:
@@ -228,7 +330,7 @@ def _cell(at: Point, side: float, high: float, work: Work | None, words: str) ->
 def _cell_words(turn: ClosedTurn, name: str, work: Work | None) -> str:
     where = f"{name}, {turn_name(turn)}"
     if work is None:
-        return f"{where}: not in the roster (quarantined)"
+        return f"{where}: not in the roster (in quarantine, away, or not there yet)"
     audits = ", ".join(f"{verdict.auditor}: {verdict.outcome}" for verdict in work.verdicts) or "not audited"
     loss = "" if work.loss is None else f", loss {work.loss:.3f}"
     return f"{where}: {work.reason or 'accepted'}, {work.tokens:,} tokens{loss}; {audits}"

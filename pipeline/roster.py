@@ -21,15 +21,18 @@ from verification.durable import write_atomic
 from verification.errors import UsageError
 from verification.keys import PrivateKey
 
+Role = Literal["contributor", "auditor"]
+
 
 @dataclass(frozen=True)
 class MemberSpec:
     """What a machine must know to make a member. `home` may start with ~, which is that machine's.
 
-    A member that `brings_key` has it there before the run, in the file keys/NAME.
+    A member that `brings_key` has it there before the run, in the file keys/NAME. A `newcomer` joins a run
+    that goes on already: it takes no part before it has read the log.
     """
 
-    role: Literal["contributor", "auditor"]
+    role: Role
     name: str
     operator: str
     manifest: bytes
@@ -38,10 +41,17 @@ class MemberSpec:
     adversary: str | None
     public: str
     brings_key: bool = False
+    newcomer: bool = False
 
 
 def make_member(spec: MemberSpec) -> Member:
     """The member, from its own folder on this machine; made anew after a crash it is the same member."""
+    member = _member(spec)
+    member.newcomer = spec.newcomer
+    return member
+
+
+def _member(spec: MemberSpec) -> Member:
     home = Path(spec.home).expanduser()
     place = Place(home / spec.folder / spec.name, home / spec.folder / "data")
     if spec.brings_key and not (place.vault / "key").exists():
@@ -62,24 +72,38 @@ def put_drill(vault: Path, kind: str) -> None:
     write_atomic(vault / "drill", kind.encode(), mode=0o600)
 
 
-def member_specs(
-    config: Config, manifest: bytes, home: Path, folder: str, public: Path, drills: Mapping[str, str]
-) -> dict[str, MemberSpec]:
-    """All members by name, contributors first; every member is an operator of its own."""
-    return {
-        name: MemberSpec(
-            "contributor" if name in config.contributors else "auditor",
+@dataclass(frozen=True)
+class Basis:
+    """What the specifications of a run's members have in common. `drills`: who cheats, and how."""
+
+    config: Config
+    manifest: bytes
+    home: Path
+    folder: str
+    public: Path
+    drills: Mapping[str, str]
+
+    def spec(self, name: str, role: Role, operator: str) -> MemberSpec:
+        """A member's specification. A home under the user's is that user's home on whatever machine."""
+        home, own = str(self.home), Path.home()
+        if self.home.is_relative_to(own):
+            home = str("~" / self.home.relative_to(own))
+        return MemberSpec(
+            role,
             name,
-            f"op-{name}",
-            manifest,
-            str(home),
-            folder,
-            drills.get(name),
-            str(public),
-            name in config.identity.allow,
+            operator,
+            self.manifest,
+            home,
+            self.folder,
+            self.drills.get(name),
+            str(self.public),
+            name in self.config.identity.allow,
         )
-        for name in config.members
-    }
+
+
+def first_members(config: Config) -> dict[str, Role]:
+    """Names and roles of those that a run starts with, contributors first."""
+    return {name: "contributor" if name in config.contributors else "auditor" for name in config.members}
 
 
 def parse_drills(options: list[str], contributors: int) -> dict[str, str]:

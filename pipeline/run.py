@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from cluster.pool import LocalPool, Pool
+from cluster.metrics import RayMetrics as RayMetrics  # noqa: PLC0414 - for commands
+from cluster.pool import LocalPool, Pool, Seat
+from cluster.wandb_nodes import NodeRecorders as NodeRecorders  # noqa: PLC0414 - for commands
 from data_prep.dataset import Dataset
 from data_prep.manifest import DatasetManifest
 from data_prep.prepare import prepare as prepare_data
@@ -33,11 +35,14 @@ from pipeline.coordinator import Coordinator
 from pipeline.crew import Crew
 from pipeline.desk import Desk
 from pipeline.folder import PARTS, RunFolder, member_folder
+from pipeline.hiring import Hiring
 from pipeline.identities import pending_revocations
 from pipeline.ledger import Ledger
 from pipeline.lineage import Lineage, replayed
+from pipeline.muster import Hire, Muster
 from pipeline.records_table import write_contributions
-from pipeline.roster import MemberSpec, make_member, member_specs, put_drill
+from pipeline.roster import Basis, MemberSpec, Role, first_members, put_drill
+from pipeline.shelf import Shelf
 from pipeline.source import software_versions, source_digest
 from pipeline.told import ToldFiles
 from pipeline.witnessing import Enlisted, Notary, NoWitnesses, Witnesses, check_draw_fits
@@ -59,9 +64,11 @@ from verification.records import (
     Witnessing,
 )
 from verification.sealing import parse_predicate
+from verification.state import RunState
 from verification.witnessing import check_witnessing
 
 Tell = Callable[[str], None]
+Usage = Mapping[str, Mapping[str, object]]
 COORDINATOR_WAIT_S = 5.0
 
 
@@ -146,9 +153,10 @@ def _fill(start: _Start, folder: RunFolder, tell: Tell) -> Manifest:
     chain = HashChain.generate(2 * config.run.rounds * (config.run.max_void + 1) + 2)
     # A witness knows one key by an origin: another start under the same name needs another.
     origin = f"barnraise/{_origin_name(start.name)}/{digest_hex(sha256_digest(key.public.encode()))[:16]}"
-    auditors = config.members[len(config.contributors) :]
+    newcomers = config.identity.newcomers
+    auditors = tuple(f"a{index:02d}" for index in range(config.audit.auditors + newcomers))
     names = start.witnesses.names if start.witnesses else ()
-    slots = len(config.contributors)
+    slots = len(config.contributors) + newcomers
     segments, pulse = config.most_segments, start.beacon is not None
     check_draw_fits(origin, key, slots, auditors, names, segments=segments, beacon=pulse)
     witnessing = Witnessing(0, ())
@@ -223,10 +231,14 @@ def _origin_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class View:
-    """What a run tells as it goes. `turn` gets the close and the seconds the turn took."""
+    """What a run tells as it goes. `turn` gets the close and the seconds the turn took.
+
+    `usage` gets what members use, by machine, before each of these.
+    """
 
     tell: Tell
     turn: Callable[[RoundClose, Coordinator, float], None]
+    usage: Callable[[Usage], None] = lambda usage: None
 
 
 def continue_run(
@@ -261,10 +273,12 @@ def continue_run(
         raise storage_error(secrets, error) from error
     prepare_numerics(config.run.profile, THREADS)
     ledger = Ledger.open(folder.log, PrivateKey.load(secrets / "key"), manifest_bytes, secrets / "journal")
-    specs = member_specs(config, manifest_bytes, home, member_folder(manifest), folder.path, drills or {})
-    members = _make_pool(specs, config, pool, address)
+    members = _make_pool(config, pool, address)
     try:
-        coordinator = _assemble(folder, config, ledger, secrets, members, witnesses, view.tell)
+        basis = Basis(config, manifest_bytes, home, member_folder(manifest), folder.path, drills or {})
+        hiring = Hiring(members, partial(_settle, members), basis.spec, secrets / "machines.json")
+        specs = hiring.settle(_people(config, ledger.state))
+        coordinator = _assemble(folder, config, ledger, secrets, members, witnesses, view.tell, hiring.hire)
         enrolled = bool(coordinator.state.members)
         coordinator.desk.crew.send_files(
             specs, lambda name: (folder.data / name).read_bytes(), enrolled=enrolled
@@ -274,19 +288,17 @@ def continue_run(
         while coordinator.state.rounds_done < config.run.rounds:
             started = time.monotonic()
             close = coordinator.run_turn()
+            view.usage(members.usage())
             view.turn(close, coordinator, time.monotonic() - started)
         coordinator.finish()
         payload_bytes = coordinator.desk.aggregator.codec.payload_bytes
-        write_contributions(folder, ledger.records(), payload_bytes)
+        write_contributions(folder, ledger.each_record(), payload_bytes)
     finally:
         members.close()
     return coordinator
 
 
-def _make_pool(
-    specs: Mapping[str, MemberSpec], config: Config, kind: Literal["local", "ray"], address: str | None
-) -> Pool:
-    makers = {name: partial(make_member, spec) for name, spec in specs.items()}
+def _make_pool(config: Config, kind: Literal["local", "ray"], address: str | None) -> Pool:
     if kind == "local":
         if config.run.native:
             raise UsageError(
@@ -294,28 +306,27 @@ def _make_pool(
                 got=list(config.run.native),
                 hint="Leave run.native empty, or use --pool ray.",
             )
-        return LocalPool(makers)
+        return LocalPool({})
     from cluster.ray_pool import RayPool  # noqa: PLC0415 - a run in one process needs no Ray
 
-    return RayPool(makers, environment(config.run.profile), address=address)
+    return RayPool({}, environment(config.run.profile), address=address)
 
 
-def _clean_up(folder: RunFolder, ledger: Ledger, config: Config) -> None:
-    """Remove what a crash left in the run folder and the log does not account for. Raises StorageError."""
-    state = ledger.state
-    try:
-        folder.remove_temporaries()
-        folder.keep_only("payloads", state.payloads)
-        folder.keep_only("state", ledger.snapshots())
-        folder.keep_checkpoints(state.rounds_done, config.checkpoint.every, state.bases_in_use)
-        for turn in [*([state.turn] if state.turn else []), *(waiting.turn for waiting in state.waiting)]:
-            refused = turn.reveal_close.refused if turn.reveal_close else ()
-            known = {refusal.slot for refusal in refused}
-            # What somebody failed before the crash, logged or not: nobody need be asked for its state again.
-            known |= set(turn.served.served) if turn.served else set()
-            folder.keep_evidence(turn.open, known)
-    except OSError as error:
-        raise storage_error(folder.path, error) from error
+def _settle(members: Pool, name: str, factory: Callable[[], object], machine: str | None, role: Role) -> None:
+    members.add(name, factory, Seat(machine, role) if machine else None)
+
+
+def _people(config: Config, state: RunState) -> dict[str, tuple[Role, str | None]]:
+    """Everybody who enrolled, or is to: roles, and operators as far as the log has them."""
+    if not state.members:
+        return {name: (role, None) for name, role in first_members(config).items()}
+    return {member.member: (member.role, member.operator) for member in state.members}
+
+
+def _nobody(room: int) -> Mapping[str, MemberSpec]:
+    """No newcomers."""
+    del room
+    return {}
 
 
 def _assemble(
@@ -326,8 +337,9 @@ def _assemble(
     members: Pool,
     witnesses: Enlisted | None,
     tell: Tell,
+    hire: Hire = _nobody,
 ) -> Coordinator:
-    _clean_up(folder, ledger, config)
+    Shelf(folder, ledger, tell).clean_up()
     aggregator = Aggregator.of(ledger.manifest.arrays, ledger.manifest.config)
     lineage = _lineage(folder, ledger, aggregator)
     dataset = Dataset(folder.data, DatasetManifest.from_json(ledger.manifest.dataset))
@@ -356,25 +368,27 @@ def _assemble(
         aggregator,
         dataset,
         validate,
+        tell,
     )
-    return Coordinator(desk, lineage)
+    return Coordinator(desk, lineage, Muster(desk, members, hire))
 
 
 def _lineage(folder: RunFolder, ledger: Ledger, aggregator: Aggregator) -> Lineage:
     """Where the checkpoints stand; StorageError when what is on disk is not what the log says.
 
-    Where audits lag it is worked out from the payloads: of turns that wait, and that lost something since, no
-    file holds the checkpoint; and a kill may have come between a settlement and its file.
+    Where audits lag it is worked out from the last firm checkpoint and the payloads after it: of turns that
+    wait, and that lost something since, no file holds the checkpoint; and a kill may have come between a
+    settlement and its file.
     """
     state = ledger.state
     done = state.rounds_done
     lags = bool(state.config["audit"]["lag"])
-    first = 0 if lags else done
+    first = ledger.retention.firm if lags else done
     lineage = Lineage(
         aggregator, aggregator.load(folder.checkpoint(first), folder.outer_file(first).read_bytes())
     )
     if lags:
-        lineage = replayed(folder, ledger.records(), lineage)
+        lineage = replayed(folder, ledger.each_record(), lineage, first)
     found = aggregator.digests(lineage.current)
     if found != state.base:
         raise StorageError(f"checkpoint {done} is not the one in the log", expected=state.base, got=found)

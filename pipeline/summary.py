@@ -52,6 +52,11 @@ def show_summary(
         "log": f"{ledger.checkpoint.size} entries",
         "head": f"sha256:{ledger.checkpoint.root.hex()}",
     }
+    kept = ledger.retention
+    if kept.dropped:
+        lines["dropped"] = (
+            f"{kept.dropped} payloads of rounds 1 to {kept.floor}; a check begins at checkpoint {kept.floor}"
+        )
     if names := witness_names(ledger.manifest):
         required = ledger.manifest.witnessing.required
         lines["witnesses"] = f"{', '.join(names)}; each draw had {required} or more of them"

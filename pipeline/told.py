@@ -15,18 +15,17 @@ from verification.durable import storage_error, write_atomic
 
 @dataclass(frozen=True)
 class Question:
-    """One wave of one auditor's look at a slot."""
+    """One wave of one auditor's audit of a slot. What it told stands for whatever look it is asked at."""
 
     turn: int
     slot: int
-    look: int
     auditor: str
     wave: int
 
     @property
     def name(self) -> str:
         """Its file's."""
-        return f"{self.turn}-{self.slot}-{self.look}-{self.wave}-{self.auditor}"
+        return f"{self.turn}-{self.slot}-{self.wave}-{self.auditor}"
 
 
 class ToldFiles:

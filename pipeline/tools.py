@@ -1,4 +1,4 @@
-"""The commands around a run: report, export, generate, data, keys; with plan and doctor the table of them.
+"""The commands around a run: report, export, generate, data, keys; with plan the table of them.
 
 Owns their options, what they print and what to type next. Does not own what they call. Importing this module
 does not import torch: each command imports what it needs, after the run's numerics profile is set up.
@@ -6,10 +6,11 @@ does not import torch: each command imports what it needs, after the run's numer
 
 from __future__ import annotations
 
+import gc
 import json as jsonlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +24,13 @@ from data_prep.config import DataConfig
 from data_prep.manifest import TOKENIZER_FILE, DatasetManifest, file_digest
 from model.arrays import Arrays, ArraySpec, arrays_digest, arrays_from_safetensors
 from model.numerics import THREADS, prepare
-from pipeline import doctor, identities, plan, plan_options
+from pipeline import identities, plan, plan_options
 from pipeline.config import config_from_manifest, describe
 from pipeline.folder import RunFolder
 from pipeline.model_card import model_card
 from pipeline.options import HOME
 from pipeline.report import RunStory, answer, read_story, write_report
+from pipeline.report_metrics import read_metrics
 from verification.errors import StorageError, UsageError
 from verification.keys import PrivateKey
 
@@ -116,12 +118,13 @@ class DataOptions:
 class KeysOptions:
     """Make an Ed25519 key file that only its owner may read, show one, or change a member's key in a run."""
 
-    action: tyro.conf.Positional[Literal["new", "show", "rotate", "revoke"]]
-    """new makes a file, show reads it; rotate gives MEMBER of a run another key, revoke takes it away."""
+    action: tyro.conf.Positional[Literal["new", "show", "rotate", "revoke", "leave", "return"]]
+    """new makes a file, show reads it; rotate gives MEMBER of a run another key, revoke takes it away;
+    leave lets it take no part from the next round on, return takes that back."""
     path: tyro.conf.Positional[Path]
-    """The key file; for rotate and revoke the run folder."""
+    """The key file; for the others the run folder or, where there is none, the member's private folder."""
     member: tyro.conf.Positional[str | None] = None
-    """For rotate and revoke, whose key."""
+    """Whom it is about, where PATH is the run folder."""
     as_coordinator: bool = False
     """Revoke in the name of the run's coordinator, whose private folder is here, not of the member."""
     home: Path = HOME
@@ -133,12 +136,19 @@ class KeysOptions:
 def report(options: ReportOptions, console: Console) -> int:
     """`barnraise report`."""
     folder = RunFolder(options.run)
-    story = read_story(folder)
-    path = write_report(folder, story)
+    # Reading a log makes many short-lived objects and no cycles.
+    gc.set_threshold(50_000, 20, 20)
+    waiting = nullcontext() if options.json or not console.is_terminal else console.status("reading the log")
+    with waiting:
+        story = read_story(folder)
+    metrics = read_metrics(folder.path / "metrics.jsonl")
+    path = write_report(folder, story, metrics)
     if options.json:
-        _print_json(answer(path, story))
+        _print_json(answer(path, story, metrics))
         return 0
     _say(console, f"{path.absolute()}: {story.status}")
+    if metrics and metrics.bad_lines:
+        _say(console, f"{metrics.bad_lines} lines of metrics.jsonl could not be read and were left out")
     _next(console, f"open it in a browser; barnraise verify {options.run} --level 3 --sample 5 is the proof")
     return 0
 
@@ -161,12 +171,7 @@ def export(options: ExportOptions, console: Console) -> int:
         return 0
     _say(console, f"{options.out}: the weights after round {round_}, as the log names them")
     _say(console, f"weights {digest}")
-    _next(
-        console,
-        f"barnraise verify {options.run} --level 3 --sample 5   shows the same digest, with the proof"
-        if round_ == story.rounds
-        else f"barnraise report {options.run}   and {options.out / 'README.md'} say how to check it",
-    )
+    _next(console, f"barnraise verify {options.run} --weights {options.out}   says of which round they are")
     load = f"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{options.out}')"
     _say(console, f'      python -c "{load}"')
     return 0
@@ -290,7 +295,7 @@ def _data_answer(options: DataOptions, manifest: DatasetManifest, unigram: float
 
 def keys(options: KeysOptions, console: Console) -> int:
     """`barnraise keys`."""
-    if options.action in ("rotate", "revoke"):
+    if options.action not in ("new", "show"):
         return _change_key(options, console)
     path = options.path.expanduser()
     if options.action == "new":
@@ -312,12 +317,17 @@ def keys(options: KeysOptions, console: Console) -> int:
 
 def _change_key(options: KeysOptions, console: Console) -> int:
     member, folder, home = options.member, RunFolder(options.path), options.home.expanduser()
-    if member is None:
-        raise UsageError(f"keys {options.action} needs a run folder and the name of a member")
-    done = {"member": member, "action": options.action}
+    name = member or options.path.resolve().name
+    done = {"member": name, "action": options.action}
     if options.action == "rotate":
         done["key"] = identities.rotate(folder, home, member).public
+    elif options.action == "leave":
+        identities.leave(folder, home, member)
+    elif options.action == "return":
+        identities.come_back(folder, home, member)
     elif options.as_coordinator:
+        if member is None:
+            raise UsageError("the coordinator revokes a member's key: name it after the run folder")
         identities.revoke_as_coordinator(folder, home, member)
     else:
         identities.revoke(folder, home, member)
@@ -326,11 +336,17 @@ def _change_key(options: KeysOptions, console: Console) -> int:
         return 0
     if options.action == "rotate":
         _say(console, done["key"])
-        _say(console, f"{member} goes on with this key when the log has it, from zero state and on probation")
-    else:
-        _say(console, f"{member} is in quarantine for the rest of the run when the log has it")
-    _next(console, f"barnraise resume {options.path}   takes it up, or the run itself before its next round")
+    _say(console, f"{name} {_WHAT_FOLLOWS[options.action]}")
+    _next(console, "the run takes it up before its next round; `barnraise resume RUN` where it has stopped")
     return 0
+
+
+_WHAT_FOLLOWS = {
+    "rotate": "goes on with this key when the log has it, from zero state and on probation",
+    "revoke": "is in quarantine for the rest of the run when the log has it",
+    "leave": "takes no part when the log has it, and keeps its credit; `barnraise keys return` takes it back",
+    "return": "takes part again when the log has it, as it was",
+}
 
 
 @contextmanager
@@ -364,5 +380,4 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any, Console], int]]] = {
     "data": (DataOptions, data),
     "keys": (KeysOptions, keys),
     "plan": (plan_options.PlanOptions, plan.command),
-    "doctor": (doctor.DoctorOptions, doctor.command),
 }

@@ -22,6 +22,7 @@ LOCK_WAIT_S = 60.0
 MOST_BYTES = 1 << 20  # of a turn's file: three envelopes of 65,535 bytes and two digests
 NEXT_KEY = "key.next"
 REVOKED = "revoke"
+LEAVING = "leave"
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,6 +67,10 @@ class Vault:
         fsync_folder(self.folder)
         return self.key()
 
+    def is_leaving(self) -> bool:
+        """Whether the owner wants this member to take no part for now, by `barnraise keys leave`."""
+        return present(self.folder / LEAVING)
+
     def is_revoked(self) -> bool:
         """Whether the owner wants the key revoked, by `barnraise keys revoke`."""
         return present(self.folder / REVOKED)
@@ -83,6 +88,12 @@ class Vault:
                 f"two different closes of round {round_}, attempt {attempt}",
                 hint=f"Both are signed by the coordinator: keep {path}, and what the log shows now.",
             )
+
+    def forget_receipts_before(self, round_: int) -> None:
+        """Drop the receipts of rounds before `round_`: the head of a later one covers what they prove."""
+        for path in (self.folder / "receipts").glob("r*-a*.tlog-proof"):
+            if int(path.name[1:].split("-")[0]) < round_:
+                path.unlink()
 
     def put_policy(self, policy: str) -> None:
         """Keep beside the receipts what `barnraise verify-receipt --policy` needs to check them."""

@@ -22,9 +22,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from pipeline.checkpoint import Aggregator
 from pipeline.folder import RunFolder
-from pipeline.ledger import read_entries
+from pipeline.log_reader import read_entries
 from pipeline.replay_aggregation import Step, check_table, checked_config, replay_checkpoints
 from pipeline.source import source_digest
+from pipeline.weights import Tied, check_weights, show_weights
 from verification.beacon import Beacon, described
 from verification.encoding import from_json
 from verification.errors import BarnraiseError, FormatError, UsageError, printable
@@ -55,6 +56,8 @@ class VerifyOptions:
     """A C2SP tlog-policy file: the witnesses, and how many of them, that you trust to have seen the log."""
     receipt: Path | None = None
     """A receipt that you were given; the log must be the one it is from."""
+    weights: Path | None = None
+    """A folder that `barnraise export` made: which round of the log its weights are after."""
     json: bool = False
     """One JSON object instead of words."""
 
@@ -64,6 +67,9 @@ class Answer:
     """What `verify --json` prints. Fields may be added, none renamed.
 
     `anchored` is null or text, as in `Findings`: not every text says that the whole log is anchored.
+    `dropped` is null unless payloads are missing, as the run's retention allows: so many `payloads`, of
+    rounds 1 to `rounds`, from whose checkpoint on the aggregation was replayed; `contributions` are those
+    that level 3 found nobody can recompute.
     """
 
     ok: bool
@@ -84,6 +90,8 @@ class Answer:
     waiting: int
     other_source: bool
     beacon: str | None
+    dropped: dict[str, int] | None
+    weights: Tied | None
     failures: list[dict[str, str]]
 
 
@@ -118,13 +126,15 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
     )
     failures = list(findings.failures)
     seed = options.sample_seed
-    recomputed = population = elsewhere = unseen = 0
+    untied: list[Failure] = []
+    tied = check_weights(options.weights, options.run, findings, untied) if options.weights else None
+    recomputed = population = elsewhere = unseen = gone = 0
     # A folder that fails level 1 has no records to replay: what is wrong has been named.
     if not failures and options.level > 1:
         if options.level == 3 and options.sample is not None and seed is None:
             seed = secrets.randbelow(1 << 32)
         try:
-            recomputed, population, elsewhere, unseen = _replay(
+            recomputed, population, elsewhere, unseen, gone = _replay(
                 options, findings, failures, seed or 0, progress
             )
         except UsageError:
@@ -133,6 +143,7 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
             failures.append(
                 Failure(error.what, str(options.run), str(error.expected or ""), str(error.got or ""))
             )
+    failures += untied
     return Answer(
         ok=not failures,
         complete=findings.complete,
@@ -152,6 +163,8 @@ def verify(options: VerifyOptions, progress: Any) -> Answer:
         waiting=unsettled.of(findings),
         other_source=findings.manifest.get("source") != source_digest(),
         beacon=_beacon(findings.manifest),
+        dropped={**asdict(findings.dropped), "contributions": gone} if findings.dropped else None,
+        weights=tied,
         failures=[{key: printable(text) for key, text in asdict(failure).items()} for failure in failures],
     )
 
@@ -183,7 +196,7 @@ class _Unsettled:
 
 def _replay(
     options: VerifyOptions, findings: Findings, failures: list[Failure], seed: int, progress: Any
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     folder = RunFolder(options.run)
     checked_config(findings.manifest)
     work = None
@@ -198,8 +211,9 @@ def _replay(
     codec = Aggregator.of(manifest.arrays, manifest.config).codec
     check_table(folder, findings, records, codec.payload_bytes, failures.append)
     if work is None:
-        return 0, 0, 0, 0
-    return work.recomputed, work.plan.population, work.plan.elsewhere, work.plan.unseen
+        return 0, 0, 0, 0, 0
+    plan = work.plan
+    return work.recomputed, plan.population, plan.elsewhere, plan.unseen, plan.dropped
 
 
 def _steps(folder: RunFolder, findings: Findings, failures: list[Failure], progress: Any) -> Iterator[Step]:
@@ -226,7 +240,8 @@ def _work_replay(
             got=f"no module {error.name}",
             hint="Install barnraise[train], or check --level 2.",
         ) from None
-    plan = plan_sample(findings, options.sample, seed, numerics_class(profile, THREADS))
+    here = numerics_class(profile, THREADS)
+    plan = plan_sample(findings, options.sample, seed, here, lambda state: folder.state_file(state).exists())
     return WorkReplay(folder, findings, plan, failures.append, progress)
 
 
@@ -249,12 +264,17 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
         console.print(
             f"[red bold]does not hold[/] at level {answer.level}: {head}", highlight=False, soft_wrap=True
         )
+        console.print("Next: check another copy of the folder; --json lists all that is wrong")
         return
     console.print(f"[green bold]holds[/] at level {answer.level}: {head}", highlight=False, soft_wrap=True)
+    if answer.dropped:
+        _show_dropped(answer.level, answer.dropped, console)
     if answer.level == 3:
         _show_recomputed(answer, console)
     console.print(f"      weights  {answer.weights_digest}", highlight=False, soft_wrap=True)
     console.print(f"      anchored {answer.anchored or UNANCHORED}", highlight=False, soft_wrap=True)
+    if answer.weights:
+        show_weights(answer.weights, options.weights, console)
     if answer.beacon:
         console.print(f"      beacon   {answer.beacon}", highlight=False, markup=False, soft_wrap=True)
     rest = not_covered(answer.anchored, answer.log_size)
@@ -277,6 +297,21 @@ def show(answer: Answer, options: VerifyOptions, console: Console) -> None:
         head = f"{answer.log_size}:{answer.log_head.removeprefix('sha256:')}"
         console.print(
             f"Next: keep this head, and whenever you check again add --expect-head {head}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    else:
+        console.print(f"Next: barnraise report {options.run}", highlight=False, soft_wrap=True)
+
+
+def _show_dropped(level: int, dropped: Mapping[str, int], console: Console) -> None:
+    """What this check cannot speak of."""
+    which = f"rounds 1 to {dropped['rounds']}: payloads dropped by the run's retention policy"
+    rests = "; their aggregation rests on what was verified before" if level > 1 else ""
+    console.print(f"      [yellow]dropped[/]  {which}{rests}", highlight=False, soft_wrap=True)
+    if level == 3:
+        console.print(
+            f"      [yellow]{dropped['contributions']}[/] contributions cannot be recomputed any more for it",
             highlight=False,
             soft_wrap=True,
         )

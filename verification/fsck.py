@@ -109,6 +109,7 @@ class _Check:
             enrolments=story.enrolments,
             turns=tuple(gathered),
             run_close=story.run_close,
+            dropped=self.files.dropped if self.files is not None else None,
         )
 
     def _read(self) -> None:

@@ -12,11 +12,12 @@ from contextlib import closing
 from pathlib import Path
 
 from verification.errors import FormatError, StorageError
-from verification.fsck_findings import Progress, Record, Report, Turn
+from verification.fsck_findings import Dropped, Progress, Record, Report, Turn
 from verification.fsck_formats import MAX_ENTRY, digest_file, read_beginning, read_file
 from verification.fsck_index import Index
 from verification.fsck_json import parse_canonical, sha256_text
 from verification.fsck_log import Tree, list_files
+from verification.fsck_missing import File, Missing
 from verification.fsck_rules import Story, payload_length
 from verification.fsck_shapes import BLAKE3, CASE, CASE_FILES, OVERRULED, RERUN_FILES, tolerances_of
 from verification.fsck_tolerance import rests_on_tolerance
@@ -52,6 +53,9 @@ class FileCheck:
         self.run_id = run_id
         self.index = index
         self.payload_length = payload_length(manifest)
+        self.dropped: Dropped | None = None
+        """What is missing and may be; known at the end."""
+        self.missing = Missing(run, manifest, index, report)
         self.tolerances = tolerances_of(manifest)
         self.report = report
         self.progress = progress
@@ -61,11 +65,13 @@ class FileCheck:
         for slot in turn.reveal_close["revealed"] if turn.reveal_close is not None else ():
             if slot not in turn.reveals:
                 continue
-            opening = turn.reveals[slot]["opening"]
+            opening, number = turn.reveals[slot]["opening"], turn.open["round"]
             what = f"the payload of {_label(turn, slot)}"
-            self._addressed("payloads", opening["payload"], what, self.payload_length)
+            self._addressed("payloads", opening["payload"], what, number, self.payload_length)
             if turn.open["snapshot"] and opening["start_state"] != self.manifest["zero_state"]:
-                self._addressed("state", opening["start_state"], f"the start state of {_label(turn, slot)}")
+                what = f"the start state of {_label(turn, slot)}"
+                self._addressed("state", opening["start_state"], what, number)
+        self.missing.told(turn)
         place = (turn.open["round"], turn.open["attempt"])
         lines = [] if turn.close is None else list(turn.close["rejected"])
         removed = [] if turn.settlement is None else turn.settlement["removed"]
@@ -81,6 +87,9 @@ class FileCheck:
         When the story breaks off, only what is known to belong there is checked.
         """
         self._data(story)
+        for file in self.missing.end(story.rounds):
+            self.digest(f"{file.folder}/{file.digest}", f"blake3:{file.digest}", file.what)
+        self.dropped = self.missing.dropped()
         if story.whole:
             self._checkpoints(story)
         spare = sum(enrolment["role"] == "contributor" for enrolment in story.enrolments)
@@ -120,9 +129,10 @@ class FileCheck:
         root = f"sha256:{tree.root().hex()}"
         self.report.equal(f"{what} does not give the trace's root", name, opening["trace_root"], root)
 
-    def _addressed(self, folder: str, digest: str, what: str, length: int | None = None) -> None:
-        """A file named by its digest; the same one is looked at once."""
-        if self.index.add(folder, bytes.fromhex(digest[7:])):
+    def _addressed(self, folder: str, digest: str, what: str, number: int, length: int | None = None) -> None:
+        """A file named by its digest in round `number`; the same one is looked at once."""
+        first = self.index.add(folder, bytes.fromhex(digest[7:]))
+        if not self.missing.take(File(folder, digest[7:], what), number, first=first) and first:
             self.digest(f"{folder}/{digest[7:]}", digest, what, length)
 
     # --- whole folders ---
@@ -174,7 +184,8 @@ class FileCheck:
         """Which checkpoints are there. An empty one cannot be right; more of their content is level 2's."""
         every, last = self.manifest["config"]["checkpoint"]["every"], story.rounds
         bases = {number - 1 for number, _ in story.waiting}
-        for number in sorted({*range(0, last, every), last, *bases}):
+        due = (number for number in range(0, last, every) if not self.missing.may_be_thinned(number))
+        for number in sorted({*due, last, *bases}):
             for kind in _KINDS:
                 name = f"checkpoints/round-{number:05d}.{kind}"
                 path = self.run / name

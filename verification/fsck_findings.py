@@ -76,6 +76,17 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """What is missing and may be, by the manifest's retention: `payloads` of rounds up to `rounds`.
+
+    `rounds` is that of the first checkpoint from which the aggregation can be replayed.
+    """
+
+    rounds: int
+    payloads: int
+
+
+@dataclass(frozen=True)
 class Findings:
     """The answer of a level 1 check.
 
@@ -84,7 +95,8 @@ class Findings:
     `expect-head`, `witness-policy`, `receipt`, each of the last three with ` up to entry N` where the
     head in question is older than the log's; None where nothing does. `log_head` is `sha256:` and the
     root, `weights_digest` the array digest of the last closed round. What could not be read is empty
-    text, 0 or an empty object. `turns` is empty where the caller took them as they came.
+    text, 0 or an empty object. `turns` is empty where the caller took them as they came. `dropped` is None
+    where no payload is missing.
     """
 
     failures: tuple[Failure, ...]
@@ -100,6 +112,7 @@ class Findings:
     enrolments: tuple[Record, ...]
     turns: tuple[Turn, ...]
     run_close: Record | None
+    dropped: Dropped | None = None
 
     @property
     def ok(self) -> bool:

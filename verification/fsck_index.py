@@ -7,6 +7,7 @@ else can open it and it is gone when it is closed. Knows nothing of what the nam
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -46,6 +47,18 @@ class Index:
         try:
             found = self._database.execute("SELECT 1 FROM seen WHERE kind = ? AND name = ?", (kind, name))
             return found.fetchone() is not None
+        except sqlite3.Error as error:
+            raise _trouble(error) from None
+
+    def names(self, kind: str, start: bytes = b"") -> Iterator[bytes]:
+        """What was taken of a kind, in order, from `start` on."""
+        try:
+            yield from (
+                bytes(name)
+                for (name,) in self._database.execute(
+                    "SELECT name FROM seen WHERE kind = ? AND name >= ? ORDER BY name", (kind, start)
+                )
+            )
         except sqlite3.Error as error:
             raise _trouble(error) from None
 

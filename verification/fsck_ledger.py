@@ -1,9 +1,9 @@
 """What one turn leaves to the next: queue, steps, lineage, probation, keys, credit, quarantine.
 
-Owns the state of sections 5 and 10, what key-rotations and -revocations do to it, and what it makes the
-next round-open say. Compares nothing; the callers hold the log's records against it. Where the log is found
-to lie, the callers put the log's own value in here, so that one lie is named once and later turns are judged
-by what they follow from.
+Owns the state of sections 5 and 10, what enrolments, leaves, returns, key-rotations and -revocations do to
+it, and what it makes the next round-open say. Compares nothing; the callers hold the log's records against
+it. Where the log is found to lie, the callers put the log's own value in here, so that one lie is named once
+and later turns are judged by what they follow from.
 """
 
 from __future__ import annotations
@@ -66,19 +66,18 @@ class Ledger:
 
     def __init__(self, settings: Settings, zero_state: str, enrolments: Sequence[Record]) -> None:
         self.settings = settings
-        members = [{key: e[key] for key in _IDENTITY} for e in enrolments]
-        roles = [e["role"] for e in enrolments]
-        self.contributors = [m for m, role in zip(members, roles, strict=True) if role == "contributor"]
-        self.identities = {m["member"]: m for m in members}
+        self.contributors: list[dict[str, str]] = []
+        """By slot, whoever is away or in quarantine too."""
+        self.identities: dict[str, dict[str, str]] = {}
         """By member, with the present key."""
-        self._all_auditors = [m for m, role in zip(members, roles, strict=True) if role == "auditor"]
-        self.auditors = list(self._all_auditors)
-        """Those not in quarantine, in log order."""
+        self._auditors: list[dict[str, str]] = []
         self.queue: list[tuple[int, int, str]] = []
         self.cursor = 0
-        self.steps = list(settings.first_steps)
+        self.steps: list[int] = []
+        """By slot: what it is given next."""
         self.quarantined: set[str] = set()
-        self.accounts = {e["member"]: Account() for e in enrolments}
+        self.away: set[str] = set()
+        self.accounts: dict[str, Account] = {}
         self._zero_state = zero_state
         self._states: dict[str, list[tuple[int, str]]] = {}
         """By member: (turn, next state) of what no settlement removed, as far back as one may yet do so."""
@@ -86,12 +85,21 @@ class Ledger:
         self._strikes: Counter[str] = Counter()
         self._suspect: dict[str, int] = {}  # by member, the turn of its last strike
         self._taken: list[Piece] = []
+        for enrolment in enrolments:
+            self.enrol(enrolment)
 
     # --- what the next round-open must say ---
 
     def present(self) -> list[int]:
         """Slots that belong into the roster."""
-        return [s for s, e in enumerate(self.contributors) if e["member"] not in self.quarantined]
+        return [slot for slot, line in enumerate(self.contributors) if self._takes_part(line)]
+
+    def auditors(self) -> list[dict[str, str]]:
+        """The auditors of the open, in log order."""
+        return [line for line in self._auditors if self._takes_part(line)]
+
+    def _takes_part(self, line: dict[str, str]) -> bool:
+        return line["member"] not in self.quarantined and line["member"] not in self.away
 
     def start_state(self, round_number: int, member: str) -> str:
         """Section 10, lineage."""
@@ -131,6 +139,25 @@ class Ledger:
 
     # --- what happens between turns ---
 
+    def enrol(self, enrolment: Record) -> None:
+        """A new member; a contributor takes the next slot."""
+        line: dict[str, str] = {key: enrolment[key] for key in _IDENTITY}
+        self.identities[line["member"]] = line
+        self.accounts[line["member"]] = Account()
+        if enrolment["role"] == "auditor":
+            self._auditors.append(line)
+        else:
+            self.steps.append(self.settings.steps(len(self.contributors)))
+            self.contributors.append(line)
+
+    def leave(self, member: str) -> None:
+        """A leave: the member keeps all that it has, slot and steps among it."""
+        self.away.add(member)
+
+    def come_back(self, member: str) -> None:
+        """A return."""
+        self.away.discard(member)
+
     def rotate(self, member: str, new_key: str) -> None:
         """A key-rotation: lineage and probation begin again."""
         self._states.pop(member, None)
@@ -139,13 +166,8 @@ class Ledger:
 
     def revoke(self, member: str) -> None:
         """A key-revocation: quarantine, and what is not vested is forfeited."""
-        self._shut_out({member})
+        self.quarantined.add(member)
         self._forfeit(member)
-
-    def _shut_out(self, members: set[str]) -> None:
-        """Quarantine, which ends with the run."""
-        self.quarantined |= members
-        self.auditors = [a for a in self._all_auditors if a["member"] not in self.quarantined]
 
     # --- what a round-close does ---
 
@@ -174,7 +196,7 @@ class Ledger:
             if outcome.reason == "failed-audit" or (outcome.reason in REFUSALS and struck_out):
                 new.add(outcome.member)
         self.queue.sort()
-        self._shut_out(new)
+        self.quarantined |= new
         self._credit(turn, earned, new)
 
     def _accept(self, turn: int, outcome: Outcome) -> None:
@@ -210,7 +232,7 @@ class Ledger:
             self._take_back(removal)
         self.queue.sort()
         self._earn(turn, verdicts)
-        self._shut_out(at_fault)
+        self.quarantined |= at_fault
         # An auditor may be in quarantine since its verdict was asked for.
         for member in self.quarantined:
             self._forfeit(member)

@@ -84,10 +84,16 @@ _CHECKS: dict[str, Callable[[Run, TurnState, Entry], None]] = {
     "round-close": check_round_close,
     "settlement": check_settlement,
 }
-_SIGNED_BY_MEMBERS = (
-    "enrol", "commitment", "reveal", "verdict", "appeal", "key-rotation", "key-revocation"
-)  # fmt: skip
-_BETWEEN_TURNS = ("round-open", "run-close", "key-rotation", "key-revocation")
+_OF_MEMBERS: dict[str, Callable[[Members, Entry], None]] = {
+    "enrol": Members.enrol,
+    "leave": Members.leave,
+    "return": Members.come_back,
+    "key-rotation": Members.rotate,
+    "key-revocation": Members.revoke,
+}
+_SIGNED_BY_MEMBERS = (*_OF_MEMBERS, "commitment", "reveal", "verdict", "appeal")
+"""The others are the coordinator's; `Members` knows of two that may be."""
+_BETWEEN_TURNS = ("round-open", "run-close", *_OF_MEMBERS)
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,6 @@ class Replay:
         self.run_close: Record | None = None
         self.rounds = 0
         self.attempt = 0
-        self.turns = 0
         self.tokens = 0
         self.turn: TurnState | None = None
         """The turn that records are of: the one in progress, or the one whose settlement is due."""
@@ -268,12 +273,8 @@ class Replay:
             RECORDS[kind](envelope.predicate, kind)
         entry = Entry(index, leaf, envelope, envelope.predicate)
         self._check_frame(entry)
-        if kind == "enrol":
-            self.members.enrol(entry)
-        elif kind == "key-rotation":
-            self.members.rotate(entry)
-        elif kind == "key-revocation":
-            self.members.revoke(entry)
+        if kind in _OF_MEMBERS:
+            _OF_MEMBERS[kind](self.members, entry)
         elif kind == "round-open":
             self._open(entry)
         elif kind == "run-close":
@@ -317,7 +318,7 @@ class Replay:
         record, report, where = entry.record, self.run.report, place(entry)
         if self.phase == "enrol":
             self.members.complete(where)
-        numbers = {"round": self.rounds + 1, "attempt": self.attempt, "turn": self.turns}
+        numbers = {"round": self.rounds + 1, "attempt": self.attempt, "turn": self.run.opens}
         for key, want in numbers.items():
             report.equal(f"the {key} of a round-open is wrong", where, want, record[key])
         if self.rounds >= self.run.settings.rounds:
@@ -336,7 +337,7 @@ class Replay:
             )
         # What follows is judged by the numbers that are due, so that one wrong number is named once.
         self.turn = self.last = TurnState(entry.index, {**record, **numbers})
-        self.turns += 1
+        self.run.opens += 1
         self.phase = entry.kind
         check_open(self.run, self.turn, entry)
 

@@ -6,7 +6,7 @@ rules refer to. Whether the values are right is for the rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +136,7 @@ _CONFIG: dict[str, dict[str, Shape]] = {
     },
     "checkpoint": {"every": integer(1)},
     "eval": {"every": integer(1)},
-    "identity": {"allow": Shape(_keys_by_member)},
+    "identity": {"allow": Shape(_keys_by_member), "newcomers": _NUMBER},
 }
 _CHAIN = members({"end": SHA256, "length": _NUMBER})
 _WITNESS = members({"chain": _CHAIN, "proof": text, "vkey": text})
@@ -246,6 +246,8 @@ _LINKS = list_of(members({"link": nullable(HEX64), "proof": nullable(text), "wit
 _PULSE = members({"round": integer(1), "signature": HEX96})
 
 _OF_RUN: dict[str, Shape] = {"protocol": choice(PROTOCOL), "run": SHA256}
+_OF_MEMBER: dict[str, Shape] = {**_OF_RUN, "member": NAME, "key": KEY}
+_BY = choice("coordinator", "member")
 _OF_TURN: dict[str, Shape] = {**_OF_RUN, "round": integer(1), "attempt": _NUMBER}
 _BY_SLOT: dict[str, Shape] = {**_OF_TURN, "slot": _NUMBER, "member": NAME, "key": KEY}
 _DRAW: dict[str, Shape] = {"head": text, "link": HEX64, "links": _LINKS, "seed": SHA256}
@@ -262,8 +264,10 @@ RECORDS: dict[str, Shape] = {
             "class": CLASS,
         }
     ),
-    "key-rotation": members({**_OF_RUN, "member": NAME, "key": KEY, "new_key": KEY, "proof": text}),
-    "key-revocation": members({**_OF_RUN, "member": NAME, "key": KEY, "by": choice("coordinator", "member")}),
+    "leave": members({**_OF_MEMBER, "turn": _NUMBER, "by": _BY}),
+    "return": members({**_OF_MEMBER, "turn": _NUMBER}),
+    "key-rotation": members({**_OF_MEMBER, "new_key": KEY, "proof": text}),
+    "key-revocation": members({**_OF_MEMBER, "by": _BY}),
     "round-open": members(
         {
             **_OF_TURN,
@@ -408,6 +412,7 @@ class Settings:
     checkpoint_every: int
     required: int
     allow: Mapping[str, str]
+    newcomers: int
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Settings:
@@ -447,12 +452,22 @@ class Settings:
             checkpoint_every=config["checkpoint"]["every"],
             required=manifest["witnessing"]["required"],
             allow=config["identity"]["allow"],
+            newcomers=config["identity"]["newcomers"],
         )
 
     def micro_batch(self, slot: int) -> int:
         """How many windows a contributor takes through the model at once (section 7)."""
-        return self.micro_batches[slot] if self.micro_batches else self.batch
+        return _of_slot(self.micro_batches, slot) if self.micro_batches else self.batch
+
+    def steps(self, slot: int) -> int:
+        """With how many local steps a contributor begins (section 5, steps)."""
+        return _of_slot(self.first_steps, slot)
 
     def segments(self, steps: int) -> int:
         """Into how many segments so many local steps are cut (section 7)."""
         return -(-steps // self.trace_every)
+
+
+def _of_slot(numbers: Sequence[int], slot: int) -> int:
+    """A slot's number; newcomers, whose slots come after those of the list, have the least."""
+    return numbers[slot] if slot < len(numbers) else min(numbers)

@@ -78,6 +78,8 @@ class Run:
     """Closed turns that are not settled, the oldest first; none where audits do not lag."""
     draws: int = 0
     """Draws and second-draws so far."""
+    opens: int = 0
+    """Round-opens so far."""
 
     def payload_was_accepted(self, digest: str) -> bool:
         """Whether a contribution with this payload was accepted in an earlier turn."""
@@ -226,9 +228,10 @@ def check_open(run: Run, turn: TurnState, entry: Entry) -> None:
     record, report, where, s = entry.record, run.report, place(entry), run.settings
     number = record["round"]
     report.equal(f"{turn.name} does not start from the last checkpoint", where, run.base, record["base"])
-    report.equal(f"the auditors of {turn.name} are wrong", where, run.ledger.auditors, record["auditors"])
+    auditors = run.ledger.auditors()
+    report.equal(f"the auditors of {turn.name} are wrong", where, auditors, record["auditors"])
     # A key may be rotated before the verdicts come.
-    turn.auditors = [dict(auditor) for auditor in run.ledger.auditors]
+    turn.auditors = [dict(auditor) for auditor in auditors]
     slots = [line["slot"] for line in record["roster"]]
     if slots != sorted(set(slots)) or any(slot >= len(run.ledger.contributors) for slot in slots):
         what = f"the roster of {turn.name} names slots that do not exist, twice or out of order"

@@ -1,4 +1,4 @@
-"""The records by which a member's name and key are bound: enrolment, rotation, revocation.
+"""The records of who belongs to a run, and by which key: enrolment, rotation, revocation, leave, return.
 
 Owns their fields and the proof inside a rotation. Does not own when one may come or what it does to a
 member's standing (membership.py).
@@ -78,3 +78,34 @@ class KeyRevocation:
     member: str
     key: str
     by: Literal["coordinator", "member"]
+
+
+@dataclass(frozen=True)
+class Leave:
+    """A member takes no part from here on, until it returns: it says so, or nobody can reach it.
+
+    `turn` counts the round-opens before it.
+    """
+
+    kind: ClassVar[str] = "leave"
+    protocol: int
+    run: str
+    member: str
+    key: str
+    turn: int
+    by: Literal["coordinator", "member"]
+
+
+@dataclass(frozen=True)
+class Return:
+    """A member that was away is there again; `turn` as in a leave."""
+
+    kind: ClassVar[str] = "return"
+    protocol: int
+    run: str
+    member: str
+    key: str
+    turn: int
+
+
+IdentityChange = KeyRotation | KeyRevocation | Leave | Return

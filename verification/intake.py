@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from verification.encoding import Json, blake3_digest, parse_canonical
 from verification.envelope import open_envelope
 from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError
+from verification.identity import IdentityChange
 from verification.judge import verdict_is_sound
 from verification.records import (
     Appeal,
@@ -19,7 +20,9 @@ from verification.records import (
     Enrol,
     KeyRevocation,
     KeyRotation,
+    Leave,
     Refusal,
+    Return,
     Reveal,
     RosterEntry,
     RoundOpen,
@@ -57,21 +60,21 @@ def check_enrolment(state: RunState, data: bytes) -> Enrol:
     return record
 
 
-def check_identity_change(state: RunState, member: str, data: bytes) -> KeyRotation | KeyRevocation | None:
-    """A member's rotation or revocation of its key, by its present one; None when the log has it already.
+def check_identity_change(state: RunState, member: str, data: bytes) -> IdentityChange | None:
+    """A member's own change, signed with its present key; None for a rotation that the log has already.
 
     Whether it may come now is for the state machine.
     """
     sealed, key = open_envelope(as_bytes(data)), state.member(member).key
     if sealed.peek().get("new_key") == key:
         return None
-    kinds: dict[str, type[KeyRotation | KeyRevocation]] = {
-        f"barnraise:{kind.kind}:v1": kind for kind in (KeyRotation, KeyRevocation)
+    kinds: dict[str, type[IdentityChange]] = {
+        f"barnraise:{kind.kind}:v1": kind for kind in (KeyRotation, KeyRevocation, Leave, Return)
     }
     if sealed.predicate_type not in kinds:
         raise FormatError("not a change of identity", expected=sorted(kinds), got=sealed.predicate_type)
     record = verified_record(kinds[sealed.predicate_type], sealed, key)
-    if record.member != member or (isinstance(record, KeyRevocation) and record.by != "member"):
+    if record.member != member or (isinstance(record, KeyRevocation | Leave) and record.by != "member"):
         raise ProtocolError(
             "a change of identity is not the member's own", expected=member, got=record.member
         )

@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -31,10 +32,11 @@ _FILE_BYTES = 19 + 64 + 1 + 8 + 1
 class HashChain:
     """A secret `x_0` and the links that are shown backwards: link t is `x_(length - t)`.
 
-    Never shows its secret and cannot be pickled. A link costs `length - t` hashes.
+    Never shows its secret and cannot be pickled. The first link costs `length` hashes, each other one about
+    the root of that, however long a run is.
     """
 
-    __slots__ = ("_secret", "length")
+    __slots__ = ("_marks", "_secret", "_stride", "length")
 
     def __init__(self, secret: bytes, length: int) -> None:
         if len(secret) != 32:
@@ -42,6 +44,8 @@ class HashChain:
         if not 1 <= length <= MAX_CHAIN:
             raise FormatError("a chain's length is out of range", expected=f"1 to {MAX_CHAIN}", got=length)
         self._secret = secret
+        self._stride = isqrt(length) + 1
+        self._marks: list[bytes] = []  # every _stride-th element, once one was asked for
         self.length = length
 
     @classmethod
@@ -80,10 +84,12 @@ class HashChain:
         return self._element(self.length - number).hex()
 
     def _element(self, number: int) -> bytes:
-        value = self._secret
-        for _ in range(number):
-            value = hashlib.sha256(value).digest()
-        return value
+        if not self._marks:
+            marks = [self._secret]
+            while len(marks) * self._stride <= self.length:
+                marks.append(_hashed(marks[-1], self._stride))
+            self._marks = marks
+        return _hashed(self._marks[number // self._stride], number % self._stride)
 
     def __repr__(self) -> str:
         return f"HashChain(length={self.length})"
@@ -92,6 +98,12 @@ class HashChain:
         raise UsageError(
             "a hash chain cannot be pickled or copied", hint="Pass the path of its file instead."
         )
+
+
+def _hashed(value: bytes, times: int) -> bytes:
+    for _ in range(times):
+        value = hashlib.sha256(value).digest()
+    return value
 
 
 def verify_link(link_hex: str, previous: str) -> bool:

@@ -7,7 +7,7 @@ state machine recomputes them, so a coordinator cannot write anything else by mi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from verification.beacon import Pulse
 from verification.credits import Standing, TurnResult, after_turn
@@ -63,7 +63,7 @@ def plan_open(state: RunState, witnesses: Sequence[str] = ()) -> RoundOpen:
     contributors = [
         (slot, member)
         for slot, member in enumerate(state.by_role("contributor"))
-        if not state.standings[member.member].quarantined
+        if state.takes_part(member.member)
     ]
     batch = config["train"]["batch"]
     needs = [Need(member.operator, state.pace[slot] * batch) for slot, member in contributors]
@@ -82,7 +82,7 @@ def plan_open(state: RunState, witnesses: Sequence[str] = ()) -> RoundOpen:
                 member.key,
                 member.operator,
                 member.numerics_class,
-                config["train"]["micro_batch"][slot] if config["train"]["micro_batch"] else batch,
+                micro_batch_of(config, slot),
                 state.pace[slot],
                 positions,
                 start or state.manifest.zero_state,
@@ -103,7 +103,7 @@ def plan_open(state: RunState, witnesses: Sequence[str] = ()) -> RoundOpen:
         tuple(
             AuditorEntry(m.member, m.key, m.operator, m.numerics_class)
             for m in state.by_role("auditor")
-            if not state.standings[m.member].quarantined
+            if state.takes_part(m.member)
         ),
         inner_lr,
         outer_lr,
@@ -111,6 +111,15 @@ def plan_open(state: RunState, witnesses: Sequence[str] = ()) -> RoundOpen:
         boundary and config["state"]["policy"] == "snapshot",
         tuple(witnesses),
     )
+
+
+def micro_batch_of(config: Mapping[str, Any], slot: int) -> int:
+    """How many windows the contributor of a slot takes through the model at once; a newcomer the fewest."""
+    train = config["train"]
+    sizes = train["micro_batch"]
+    if not sizes:
+        return int(train["batch"])
+    return int(sizes[slot] if slot < len(sizes) else min(sizes))
 
 
 def _segments_to_audit(state: RunState, steps: int, *, watched: bool) -> int:

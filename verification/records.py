@@ -40,6 +40,8 @@ from verification.fields import PROTOCOL as PROTOCOL  # noqa: PLC0414 - named he
 from verification.identity import Enrol as Enrol  # noqa: PLC0414 - named here too
 from verification.identity import KeyRevocation as KeyRevocation  # noqa: PLC0414 - named here too
 from verification.identity import KeyRotation as KeyRotation  # noqa: PLC0414 - named here too
+from verification.identity import Leave as Leave  # noqa: PLC0414 - named here too
+from verification.identity import Return as Return  # noqa: PLC0414 - named here too
 from verification.tolerance import Deviation as Deviation  # noqa: PLC0414 - named here too
 from verification.verdicts import Appeal as Appeal  # noqa: PLC0414 - named here too
 from verification.verdicts import Claim as Claim  # noqa: PLC0414 - named here too
@@ -369,6 +371,8 @@ Record = (
     | Enrol
     | KeyRotation
     | KeyRevocation
+    | Leave
+    | Return
     | RoundOpen
     | Commitment
     | CommitClose

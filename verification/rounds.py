@@ -14,11 +14,14 @@ from typing import assert_never
 
 from verification.encoding import MAX_INTEGER
 from verification.errors import ProtocolError
+from verification.identity import IdentityChange
 from verification.judge import settle
 from verification.looks import further_look, may_appeal
 from verification.lottery import verify_link
 from verification.membership import (
     apply_enrol,
+    apply_leave,
+    apply_return,
     apply_revocation,
     apply_rotation,
     check_complete,
@@ -45,10 +48,12 @@ from verification.records import (
     FirstLooks,
     KeyRevocation,
     KeyRotation,
+    Leave,
     Manifest,
     Overruled,
     Record,
     Refusal,
+    Return,
     Reveal,
     RevealClose,
     RoundClose,
@@ -105,12 +110,8 @@ def apply(state: RunState, record: Record) -> RunState:
         raise ProtocolError("a record follows run-close", got=record.kind)
     if record.run != state.run:
         raise ProtocolError("a record belongs to another run", expected=state.run, got=record.run)
-    if isinstance(record, Enrol):
-        return apply_enrol(state, record)
-    if isinstance(record, KeyRotation):
-        return apply_rotation(state, record)
-    if isinstance(record, KeyRevocation):
-        return apply_revocation(state, record)
+    if isinstance(record, Enrol | IdentityChange):
+        return _membership(state, record)
     if isinstance(record, RoundOpen):
         return _open(state, record)
     if isinstance(record, RunClose):
@@ -127,6 +128,22 @@ def apply(state: RunState, record: Record) -> RunState:
     if isinstance(record, Settlement):
         return _settle(state, record)
     return _advance(state, turn, record)
+
+
+def _membership(state: RunState, record: Enrol | IdentityChange) -> RunState:
+    match record:
+        case Enrol():
+            return apply_enrol(state, record)
+        case KeyRotation():
+            return apply_rotation(state, record)
+        case KeyRevocation():
+            return apply_revocation(state, record)
+        case Leave():
+            return apply_leave(state, record)
+        case Return():
+            return apply_return(state, record)
+        case _:
+            assert_never(record)
 
 
 def _expect(condition: bool, record: Record) -> None:

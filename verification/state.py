@@ -114,7 +114,8 @@ class Waiting:
 class RunState:
     """Everything that follows from the log.
 
-    `members`: enrolments, each with the member's present key; `keys`: all keys that any member ever had.
+    `members`: enrolments, each with the member's present key; `keys`: all keys that any member ever had;
+    `away`: who left and did not return; `newcomers`: how many joined after the first open.
     `lineage`: member to the digest it must start from; `links`: the last link of each witness;
     `payloads`: digests of all valid reveals, `used`: those of accepted ones. `waiting`: closed turns that are
     not settled, the oldest first; `draws`: how many draws and second-draws there were.
@@ -124,6 +125,8 @@ class RunState:
     run: str
     members: tuple[Enrol, ...] = ()
     keys: frozenset[str] = frozenset()
+    away: frozenset[str] = frozenset()
+    newcomers: int = 0
     turn: Turn | None = None
     waiting: tuple[Waiting, ...] = ()
     turns: int = 0
@@ -152,6 +155,21 @@ class RunState:
     def by_role(self, role: str) -> tuple[Enrol, ...]:
         """Members of a role in log order; a contributor's index here is its slot."""
         return tuple(member for member in self.members if member.role == role)
+
+    def takes_part(self, name: str) -> bool:
+        """Whether a member is in rosters and lists of auditors: neither in quarantine nor away."""
+        return name not in self.away and not self.standings[name].quarantined
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether no contributor takes part though one that is away could."""
+        here = [m.member for m in self.by_role("contributor") if not self.standings[m.member].quarantined]
+        return bool(here) and self.away.issuperset(here)
+
+    @property
+    def between_turns(self) -> bool:
+        """Whether the log stands where members may change keys, leave, return and join."""
+        return bool(self.turns) and self.turn is None and self.due is None
 
     def member(self, name: str) -> Enrol:
         """An enrolled member with its present key; ProtocolError when there is none of that name."""

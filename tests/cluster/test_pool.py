@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.pool import REVIVALS, Answer, LocalPool, MemberDiedError
+from cluster.pool import REVIVALS, Answer, LocalPool, MemberDiedError, Seat
 from verification.errors import ProtocolError
 
 
@@ -132,3 +132,36 @@ def test_a_begun_call_that_nobody_waits_for_is_not_made(pool: LocalPool) -> None
 def test_one_that_died_before_its_begun_call_is_made_anew(pool: LocalPool) -> None:
     (wait,) = pool.begin("die_once", [("a", ())])
     assert wait(0).value == 2
+
+
+def test_here_everybody_lives_anywhere_and_one_more_may_come(pool: LocalPool) -> None:
+    assert pool.machines() == ()
+    assert pool.usage() == {}
+    pool.add("c", Thing, Seat("m1", "contributor"))
+    pool.add("d", Thing)
+    answers = pool.call("echo", {"c": (1,), "a": (2,), "d": (3,)})
+    assert [answer.value for answer in answers.values()] == [(1,), (2,), (3,)]
+    (begun,) = pool.begin("count", [("c", ())])
+    assert begun(0).value == 2
+
+
+def test_one_that_cannot_be_made_yet_is_asked_again_at_the_next_call() -> None:
+    there: list[int] = []
+
+    def made() -> Thing:
+        if not there:
+            raise OSError("not yet")
+        return Thing()
+
+    pool = LocalPool({})
+    pool.add("late", made, Seat("m1", "auditor"))
+    assert pool.call("echo", {"late": ()})["late"].error == "OSError: not yet"
+    there.append(1)
+    assert pool.call("echo", {"late": ()})["late"].ok
+
+
+def test_a_begun_call_that_was_late_is_there_at_the_next_look(pool: LocalPool) -> None:
+    """Whoever looks briefly at something again and again does not make it again, or lose it."""
+    (begun,) = pool.begin("slow", [("a", (0.05,))])
+    assert begun(1).late
+    assert begun(1).value == "done"

@@ -9,7 +9,7 @@ import pytest
 
 from model.numerics import THREADS, numerics_class
 from pipeline.folder import RunFolder
-from pipeline.ledger import read_entries
+from pipeline.log_reader import read_entries
 from pipeline.replay_work import plan_sample
 from pipeline.run import View, continue_run
 from pipeline.verify import VerifyOptions, verify

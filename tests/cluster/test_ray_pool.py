@@ -118,7 +118,16 @@ def test_members_have_the_environment_and_an_empty_folder_first_on_their_path(po
     assert folder != str(Path.cwd())
 
 
-def test_a_cluster_that_is_not_there_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (False, r"no Ray cluster could be reached at 10\.0\.0\.1:6379"),
+        (True, r"the head at 10\.0\.0\.1:6379 is there, but does not let this process in"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch, answers: bool, words: str
+) -> None:
     import ray
 
     def nobody(**options: object) -> None:
@@ -126,6 +135,7 @@ def test_a_cluster_that_is_not_there_is_a_clear_error(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", nobody)
-    with pytest.raises(UsageError, match=r"no Ray cluster could be reached at 10\.0\.0\.1:6379") as error:
+    monkeypatch.setattr("cluster.ray_pool._answers", lambda address: answers)
+    with pytest.raises(UsageError, match=words) as error:
         RayPool({}, {}, address="10.0.0.1:6379")
     assert "and more" not in str(error.value)

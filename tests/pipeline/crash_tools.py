@@ -25,7 +25,7 @@ from typing import Any
 from cluster import pool
 from pipeline.config import Config
 from pipeline.folder import RunFolder
-from pipeline.ledger import read_entries
+from pipeline.log_reader import read_entries
 from pipeline.run import create_run
 from pipeline.verify import Answer, VerifyOptions, verify
 from tests.tiny import quiet, run_to_end, tiny_config

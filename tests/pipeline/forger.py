@@ -23,7 +23,7 @@ from pipeline.aggregation import Contribution
 from pipeline.checkpoint import Aggregator, Checkpoint
 from pipeline.config import config_from_manifest
 from pipeline.folder import RunFolder
-from pipeline.ledger import read_entries
+from pipeline.log_reader import read_entries
 from pipeline.records_table import write_contributions
 from pipeline.run import member_folder
 from verification import plans

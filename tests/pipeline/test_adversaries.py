@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.contributor import Contributor
 from pipeline.member import Place
 from pipeline.rerun import rerun
-from pipeline.roster import member_specs, parse_drills
+from pipeline.roster import Basis, first_members, parse_drills
 from pipeline.verify import VerifyOptions, verify
 from pipeline.work import Job, Work, do_work
 from tests.pipeline.adversary_runs import Story, tell
@@ -488,8 +488,9 @@ def test_the_flag_lies_in_the_liars_own_folder_alone(stories: Any, kind: str) ->
 
 
 def test_only_the_liars_own_specification_has_the_flag(tmp_path: Path) -> None:
-    plain = member_specs(config(), b"{}", tmp_path, "runs/x", tmp_path, {})
-    drill = member_specs(config(), b"{}", tmp_path, "runs/x", tmp_path, {LIAR: "lazy"})
+    bases = [Basis(config(), b"{}", tmp_path, "runs/x", tmp_path, drills) for drills in ({}, {LIAR: "lazy"})]
+    people = first_members(config()).items()
+    plain, drill = ({name: basis.spec(name, role, "op") for name, role in people} for basis in bases)
     assert {name for name in plain if plain[name] != drill[name]} == {LIAR}
     assert {spec.adversary for spec in plain.values()} == {None}
 

@@ -445,13 +445,14 @@ def test_whatever_a_member_says_of_its_key_is_checked_or_told(answer: Any) -> No
     replies = {"c0": answer, "c1": [good, good], "c2": []}
     asked: dict[str, str] = {}
 
-    def changes(name: str, present_key: str) -> Any:
+    def changes(name: str, present_key: str, turn: int, away: bool) -> Any:
+        assert (turn, away) == (1, False)
         asked[name] = present_key
         return replies.get(name, [])
 
     fakes = Fakes({"identity_changes": changes})
     notices: list[str] = []
-    found = Crew(fakes, notices.append, by_digest, Memory()).identity_changes(play.state)
+    found = Crew(fakes, notices.append, by_digest, Memory()).roll_call(play.state).changes
     assert [envelope for _, envelope in found] == [good]
     assert asked == {m.member: m.key for m in play.state.members}
     assert len(notices) == 1
@@ -465,9 +466,9 @@ def test_two_members_cannot_take_the_same_new_key_and_the_gone_are_not_asked() -
     envelopes = {
         name: seal_record(rotation(play.state.run, name, name, "same"), key(name)) for name in CONTRIBUTORS
     }
-    fakes = Fakes({"identity_changes": lambda name, _: [envelopes[name]] if name in envelopes else []})
+    fakes = Fakes({"identity_changes": lambda name, *_: [envelopes[name]] if name in envelopes else []})
     notices: list[str] = []
-    found = Crew(fakes, notices.append, by_digest, Memory()).identity_changes(play.state)
+    found = Crew(fakes, notices.append, by_digest, Memory()).roll_call(play.state).changes
     assert [record.member for record, _ in found] == ["c1"]
     assert [line.split(":")[0] for line in notices] == ["c2", "c3"]
     assert ("identity_changes", "c0") not in fakes.asked
@@ -482,7 +483,7 @@ def test_nobody_is_waited_for_long_without_work_and_a_failure_is_told() -> None:
         play.turn({})
         fakes, notices = Fakes({"identity_changes": late, "take_receipt": late}), list[str]()
         crew = Crew(fakes, notices.append, by_digest, Memory())
-        assert crew.identity_changes(play.state) == []
+        assert crew.roll_call(play.state).changes == []
         crew.give_receipts(play.state, 0, {"c1": "a receipt"})
         assert fakes.deadlines == {"identity_changes": patience, "take_receipt": patience}
         assert len(notices) == len(CONTRIBUTORS) + len(AUDITORS) + 1

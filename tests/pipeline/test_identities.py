@@ -13,6 +13,7 @@ from cluster.pool import LocalPool
 from pipeline import identities
 from pipeline.coordinator import Coordinator
 from pipeline.folder import RunFolder, member_folder
+from pipeline.muster import Muster
 from pipeline.tools import KeysOptions, keys
 from tests.pipeline.crash_tools import Site, records
 from tests.tiny import make_run, quiet, run_to_end, tiny_config
@@ -113,12 +114,17 @@ def cut_once(patch: pytest.MonkeyPatch, where: type, method: str, when: Callable
     patch.setattr(where, method, call)
 
 
-@pytest.mark.parametrize("method", ["change_identities", "open", "collect_commitments", "collect_reveals"])
+@pytest.mark.parametrize("method", ["hold", "open", "collect_commitments", "collect_reveals"])
 def test_a_run_killed_around_a_rotation_has_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     run = Run(tmp_path)
-    cut_once(monkeypatch, Coordinator, method, lambda self: self.state.rounds_done == 1)
+    cut: type = Muster if method == "hold" else Coordinator
+
+    def due(self: Any) -> bool:
+        return (self._state if method == "hold" else self.state).rounds_done == 1
+
+    cut_once(monkeypatch, cut, method, due)
     with pytest.raises(CutError):
         run.go(lambda: identities.rotate(run.folder, run.home, "c01"))
     # The old key stays until the member has seen the new one in an open.
@@ -178,14 +184,14 @@ def test_another_members_rotation_and_a_false_revocation_are_refused(
     run = Run(tmp_path, run={"rounds": 2})
     real = Contributor.identity_changes
 
-    def changes(self: Contributor, present_key: str) -> list[bytes]:
+    def changes(self: Contributor, present_key: str, *rest: Any) -> list[bytes]:
         if self.name == "c01":
             victim = PrivateKey.load(run.private("c02") / "key")
             return [seal_record(KeyRotation.of(self.run, "c02", victim, PrivateKey.generate()), victim)]
         if self.name == "c03":
             false = KeyRevocation(1, self.run, "c03", self.key.public, "coordinator")
             return [seal_record(false, self.key)]
-        return real(self, present_key)
+        return real(self, present_key, *rest)
 
     monkeypatch.setattr(Contributor, "identity_changes", changes)
     run.go()

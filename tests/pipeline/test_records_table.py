@@ -17,7 +17,8 @@ from pipeline.records_table import (
     read_contributions,
     write_contributions,
 )
-from tests.verification.fake_run import rich_run, started
+from tests.verification.fake_run import started
+from tests.verification.rich_run import rich_run
 from verification.errors import BarnraiseError, FormatError
 from verification.records import (
     Record,

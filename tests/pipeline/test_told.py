@@ -13,7 +13,7 @@ from tests.pipeline.segment_runs import turns
 from tests.pipeline.tolerance_runs import tolerant_run
 from verification.errors import StorageError
 
-ONE = Question(turn=3, slot=1, look=2, auditor="a-1.x", wave=0)
+ONE = Question(turn=3, slot=1, auditor="a-1.x", wave=0)
 
 
 def test_an_answer_is_had_again_for_its_question_alone(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_an_answer_is_had_again_for_its_question_alone(tmp_path: Path) -> None:
     assert told.get(ONE) is None
     told.put(ONE, b"[[1]]")
     assert ToldFiles(tmp_path / "told").get(ONE) == b"[[1]]"
-    for name in ("turn", "slot", "look", "wave"):
+    for name in ("turn", "slot", "wave"):
         assert told.get(replace(ONE, **{name: 7})) is None
     assert told.get(replace(ONE, auditor="a-1")) is None
     (file,) = (tmp_path / "told").iterdir()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tests.simulator.story import Scene, Story
-from verification.records import RoundClose, RoundOpen, Settlement
+from verification.records import Enrol, RoundClose, RoundOpen, Settlement
 
 STRIKES = ("unrevealed", "opening-mismatch", "malformed-payload", "duplicate-payload", "unserved")
 
@@ -41,11 +41,14 @@ class Account:
 def credit_is_accepted_tokens(story: Story) -> list[str]:
     """Credits and quarantine of every close and settlement are what its records and those before it give."""
     settings = story.manifest.config["credit"]
-    accounts = {name: Account() for name in story.enrolled}
+    accounts = {record.member: Account() for record in story.first}
     found: list[str] = []
     total = 0
     for scene, record in story.course():
         if isinstance(record, RoundOpen):
+            for change, _ in scene.before:
+                if isinstance(change, Enrol):
+                    accounts[change.member] = Account()
             for name in scene.revoked:
                 accounts[name].out = True
                 _vest(accounts[name], -1)
@@ -135,6 +138,8 @@ def _compare(scene: Scene, record: RoundClose | Settlement, accounts: dict[str, 
     found = []
     told = {line.member: (line.earned, line.vested, line.forfeited) for line in record.credits}
     label = f"{scene.label}, {record.kind}"
+    if list(told) != sorted(accounts):
+        found.append(f"{label}: the log tells credits of {list(told)}, not of {sorted(accounts)}")
     for name, account in accounts.items():
         true = (account.earned, account.vested, account.forfeited)
         if told.get(name) != true:

@@ -7,7 +7,7 @@ the journal, the checks of the last checkpoint) is the shipped one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from pipeline.config import Config, manifest_config, parse_config
 from pipeline.coordinator import Coordinator
 from pipeline.folder import PARTS, RunFolder
 from pipeline.ledger import Ledger
+from pipeline.muster import Hire
 from pipeline.witnessing import Enlisted
 from tests.simulator.setting import Setting
 from verification.durable import write_atomic
@@ -169,15 +170,22 @@ def take_up(
     members: Any,
     witnesses: Enlisted | None,
     tell: Callable[[str], None],
-    allowed: Mapping[str, Allowed],
+    first: Mapping[str, Allowed],
+    hire: Callable[[Collection[str]], Hire],
 ) -> Coordinator:
-    """The coordinator from what lies on disk, as pipeline.run.continue_run does it; everybody enrolled."""
+    """The coordinator from what lies on disk, as pipeline.run.continue_run does it; everybody enrolled.
+
+    `first` are those that the run starts with. `hire` is given the names of all that enrolled, and makes what
+    hires others: who was on the way is hired anew.
+    """
     folder = site.folder
     config = parse_config(setting.config, "the simulation")
     key = PrivateKey.load(site.secrets / "key")
     ledger = Ledger.open(folder.log, key, folder.manifest(), site.secrets / "journal")
-    coordinator = run._assemble(folder, config, ledger, site.secrets, members, witnesses, tell)
-    enrolled = bool(coordinator.state.members)
+    enrolled = bool(ledger.state.members)
+    logged = {member.member: Allowed(member.role, member.operator) for member in ledger.state.members}
+    allowed = logged or first
+    coordinator = run._assemble(folder, config, ledger, site.secrets, members, witnesses, tell, hire(allowed))
     coordinator.desk.crew.send_files(
         allowed, lambda name: (folder.data / name).read_bytes(), enrolled=enrolled
     )

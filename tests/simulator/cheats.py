@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.simulator.garbage import garbage
+from tests.simulator.odd_members import ODD_MEMBERS
 from tests.simulator.people import Cheat, Street
 from tests.simulator.setting import Person
 from tests.simulator.trace_cheats import TRACE_CHEATS
@@ -269,5 +270,5 @@ CHEATS: dict[str, type[Cheat]] = {
     "equivocate": Equivocator, "silent": Silent, "other-bytes": OtherBytes, "no-state": NoState,
     "impersonate": Impersonator, "steal": Thief, "garbage": Garbled, "bad-payload": BadPayload,
     "replay": Replayer, "slow": Slow, "relapse": Relapse, "launder": Launderer,
-    "no-appeal": Meek, "odd-appeal": OddAppellant, **TRACE_CHEATS,
+    "no-appeal": Meek, "odd-appeal": OddAppellant, **TRACE_CHEATS, **ODD_MEMBERS,
 }  # fmt: skip

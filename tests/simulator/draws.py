@@ -70,7 +70,8 @@ def draws_follow_from_the_seed(story: Story) -> list[str]:
             right = (MILLION, count) if known else (audit["rate_ppm"], min(few or count, count))
             if (entry.audit_ppm, entry.audit_segments) != right:
                 found.append(f"{scene.label}: {entry.member} is to be audited {right}")
-            micro = train["micro_batch"][entry.slot] if train["micro_batch"] else train["batch"]
+            sizes = train["micro_batch"] or [train["batch"]]
+            micro = dict(enumerate(train["micro_batch"])).get(entry.slot, min(sizes))
             if entry.micro_batch != micro:
                 found.append(f"{scene.label}: {entry.member} is to take {micro} windows at once")
         if scene.draw:

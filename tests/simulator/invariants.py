@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 
 from tests.simulator.accounts import credit_is_accepted_tokens
+from tests.simulator.comings import members_come_and_go
 from tests.simulator.conduct import (
     accepted_once,
     false_work_is_stopped,
@@ -99,7 +100,7 @@ def nothing_is_said_twice(story: Story) -> list[str]:
         if envelope["signatures"][0]["keyid"] == story.manifest.coordinator:
             statement = json.loads(base64.b64decode(envelope["payload"]))
             value = statement["predicate"]
-            place = (statement["predicateType"], *map(value.get, ("round", "attempt", "member")))
+            place = (statement["predicateType"], *map(value.get, ("round", "attempt", "member", "turn")))
             places.setdefault(place, set()).add(entry)
     found += [
         f"the coordinator signed {len(all_)} of {place}" for place, all_ in places.items() if len(all_) > 1
@@ -157,6 +158,7 @@ INVARIANTS: dict[str, Callable[[Story], list[str]]] = {
     "order": records_are_in_order,
     "removed": settlements_take_out_what_they_must,
     "weights": weights_are_of_what_is_accepted,
+    "membership": members_come_and_go,
     "lineage": everyone_starts_from_its_last_state,
     "secrets": secrets_stay_private,
     "said twice": nothing_is_said_twice,

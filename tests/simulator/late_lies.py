@@ -19,8 +19,8 @@ import pytest
 import pipeline.replay_aggregation
 from pipeline.checkpoint import Aggregator
 from pipeline.folder import RunFolder
-from pipeline.ledger import Entry, read_entries
 from pipeline.lineage import Lineage, replayed
+from pipeline.log_reader import Entry, read_entries
 from tests.simulator.story import Scene, Story, key_of
 from tests.simulator.tolerance import is_lax
 from tests.simulator.world import Played

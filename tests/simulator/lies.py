@@ -18,6 +18,7 @@ from pipeline.checkpoint import Checkpoint
 from tests.pipeline.forger import Entry, Forger
 from tests.pipeline.lie_changes import entries, fields, item, plus, settled, without
 from tests.simulator.assembly import validation_loss
+from tests.simulator.coming_lies import lie_about_coming
 from tests.simulator.late_lies import lie_about_settling
 from tests.simulator.story import Scene, Story, key_of
 from tests.simulator.tolerance import eligible
@@ -49,12 +50,20 @@ class SimulatedForger(Forger):
 def lie_about(story: Story, played: Played, target: Path) -> tuple[str, list[str]]:
     """(the lie that was told, what the checker missed of it)."""
     dice = random.Random(f"lie/{played.setting.seed}")
+    moving = bool(story.manifest.config["identity"]["newcomers"]) or any(
+        scene.before for scene in story.scenes
+    )
+    if moving and random.Random(f"coming lies/{played.setting.seed}").random() < 0.6:
+        told = lie_about_coming(story, played, target)
+        if told:
+            return told
     if story.lag:
         late = lie_about_settling(story, played, target) if dice.random() < 0.8 else None
         return late or _shuffle_log(story, played, target, dice)
     whole = story.scenes[-1].close is not None  # no run that stopped because a turn has no weight
-    told_by_forger = whole and not story.manifest.witnessing.witnesses and not story.rotations
-    if dice.random() < 0.25 or not told_by_forger or any(scene.revoked for scene in story.scenes):
+    steady = not story.after and not any(scene.before for scene in story.scenes)
+    told_by_forger = whole and not story.manifest.witnessing.witnesses and steady
+    if dice.random() < 0.25 or not told_by_forger:
         return _shuffle_log(story, played, target, dice)
     possible = list(_possible(story, dice))
     names = sorted({lie.name for lie in possible})
@@ -106,8 +115,9 @@ def _possible(story: Story, dice: random.Random) -> Iterator[Lie]:
         yield from _about_outcomes(story, number)
         yield from _about_looks(story, number)
         yield from _about_roster(story, number, dice)
-        name = dice.choice(sorted(story.enrolled))
-        at = [line.member for line in scene.close.credits].index(name)
+        names = [line.member for line in scene.close.credits]
+        name = dice.choice(sorted(names))
+        at = names.index(name)
         amount = dice.choice((1, 16, 1000))
         for field in ("earned", "vested", "forfeited"):
             yield Lie(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import pipeline.ledger
+import pipeline.log_reader
 import pipeline.member
 import pipeline.witness_client
 import verification.envelope
@@ -27,8 +28,8 @@ _PLACES: dict[str, tuple[Any, ...]] = {
     "parse_canonical": (verification.envelope,),
     "verify": (verification.envelope, verification.notes),
     "open_note": (verification.witness, pipeline.witness_client),
-    "open_envelope": (verification.sealing, verification.intake, pipeline.ledger),
-    "verified_record": (verification.sealing, verification.intake, pipeline.ledger),
+    "open_envelope": (verification.sealing, verification.intake, pipeline.ledger, pipeline.log_reader),
+    "verified_record": (verification.sealing, verification.intake, pipeline.log_reader),
     "parse_predicate": (pipeline.member,),
 }
 

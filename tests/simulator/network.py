@@ -24,7 +24,7 @@ from tests.simulator.shown import Shown
 from verification.errors import BarnraiseError
 
 TRIES = 5
-JOINING = ("missing_files", "store_file", "enrol")
+JOINING = ("missing_files", "store_file", "catch_up", "enrol")
 TIMEOUT_MS, REVIVAL_MS, DELAY_MS = 150, 400, 2_000_000
 NEVER = 1 << 60
 Place = tuple[str, str, int, Any]  # member, verb, turn, what tells its calls of a turn apart
@@ -36,6 +36,9 @@ class Network:
     def __init__(self, setting: Setting, street: Street, gate: Gate) -> None:
         self.people: dict[str, Person] = {person.name: person for person in setting.people}
         self.weather, self.street, self.gate = setting.weather, street, gate
+        self._first = {person.name for person in setting.first}
+        self.off: set[str] = set()  # whose owners have turned their machines off
+        self.healed = False  # while a run waits for somebody to return, partitions end
         self.dice = random.Random(f"network/{setting.seed}")
         self.objects: dict[str, Stubbed] = {}
         self.counts: Counter[str] = Counter()
@@ -43,6 +46,9 @@ class Network:
         self.now = 0
         # What the checks need: who could not be heard, what honest members said, what they would not do.
         self.unheard: dict[tuple[int, str, str], str] = {}
+        self.silent: set[tuple[int, str, str]] = (
+            set()
+        )  # who was not heard before a turn, though it may have been later
         self.said: dict[Place, set[bytes]] = {}
         self.refusals: list[str] = []
         self.peeked: list[str] = []  # whom the public log could have told a first verdict too early
@@ -82,12 +88,16 @@ class Network:
             self._busy[name] = started + found[0][1]
 
         def wait(deadline_ms: int) -> Answer:
-            self.counts["lag: audits begun that were waited for"] += 1
-            sent, ms, why = found[0] if found else self._sent(name, method, args, revived=False)
-            left = max(0, started + ms - self.now) if found else ms
+            nonlocal started
+            self.counts["lag: audits begun that were waited for"] += method not in JOINING
+            if not found or found[0][2] == "cut off":  # the transport goes on trying
+                found[:], started = [self._sent(name, method, args, revived=False)], self.now
+            sent, ms, why = found[0]
+            left = max(0, started + ms - self.now)
             answer = self._in_time((name, method, args), (sent, left, why), deadline_ms)
             self.now += answer.ms
-            return answer
+            over = sent is None and why != "cut off" and not 0 < deadline_ms < left
+            return Answer(error=why, ms=answer.ms) if over else answer
 
         return wait
 
@@ -96,7 +106,10 @@ class Network:
         self.objects.clear()
 
     def _one(self, name: str, method: str, args: tuple[Any, ...], deadline_ms: int) -> Answer:
-        return self._in_time((name, method, args), self._sent(name, method, args), deadline_ms)
+        sent = self._sent(name, method, args)
+        answer = self._in_time((name, method, args), sent, deadline_ms)
+        # Of whom there is no way to, that is known; of all others only that they did not answer in time.
+        return Answer(error="it cannot be reached", ms=answer.ms) if sent[2] == "cut off" else answer
 
     def _sent(
         self, name: str, method: str, args: tuple[Any, ...], *, revived: bool = True
@@ -109,8 +122,11 @@ class Network:
         ms, weather = 0, self.weather
         if weather.stale and self.dice.random() < weather.stale and self._old:
             self.counts["fault: stale request"] += 1
-            self._invoke(*self.dice.choice(self._old), counts=False)
-        for _ in range(TRIES * (4 if method in JOINING else 1)):
+            old = self.dice.choice(self._old)
+            if old[0] not in self.off:
+                self._invoke(*old, counts=False)
+        sure = self._is_sure(name, method)
+        for _ in range(TRIES * (4 if sure else 1)):
             ms += self.dice.randint(2, 40)
             if self._happens(weather.drop, "request dropped"):
                 ms += TIMEOUT_MS
@@ -122,7 +138,8 @@ class Network:
                 ms += REVIVAL_MS  # it ended, before or after it had written; it is made anew and asked again
                 if revived:
                     continue
-                self.counts["lag: a member died at a call that was begun"] += 1
+                what = "joining" if method in JOINING else "lag"
+                self.counts[f"{what}: a member died at a call that was begun"] += 1
                 return None, ms, "died"
             heard = [answer for answer in answers if answer]
             answer, _ = self.dice.choice(heard)
@@ -130,9 +147,9 @@ class Network:
             if self._happens(weather.drop, "answer dropped"):
                 ms += TIMEOUT_MS
                 continue
-            if self._happens(weather.delay, "answer delayed") and method not in JOINING:
+            if self._happens(weather.delay, "answer delayed") and not sure:
                 ms += DELAY_MS if self.dice.random() < 0.5 else self.dice.randint(500, 5000)
-            if method not in JOINING:
+            if not sure:
                 self._old = [*self._old[-20:], (name, method, args)]
             return answer, ms, ""
         return None, ms, "lost five times"
@@ -152,6 +169,8 @@ class Network:
             why = "too slow"
         if answer is None or late:
             self.unheard[place] = why
+            if method == "identity_changes":
+                self.silent.add((self.turn, name, why))
             if deadline_ms:
                 ms = min(deadline_ms, ms)
             return Answer(late=True, ms=0 if ms == NEVER else ms)
@@ -164,8 +183,14 @@ class Network:
         self.counts[f"fault: {what}"] += 1
         return True
 
+    def _is_sure(self, name: str, method: str) -> bool:
+        """A run only starts when all that it starts with are there; it does without newcomers."""
+        return method in JOINING and name in self._first
+
     def _cut_off(self, name: str, method: str) -> bool:
-        return method not in JOINING and any(
+        if name in self.off:
+            return True
+        return not (self._is_sure(name, method) or self.healed) and any(
             name in part.members and part.first <= self.turn <= part.last and part.verb in ("", method)
             for part in self.weather.partitions
         )
@@ -203,7 +228,11 @@ class Network:
             if method == "appeal" and "has another key since" in str(error):
                 rotated = True
                 self.counts["lag: a contributor's key rotated before it could appeal"] += 1
-            if honest and not short and not rotated and (counts or not isinstance(error, BarnraiseError)):
+            again = method == "catch_up" and self._disturbs_reading
+            if again:
+                self.counts["joining: a log had to be read from the start again"] += honest
+            excused = short or rotated or again
+            if honest and not excused and (counts or not isinstance(error, BarnraiseError)):
                 self.refusals.append(f"{name} {method} in turn {self.turn}: {type(error).__name__}: {error}")
             return Answer(error=f"{type(error).__name__}: {error}"), 0
         finally:
@@ -213,6 +242,12 @@ class Network:
         elif honest and isinstance(value, tuple):
             self._remember(name, method, args, b"\0".join(value))
         return Answer(value), member.spent - before
+
+    @property
+    def _disturbs_reading(self) -> bool:
+        """Whether a request may come twice, to one that died meanwhile, or from a coordinator that did."""
+        w = self.weather
+        return any((w.drop, w.duplicate, w.stale, w.member_crash, w.coordinator_crash))
 
     def _remember(self, name: str, method: str, args: tuple[Any, ...], value: bytes) -> None:
         turn = -1 if method in JOINING else self._turn_of(method, args)

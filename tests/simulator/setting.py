@@ -35,6 +35,8 @@ BAD_JUDGES = (
 LAX_CHEATS, LAX_JUDGES = ("false-step",), ("stamp", "invent")
 # Only where audits lag.
 LATE_CHEATS, LATE_JUDGES = ("relapse", "launder"), ("friend",)
+# Only of those that join later: who enrols as it should not.
+NEWCOMERS = ("odd-enrolment", "never-ready")
 # What disputes are made of.
 COURT_CHEATS = ("no-appeal", "odd-appeal", "false-payload", "false-state")
 COURT_JUDGES = ("rubber-stamp", "accuse", "copy", "fickle", "silent", "misplace")
@@ -46,7 +48,10 @@ CLASSES = ("sim-a", "sim-b", "sim-c")
 
 @dataclass(frozen=True)
 class Person:
-    """A member: `kind` is None for an honest one. `speed` is milliseconds a local step."""
+    """A member: `kind` is None for an honest one. `speed` is milliseconds a local step.
+
+    `arrives` is the turn before which there is a seat for it; 0 for those that a run starts with.
+    """
 
     name: str
     role: str
@@ -54,6 +59,7 @@ class Person:
     numerics: str
     kind: str | None
     speed: int
+    arrives: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,22 @@ class Setting:
     required: int = 0
     unrest: float = 0.0  # how often an owner changes a key
     kept: int = 1 << 29  # bytes of a trace that a contributor has room for
+    restless: float = 0.0  # how often an owner has a member leave, or takes it back
 
     @property
     def names(self) -> list[str]:
         """Everybody, contributors first."""
         return [person.name for person in self.people]
+
+    @property
+    def first(self) -> tuple[Person, ...]:
+        """Those that the run starts with."""
+        return tuple(person for person in self.people if not person.arrives)
+
+    @property
+    def later(self) -> tuple[Person, ...]:
+        """Those that may join later."""
+        return tuple(person for person in self.people if person.arrives)
 
     def of_role(self, role: str) -> list[Person]:
         """People of a role."""
@@ -127,7 +144,12 @@ def draw(seed: int) -> Setting:
     required = dice.randint(1, count) if count else 0
     unrest = dice.choice((0.0, 0.0, 0.1))
     kept = dice.choice((0, 2000, 1 << 29))
-    return Setting(seed, people, weather, config, lie, witnesses, required, unrest, kept)
+    coming = random.Random(f"coming/{seed}")
+    restless = coming.choice((0.0, 0.0, 0.1, 0.3))
+    if coming.random() < 0.35:
+        people = _with_newcomers(coming, people, config)
+        weather = _cutting_off_more(coming, weather, people)
+    return Setting(seed, people, weather, config, lie, witnesses, required, unrest, kept, restless)
 
 
 def _people(dice: random.Random, contributors: int, auditors: int) -> tuple[Person, ...]:
@@ -210,6 +232,41 @@ def _with_a_court(
     rate, second = dice.choice((500_000, 1_000_000, 1_000_000)), dice.choice((200_000, 1_000_000))
     config["audit"] |= {"auditors": len(judges), "rate_ppm": rate, "second_look_ppm": second}
     return (*contributors, *judges)
+
+
+def _with_newcomers(
+    dice: random.Random, people: tuple[Person, ...], config: dict[str, Any]
+) -> tuple[Person, ...]:
+    """The same, and up to four more that come later; there need not be room for all of them."""
+    found = list(people)
+    few = any(not person.operator.startswith("op-") for person in people)
+    lax, lag = "tolerance" in config["audit"], "lag" in config["audit"]
+    for _ in range(dice.randint(1, 4)):
+        judge = dice.random() < 0.4
+        role, letter = ("auditor", "a") if judge else ("contributor", "c")
+        name = f"{letter}{sum(person.role == role for person in found):02d}"
+        operator = f"op{dice.randrange(3)}" if few else f"op-{name}"
+        numerics = dice.choice(people).numerics
+        kind = None
+        if dice.random() < 0.4:
+            kinds: tuple[str, ...] = BAD_JUDGES if judge else (*CHEATS, *NEWCOMERS, *NEWCOMERS)
+            unfit = (() if lax else LAX_CHEATS + LAX_JUDGES) + (() if lag else LATE_CHEATS + LATE_JUDGES)
+            kind = dice.choice([kind for kind in kinds if kind not in unfit])
+        arrives = dice.choice((1, 1, 1, 2, 3))
+        found.append(Person(name, role, operator, numerics, kind, dice.randint(20, 400), arrives))
+    config["identity"] = {"newcomers": dice.choice((1, 2, 3, 3, 4))}
+    return tuple(found)
+
+
+def _cutting_off_more(dice: random.Random, weather: Weather, people: tuple[Person, ...]) -> Weather:
+    """The same, where at times somebody cannot be reached at all for two turns: long enough to be let go."""
+    if dice.random() < 0.5:
+        return weather
+    first, names = dice.randrange(3), [person.name for person in people]
+    gone = Partition(
+        frozenset(dice.sample(names, dice.randint(1, 2))), first, first + 1 + dice.randrange(2), ""
+    )
+    return replace(weather, partitions=(*weather.partitions, gone))
 
 
 def _weather(dice: random.Random, names: list[str]) -> Weather:

@@ -226,13 +226,15 @@ AUDIT = (
     *("first-looks", "second-draw", "verdict 1*", "verdict 2*", "appeal*"),
     *(f"verdict {look}*" for look in range(3, 9)),
 )
-BETWEEN = ("key-rotation", "key-revocation")
+BETWEEN = ("key-rotation", "key-revocation", "leave", "return", "newcomer")
 NEXT = ("round-open", "run-close")
 
 
 def records_are_in_order(story: Story) -> list[str]:
     """Section 3: a turn is settled right after the close of the turn `lag` later; no audit comes before."""
     told = [_told(entry) for entry in story.entries]
+    first = next((at for at, (kind, *_) in enumerate(told) if kind == "round-open"), len(told))
+    told[first:] = [("newcomer" if kind == "enrol" else kind, *rest) for kind, *rest in told[first:]]
     due = _grammar(story)
     stack = [name for name in told if name[0] not in ("manifest", "enrol", *BETWEEN)]
     found: list[str] = []

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.ledger import read_entries
+from pipeline.log_reader import read_entries
 from pipeline.work import Job
 from tests.simulator.network import Place
 from tests.simulator.setting import Person
 from tests.simulator.work import Falsehood, Traced, Workshop
 from tests.simulator.world import Played
 from verification.encoding import parse_canonical
+from verification.identity import IdentityChange
 from verification.judge import Recomputed, differences
 from verification.keys import PrivateKey
 from verification.log import Log
@@ -34,11 +35,13 @@ from verification.records import (
     FirstLooks,
     KeyRevocation,
     KeyRotation,
+    Leave,
     Manifest,
     Overruled,
     Record,
     Rejected,
     Removed,
+    Return,
     Reveal,
     RevealClose,
     RoundClose,
@@ -54,16 +57,22 @@ from verification.sealing import parse_predicate
 OfAudits = FirstLooks | SecondDraw | Verdict | Appeal | Settlement  # which may come turns later
 
 
+Signed = tuple[Enrol | IdentityChange, str]  # and the key that signed it
+
+
 @dataclass
 class Scene:
-    """The records of one turn; `revoked` and `rotated` are members whose keys were since the one before.
+    """The records of one turn.
 
-    `digests` are those of the verdicts as they were logged, by slot and look.
+    `before`: enrolments of newcomers and changes of identity since the turn before, each with the key that
+    signed it; `revoked`, `rotated`: the members whose keys were. `digests` are those of the verdicts as they
+    were logged, by slot and look.
     """
 
     open: RoundOpen
     revoked: tuple[str, ...] = ()
     rotated: tuple[str, ...] = ()
+    before: tuple[Signed, ...] = ()
     commitments: dict[int, Commitment] = field(default_factory=dict)
     commit_close: CommitClose | None = None
     reveals: dict[int, Reveal] = field(default_factory=dict)
@@ -113,6 +122,7 @@ class Story:
     said: dict[Place, set[bytes]]
     opens: dict[int, set[bytes]]
     unheard: dict[tuple[int, str, str], str]
+    silent: set[tuple[int, str, str]]  # whom at least one muster before a turn did not hear, and why
     refusals: list[str]
     peeked: list[str]
     ends: list[str]
@@ -127,6 +137,9 @@ class Story:
     shop: Workshop
     finished: bool
     rotations: int
+    after: tuple[Signed, ...]  # changes of identity that no turn follows
+    leaving: set[tuple[str, int]]  # whose owners wanted them away before which turns, at least for a while
+    staying: set[tuple[str, int]]  # or there
 
     @property
     def lag(self) -> int:
@@ -138,6 +151,15 @@ class Story:
         """Whether the last round is closed: then what waits is settled at once."""
         rounds = sum(not scene.close.void for scene in self.scenes if scene.close)
         return rounds == self.manifest.config["run"]["rounds"]
+
+    @property
+    def first(self) -> list[Enrol]:
+        """Those that enrolled before the first turn; all others are newcomers."""
+        later = {
+            record.member for scene in self.scenes for record, _ in scene.before if isinstance(record, Enrol)
+        }
+        later |= {record.member for record, _ in self.after if isinstance(record, Enrol)}
+        return [record for name, record in self.enrolled.items() if name not in later]
 
     def course(self) -> Iterator[tuple[Scene, RoundOpen | RoundClose | Settlement]]:
         """What changes everybody's standing, with the turn that it is of, in the order due in the log."""
@@ -235,14 +257,18 @@ def read(played: Played) -> Story:
     end: RunClose | None = None
     revoked: list[str] = []
     rotated: list[str] = []
+    before: list[Signed] = []
     rotations = 0
     for record, data in entries:
+        if isinstance(record, Enrol | IdentityChange) and scenes:
+            before.append((record, json.loads(data)["signatures"][0]["keyid"]))
         if isinstance(record, Enrol):
             enrolled[record.member] = record
         elif isinstance(record, RunClose):
             end = record
         elif isinstance(record, RoundOpen):
-            scenes.append(Scene(record, tuple(revoked), tuple(rotated)))
+            scenes.append(Scene(record, tuple(revoked), tuple(rotated), tuple(before)))
+            before.clear()
             revoked.clear()
             rotated.clear()
         elif isinstance(record, KeyRevocation):
@@ -255,7 +281,7 @@ def read(played: Played) -> Story:
             _place(scene, record)
             if isinstance(record, Verdict):
                 scene.digests[record.slot, record.look] = sealed_digest(data)
-        elif not isinstance(record, Manifest):
+        elif not isinstance(record, Manifest | Leave | Return):
             _place(scenes[-1], record)
     return Story(
         people=network.people,
@@ -269,6 +295,7 @@ def read(played: Played) -> Story:
         said=network.said,
         opens=network.opens,
         unheard=network.unheard,
+        silent=network.silent,
         refusals=network.refusals,
         peeked=network.peeked,
         ends=network.ends,
@@ -282,6 +309,9 @@ def read(played: Played) -> Story:
         shop=played.shop,
         finished=played.finished,
         rotations=rotations,
+        after=tuple(before),
+        leaving=played.owners.leaving,
+        staying=played.owners.staying,
     )
 
 

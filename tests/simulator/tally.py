@@ -23,7 +23,24 @@ from tests.simulator.setting import Setting, draw
 from tests.simulator.story import Scene, Story, read
 from tests.simulator.tolerance import contradict, eligible, is_lax
 from tests.simulator.world import play, scratch
-from verification.records import RoundOpen
+from verification.records import Enrol, Leave, Return, RoundOpen
+
+# What a thousand seeds must reach of members that come and go.
+COMINGS = (
+    *(f"membership: newcomer joined, {role}" for role in ("contributor", "auditor")),
+    *(f"membership: newcomer joined, {kind}" for kind in ("honest", "cheat")),
+    *(f"membership: {role} left, by coordinator" for role in ("contributor", "auditor")),
+    *(f"membership: {role} left, by member" for role in ("contributor", "auditor")),
+    *(f"membership: {role} returned" for role in ("contributor", "auditor")),
+    "membership: returned before the turn that it had left before", "membership: newcomer left",
+    "membership: turns that somebody was away from", "membership: turns that nobody was left for",
+    "membership: joined after a turn passed on the way", "membership: newcomer's work accepted",
+    "membership: newcomer convicted", "membership: newcomer audited others",
+    "membership: owed a verdict when it left", "membership: credit vested while it was away",
+    "membership: waits for somebody to return", "joining: newcomers hired",
+    "joining: a log had to be read from the start again", "joining: not let in",
+    "joining: a member died at a call that was begun",
+)  # fmt: skip
 
 Tell = Callable[[str], None]
 
@@ -59,6 +76,7 @@ def _played(setting: Setting, tell: Tell | None) -> Result:
         story = read(played)
         found = violations(story)
         counts = played.counts + count(story)
+        counts["joining: not let in"] += sum("not let in" in line for line in played.told)
         counts["run: taken up after a crash"] += played.taken_up
         stops = {"witness": "too few witnesses", "weigh nothing": "no weight"}
         stop = next((why for word, why in stops.items() if word in played.stopped), "void turns")
@@ -88,7 +106,9 @@ def _introduce(setting: Setting, tell: Tell) -> None:
         told = ", ".join(f"{name} {item[name]}" for name in NUMBERS)
         tell(f"  between {' and '.join(item['classes'])}: {told}; at most {audit['tolerance_cap_ppm']} ppm")
     for person in setting.people:
-        tell(f"  {person.name} of {person.operator}, class {person.numerics}: {person.kind or 'honest'}")
+        arrives = f", may join before turn {person.arrives}" if person.arrives else ""
+        kind = f"{person.kind or 'honest'}{arrives}"
+        tell(f"  {person.name} of {person.operator}, class {person.numerics}: {kind}")
     tell(
         f"  network: drops {weather.drop}, duplicates {weather.duplicate}, delays {weather.delay},"
         f" old requests {weather.stale}; crashes of members {weather.member_crash}, of the coordinator"
@@ -121,10 +141,65 @@ def count(story: Story) -> Counter[str]:
         _count_tolerance(story, scene, counts)
         _count_disputes(story, scene, counts)
     _count_late(story, counts)
+    _count_comings(story, counts)
     records = [record for _, record in story.course() if not isinstance(record, RoundOpen)]
     for name in records[-1].quarantined if records else ():
         counts[f"quarantine: {'honest' if story.honest(name) else 'cheat'}"] += 1
     return +counts
+
+
+def _count_comings(story: Story, counts: Counter[str]) -> None:
+    """Who came, left and returned, and what that met."""
+    away: set[str] = set()
+    left_at: dict[str, int] = {}
+    first = {record.member for record in story.first}
+    vested: dict[str, int] = {}
+    for scene in story.scenes:
+        turn = scene.open.turn
+        for record, _ in scene.before:
+            if not isinstance(record, Enrol | Leave | Return):
+                continue
+            name, role = record.member, story.enrolled[record.member].role
+            if isinstance(record, Enrol):
+                counts[f"membership: newcomer joined, {role}"] += 1
+                counts[f"membership: newcomer joined, {'honest' if story.honest(name) else 'cheat'}"] += 1
+                passed = turn > story.people[name].arrives
+                counts["membership: joined after a turn passed on the way"] += passed
+            elif isinstance(record, Leave):
+                counts[f"membership: {role} left, by {record.by}"] += 1
+                counts["membership: newcomer left"] += name not in first
+                away.add(name)
+                left_at[name] = turn
+            else:
+                counts[f"membership: {role} returned"] += 1
+                same = left_at.get(name) == turn
+                counts["membership: returned before the turn that it had left before"] += same
+                away.discard(name)
+        counts["membership: turns that somebody was away from"] += bool(away)
+        counts["membership: turns that nobody was left for"] += not scene.open.roster
+        _count_away(story, scene, away, left_at, counts)
+        for line in scene.close.credits if scene.close else ():
+            grown = line.vested > vested.get(line.member, 0)
+            counts["membership: credit vested while it was away"] += grown and line.member in away
+            vested[line.member] = line.vested
+        judges = {verdict.auditor for verdict in scene.verdicts}
+        counts["membership: newcomer audited others"] += len(judges - first)
+        for item in story.accepted(scene):
+            counts["membership: newcomer's work accepted"] += item.member not in first
+        for line in story.rejected(scene):
+            convicted = line.reason == "failed-audit" and line.member not in first
+            counts["membership: newcomer convicted"] += convicted
+
+
+def _count_away(
+    story: Story, scene: Scene, away: set[str], left_at: dict[str, int], counts: Counter[str]
+) -> None:
+    """Auditors that missed a look that came due after they had left."""
+    for earlier in story.scenes:
+        if earlier.open.turn < scene.open.turn <= earlier.open.turn + story.lag and earlier.settlement:
+            missed = {item.auditor for item in earlier.settlement.missed}
+            owed = [name for name in missed & away if left_at[name] == scene.open.turn]
+            counts["membership: owed a verdict when it left"] += len(owed)
 
 
 def _count_late(story: Story, counts: Counter[str]) -> None:

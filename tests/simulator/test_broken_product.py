@@ -31,6 +31,7 @@ import verification.settling
 import verification.tolerance
 from pipeline.trace import OpenedTrace, read_trace
 from pipeline.work import Job
+from tests.simulator.broken_membership import BROKEN_MEMBERSHIP
 from tests.simulator.setting import Setting, draw
 from tests.simulator.tally import run_seed
 from verification.records import Opening
@@ -412,6 +413,7 @@ BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[Setting]
     "a tie is no tie": (ties_go_to_the_first, contested, "looks"),
     "nobody may appeal": (nobody_may_appeal, contested, "appeals"),
     "any appeal will do": (any_appeal_will_do, contested_by("odd-appeal"), "appeals"),
+    **BROKEN_MEMBERSHIP,
     "nothing is forfeited": (no_forfeit, lambda s: s.config["credit"]["strikes"] == 1, "credit"),
 }
 

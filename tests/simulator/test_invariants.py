@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.simulator.accounts import credit_is_accepted_tokens
+from tests.simulator.coming_doctors import COMING_DOCTORS, coming, is_rich
 from tests.simulator.court_doctors import COURT_DOCTORS, COURT_SEEDS, court, disputed, disputes
 from tests.simulator.invariants import INVARIANTS, prefix_roots
 from tests.simulator.late_doctors import LATE_DOCTORS, excising, late
@@ -91,6 +92,18 @@ def court_original() -> Iterator[tuple[Story, Played]]:
                 break
         assert story.finished
         assert disputed(story)[0] is story.scenes[0]
+        yield story, played
+
+
+@pytest.fixture(scope="module")
+def coming_original() -> Iterator[tuple[Story, Played]]:
+    with scratch() as root:
+        for seed in range(40):
+            played = play(coming(seed), root / f"world-{seed}")
+            story = read(played)
+            if is_rich(story):
+                break
+        assert is_rich(story)
         yield story, played
 
 
@@ -392,15 +405,19 @@ def test_the_true_stories_break_none(
     original: tuple[Story, Played],
     late_original: tuple[Story, Played],
     court_original: tuple[Story, Played],
+    coming_original: tuple[Story, Played],
     name: str,
 ) -> None:
+    assert INVARIANTS[name](coming_original[0]) == []
     assert INVARIANTS[name](original[0]) == []
     assert INVARIANTS[name](late_original[0]) == []
     assert INVARIANTS[name](court_original[0]) == []
 
 
 def test_every_invariant_is_shown_a_story_that_breaks_it() -> None:
-    assert {name for name, _ in (*DOCTORED, *LATE_DOCTORS, *COURT_DOCTORS)} == set(INVARIANTS)
+    assert {name for name, _ in (*DOCTORED, *LATE_DOCTORS, *COURT_DOCTORS, *COMING_DOCTORS)} == set(
+        INVARIANTS
+    )
 
 
 @pytest.mark.parametrize(("name", "doctor"), DOCTORED)
@@ -418,6 +435,13 @@ def test_a_doctored_late_story_is_found(
 @pytest.mark.parametrize(("name", "doctor"), COURT_DOCTORS)
 def test_a_doctored_dispute_is_found(court_original: tuple[Story, Played], name: str, doctor: Doctor) -> None:
     found(court_original, name, doctor)
+
+
+@pytest.mark.parametrize(("name", "doctor"), COMING_DOCTORS)
+def test_a_doctored_story_of_comings_is_found(
+    coming_original: tuple[Story, Played], name: str, doctor: Doctor
+) -> None:
+    found(coming_original, name, doctor)
 
 
 def found(original: tuple[Story, Played], name: str, doctor: Doctor) -> None:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline import arrivals, muster
 from pipeline.coordinator import Coordinator
 from pipeline.identities import REVOCATIONS
 from pipeline.vault import NEXT_KEY, REVOKED
@@ -25,6 +27,7 @@ from tests.simulator.assembly import Allowed, Site, chain_secret, create, fix_so
 from tests.simulator.faults import COORDINATOR, LOG, Chance, Crash, Gate, release_locks
 from tests.simulator.network import Network
 from tests.simulator.people import Street
+from tests.simulator.seats import Owners, Seats
 from tests.simulator.setting import Setting
 from tests.simulator.watch import Watch, ask_in_order
 from tests.simulator.work import Workshop
@@ -61,6 +64,7 @@ class Played:
     network: Network
     shop: Workshop
     watch: Watch
+    owners: Owners
     finished: bool = False
     stopped: str = ""
     trouble: list[str] = field(default_factory=list)
@@ -86,8 +90,12 @@ def play(setting: Setting, root: Path, tell: Callable[[str], None] | None = None
         manifest = create(site, setting, PrivateKey.generate(), chain_secret(setting.seed), watch.enlisted)
         watch.calm = False
         street = Street(setting.seed, shop, site.folder.path, manifest, site.home)
-        played = Played(setting, site, chance, gate, Network(setting, street, gate), shop, watch)
+        network = Network(setting, street, gate)
+        owners = Owners(setting, network, site.home / "members")
+        played = Played(setting, site, chance, gate, network, shop, watch, owners)
         director = _Director(played, tell or (lambda line: None))
+        patch.setattr(muster, "time", SimpleNamespace(sleep=director.while_nobody_is_there))
+        patch.setattr(arrivals, "time", SimpleNamespace(monotonic=lambda: network.now / 1000))
         director.run()
     return played
 
@@ -98,11 +106,13 @@ class _Director:
     def __init__(self, played: Played, tell: Callable[[str], None]) -> None:
         self.played, self.tell = played, tell
         self.dice = random.Random(f"director/{played.setting.seed}")
-        people = played.setting.people
         self.waits = 0
+        self.desertion = 0
         self.crashed = False
         self.keys = random.Random(f"keys/{played.setting.seed}")
-        self.allowed = {person.name: Allowed(person.role, person.operator) for person in people}
+        first = played.setting.first
+        self.allowed = {person.name: Allowed(person.role, person.operator) for person in first}
+        self.seats = Seats(played.setting, played.network)
 
     def run(self) -> None:
         played = self.played
@@ -146,7 +156,13 @@ class _Director:
         chance = setting.weather.coordinator_crash if played.taken_up < MOST_CRASHES else 0.0
         self._arm(chance / 4, 40)
         coordinator = take_up(
-            played.site, setting, played.network, played.watch.enlisted, self._notice, self.allowed
+            played.site,
+            setting,
+            played.network,
+            played.watch.enlisted,
+            self._notice,
+            self.allowed,
+            self.seats.hiring,
         )
         if self.crashed and coordinator.state.waiting:
             played.network.counts["lag: taken up after a crash before a settlement"] += 1
@@ -156,7 +172,13 @@ class _Director:
             self._arm(chance, STEPS_OF_A_TURN)
             state = coordinator.state
             played.network.turn = state.turn.open.turn if state.turn else state.turns
-            self._show(coordinator.run_turn(), coordinator)
+            self._change_minds(coordinator)
+            self.desertion = 0
+            close = coordinator.run_turn()
+            played.network.healed = False
+            self._show(close, coordinator)
+            with played.gate.as_actor("owner"):
+                played.owners.turn_off(coordinator.state.away)
         self._arm(chance / 2, 8)
         coordinator.settled = []
         coordinator.finish()
@@ -164,13 +186,27 @@ class _Director:
         self._arm(0.0, 1)
         played.finished = True
 
+    def _change_minds(self, coordinator: Coordinator) -> None:
+        if coordinator.state.turns and coordinator.state.turn is None:
+            with self.played.gate.as_actor("owner"):
+                self.played.owners.change_their_minds(coordinator.state.turns, self.tell)
+
+    def while_nobody_is_there(self, seconds: float) -> None:
+        """Those without whom no turn can be are away; after a while their owners hear of it."""
+        del seconds
+        self.played.network.counts["membership: waits for somebody to return"] += 1
+        self.desertion += 1
+        if self.desertion == 2:
+            with self.played.gate.as_actor("owner"):
+                self.played.owners.call_all_back(self.played.network.turn)
+
     def _change_keys(self) -> None:
         """What owners and the organiser do beside the run, as `barnraise keys` does it."""
         played = self.played
         with played.gate.as_actor("owner"):
             for name in played.setting.names:
                 private = played.site.home / "members" / name
-                if self.keys.random() >= played.setting.unrest:
+                if not private.is_dir() or self.keys.random() >= played.setting.unrest:
                     continue
                 what = self.keys.choice(("rotate", "rotate", "rotate", "revoke", "revoked by the organiser"))
                 self.tell(f"    key of {name}: {what}")
@@ -203,6 +239,9 @@ class _Director:
         turn = coordinator.last_turn
         assert turn is not None
         self._show_settlements(coordinator)
+        for what, names in (("joined", coordinator.muster.joined), ("left", coordinator.muster.left)):
+            if names:
+                self.tell(f"before turn {turn.open.turn}, {what}: {', '.join(names)}")
         drawn = [item.slot for item in turn.draw.drawn] if turn.draw else []
         verdicts = [f"{v.auditor} {v.outcome}s {v.slot} (look {v.look})" for v in turn.verdicts.values()]
         verdicts += [f"{appeal.member} appeals" for appeal in turn.appeals.values()]

@@ -107,7 +107,7 @@ def config(**sections: Mapping[str, Any]) -> dict[str, Any]:
         },
         "credit": {"vest_rounds": 2, "strikes": 2, "operator_cap_ppm": 500_000},
         "state": {"policy": "snapshot", "every": 2},
-        "identity": {"allow": {}},
+        "identity": {"allow": {}, "newcomers": 2},
         "timing": {"mode": "fixed", "round_ms": 1000, "deadline_ms": 4000, "max_steps": 16},
     }
     for name, fields in sections.items():
@@ -468,30 +468,3 @@ def played(script: list[dict[int, Fate]], state: RunState | None = None, good: F
     if play.state.rounds_done == play.state.config["run"]["rounds"]:
         play.finish()
     return play
-
-
-def rich_run(beacon: Beacon | None = None) -> list[Record]:
-    """A whole run, enrolments included, in which most things happen; its third turn is void."""
-    state = started(witnesses=3, beacon=beacon, audit={"probation_rounds": 9})
-    play = Play(begin(state.manifest))
-    for record in enrolments(state.run):
-        play.add(record)
-    script: list[dict[int, Fate]] = [
-        {1: LATE},
-        {0: replace(GOOD, first="fail", second="pass"), 2: CHEAT},
-        {0: LATE, 1: replace(GOOD, refused="unrevealed"), 3: LATE},
-        {3: replace(GOOD, refused="malformed-payload")},
-        {3: replace(GOOD, serves=False), 1: replace(GOOD, silent=1)},
-    ]
-    for number, turn in enumerate(script):
-        play.absent, play.mute = ({WITNESSES[2]}, set()) if number == 1 else (set(), set())
-        play.mute = {WITNESSES[0]} if number == 3 else set()
-        play.pulseless, play.lead = number == 2, -5 if number == 1 else 5
-        if number == 4:
-            play.add(rotation(state.run, "c1", "c1", "c1 again"))
-            play.add(rotation(state.run, "a0", "a0", "a0 again"))
-            play.add(revocation(state.run, "c0"))
-        play.turn(turn)
-    play.add(revocation(state.run, "a2", "coordinator"))
-    play.finish()
-    return play.records

@@ -26,11 +26,11 @@ from tests.verification.fake_run import (
     made_up_beacon,
     made_up_pulse,
     manifest,
-    rich_run,
     scripts,
     sha,
     started,
 )
+from tests.verification.rich_run import rich_run
 from verification.beacon import QUICKNET, Beacon, Pulse, _curve, check_key, check_pulse, described
 from verification.encoding import MAX_INTEGER, from_json, to_json
 from verification.errors import BarnraiseError, FormatError, ProtocolError, SignatureError, UsageError

@@ -28,6 +28,8 @@ OF_MEMBER: dict[str, Any] = {"protocol": 1, "run": RUN, "member": "ada", "key": 
 MADE: dict[str, Any] = {
     "key-rotation": {**OF_MEMBER, "new_key": key_text("new"), "proof": "A"},
     "key-revocation": {**OF_MEMBER, "by": "member"},
+    "leave": {**OF_MEMBER, "turn": 3, "by": "coordinator"},
+    "return": {**OF_MEMBER, "turn": 3},
 }
 EDGES: st.SearchStrategy[Any] = st.sampled_from(
     [0, 1, -1, 2, True, False, None, "", "x", "—", "\n", [], {}, 1.0, 1.5, MAX_INTEGER, MAX_INTEGER + 1,

@@ -126,7 +126,7 @@ def test_a_record_that_comes_too_early_is_not_called_signed_twice(tmp_path: Path
     assert failures(writer) == [f"a record is out of order: the draw of one turn is signed twice{STOPPED}"]
 
 
-@pytest.mark.parametrize("kind", ["commitment", "enrol"])
+@pytest.mark.parametrize("kind", ["commitment", "appeal"])
 def test_a_members_record_after_a_turn(tmp_path: Path, kind: str) -> None:
     writer = Writer(tmp_path / "run", script={}, silent={}).run(turns=1)
     writer.entries.append(envelope(kind, {}, "coordinator", writer.run_subject))

@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from tests.verification.fsck_between import Between
 from tests.verification.test_fsck_bytes import (
     ORIGIN,
     b3,
@@ -81,7 +82,7 @@ def config(**over: Any) -> dict[str, Any]:
         "checkpoint": {"every": 2},
         "eval": {"every": 2},
         "model": {"n_layers": 1},
-        "identity": {"allow": {}},
+        "identity": {"allow": {}, "newcomers": 0},
     }
     for path, value in over.items():
         part, name = path.split("__")
@@ -89,7 +90,7 @@ def config(**over: Any) -> dict[str, Any]:
     return tree
 
 
-class State:
+class State(Between):
     """What a run carries from turn to turn, how it logs, and how its folder is written."""
 
     def __init__(self, folder: Path, *, script: Any, silent: Any, lie: Any = None, **over: Any):
@@ -108,9 +109,9 @@ class State:
         # (turn, look) -> witnesses that do not cosign, and that cosign and give no link
         self.away: dict[tuple[int, int], list[str]] = over.pop("away", {})
         self.mute: dict[tuple[int, int], list[str]] = over.pop("mute", {})
-        # turn -> what stands before its open: ("rotate", member) or ("revoke", member, by whom)
         self.between: dict[int, list[Any]] = over.pop("between", {})
         self.key_names: dict[str, str] = {}
+        self.gone: set[str] = set()
         self.entries: list[bytes] = []
         self.records: list[tuple[str, dict[str, Any], str]] = []
         self.heads: list[int] = []
@@ -131,11 +132,12 @@ class State:
         self.run_id = sha(canon(self.manifest))
         self.run_subject = ("run", self.run_id[7:])
         self.contributors = [m for m in self.members if m[1] == "contributor"]
-        self.auditors = [m for m in self.members if m[1] == "auditor"]
         self.info = {m[0]: m for m in self.members}
         self.queue: list[list[Any]] = []
         self.cursor = 0
-        self.steps = list(self.config["train"]["steps"])
+        train = self.config["train"]
+        self.steps = list(train["steps"])
+        self.micro_batches = list(train["micro_batch"]) or [train["batch"]] * len(self.contributors)
         self.state = {m[0]: b"zero" for m in self.contributors}
         self.accepted = defaultdict(int)
         self.strikes = defaultdict(int)
@@ -153,6 +155,11 @@ class State:
         self.tokens = 0
         self.accepted_payloads: list[bytes] = []
         self.rejected_payloads: list[bytes] = []
+
+    @property
+    def auditors(self) -> list[Any]:
+        """Those who are not away."""
+        return [m for m in self.info.values() if m[1] == "auditor" and m[0] not in self.gone]
 
     def _manifest(self) -> dict[str, Any]:
         shard = lambda name, n: {"digest": b3(self.data[name]), "file": name, "windows": n}  # noqa: E731
@@ -311,31 +318,10 @@ class State:
         last = max(times.get(name, TIME) for name in self.cosigners() if name not in away)
         return not last < self.beacon["genesis"] + earlier
 
-    def change_keys(self) -> None:
-        """What stands in the log before the next open."""
-        for what, name, *rest in self.between.get(self.turn, []):
-            record = {"protocol": 1, "run": self.run_id, "member": name, "key": self.key(name)}
-            if what == "rotate":
-                new = f"{self.signer(name)}'"
-                signed = {"key": self.key(name), "member": name, "new_key": key_text(new), "run": self.run_id}
-                proof = sign_object(new, "barnraise/key-rotation/v1", signed)
-                record |= {"new_key": key_text(new), "proof": proof}
-                self.add("key-rotation", record, self.signer(name))
-                self.key_names[name] = new
-                self.accepted[name] = 0
-                self.state[name] = b"zero"
-            else:
-                signer = self.signer(name) if rest == ["member"] else "coordinator"
-                self.add("key-revocation", {**record, "by": rest[0]}, signer)
-                self.quarantined = sorted({*self.quarantined, name})
-                for entry in [entry for entry in self.unvested if entry[1] == name]:
-                    self.credit[name]["forfeited"] += entry[2]
-                    self.unvested.remove(entry)
-
     def roster(self) -> list[dict[str, Any]]:
-        lines, micro, batch = [], *(self.config["train"][key] for key in ("micro_batch", "batch"))
+        lines, batch = [], self.config["train"]["batch"]
         for slot, (name, _, operator, numerics) in enumerate(self.contributors):
-            if name in self.quarantined:
+            if name in self.quarantined or name in self.gone:
                 continue
             need, pieces, left = self.steps[slot] * batch, [], []
             for start, stop, owner in self.queue:
@@ -365,7 +351,7 @@ class State:
                     "key": self.key(name),
                     "operator": operator,
                     "class": numerics,
-                    "micro_batch": micro[slot] if micro else batch,
+                    "micro_batch": self.micro_batches[slot],
                     "steps": self.steps[slot],
                     "positions": pieces,
                     "start_state": b3(start_state),

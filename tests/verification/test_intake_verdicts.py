@@ -23,9 +23,21 @@ from verification.state import RunState
 
 @cache
 def audited() -> RunState:
-    """A turn that waits for verdicts of the second look; of slot 0 two of five segments are drawn."""
+    """A turn that waits for verdicts of the second look; of slot 0 two of five segments are drawn.
+
+    A run is chosen in which the lot has it that not all leaves are looked into, and fewer for one of the two.
+    """
+    return next(state for state in map(_audited, range(99)) if _leaves_some(state))
+
+
+def _leaves_some(state: RunState) -> bool:
+    drawn = state.open_turn.drawn_segments(0)
+    return len(looked_into(drawn[:1], 5)) < len(looked_into(drawn, 5)) < 6
+
+
+def _audited(number: int) -> RunState:
     audit = {"rate_ppm": 1_000_000, "probation_rounds": 0, "second_look_ppm": 1_000_000, "segments": 2}
-    play = Play(started(train={"steps": [9, 2, 5, 1]}, audit=audit))
+    play = Play(started(train={"steps": [9, 2, 5, 1]}, audit=audit, run={"seed": number}))
     state = play.state
     play.turn({})
     for record in play.records:

@@ -263,6 +263,6 @@ def test_the_whole_of_such_work_has_as_many_leaves_as_the_opening() -> None:
 
 
 def test_nothing_is_hollow_where_the_manifest_has_no_limits() -> None:
-    """Between two such classes there are no sketches to compare; such a verdict is unsound for other reasons."""
+    """Between two such classes there are no sketches to compare; the verdict is unsound otherwise."""
     found = replace(verdict(deviation(), deviation()), outcome="pass", numerics_class=OTHER)
     assert not AUDIT.is_hollow(found, [ServedStep(NO_SKETCH, 1), ServedStep(NO_SKETCH, 1)])

@@ -87,6 +87,32 @@ def test_only_the_next_link_is_accepted() -> None:
         assert not verify_link(good, bad)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 15, 16, 17, 24, 25, 26, 99])
+def test_links_of_chains_of_any_length(length: int) -> None:
+    elements = [b"\x05" * 32]
+    for _ in range(length):
+        elements.append(hashlib.sha256(elements[-1]).digest())
+    for numbers in (range(1, length + 1), range(length, 0, -1)):
+        chain = HashChain(elements[0], length)
+        assert [chain.link(t) for t in numbers] == [elements[length - t].hex() for t in numbers]
+        assert chain.end == "sha256:" + elements[length].hex()
+
+
+def test_a_link_of_a_long_chain_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run would spend the more on each draw, the more rounds it is to have."""
+    chain, counted = HashChain(bytes(32), 40_000), [0]
+    first, sha256 = chain.link(1), hashlib.sha256
+
+    def counting(data: bytes) -> Any:
+        counted[0] += 1
+        return sha256(data)
+
+    monkeypatch.setattr("verification.lottery.hashlib.sha256", counting)
+    assert chain.link(1) == first
+    assert chain.link(20_000) != first
+    assert counted[0] <= 2 * 201
+
+
 def test_chain_files_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "secret" / "chain"
     HashChain(bytes(range(32)), 1200).save(path)

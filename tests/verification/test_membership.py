@@ -70,8 +70,8 @@ ALLOW = {name: key(name).public for name in (*CONTRIBUTORS, *AUDITORS)}
 
 
 def test_an_allow_list_fixes_who_enrols_and_by_which_key() -> None:
-    assert started(identity={"allow": ALLOW}).by_role("auditor")
-    state = begin(manifest(identity={"allow": ALLOW}))
+    assert started(identity={"allow": ALLOW, "newcomers": 0}).by_role("auditor")
+    state = begin(manifest(identity={"allow": ALLOW, "newcomers": 0}))
     first, *others = enrolments(state.run)
     refuses(state, replace(first, key=key("fresh").public), "identity.allow")
     refuses(state, replace(first, member="c9", key=key("c9").public), "identity.allow")

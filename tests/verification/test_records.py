@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.verification.fake_disputes import BOTH_LIE, disputed
-from tests.verification.fake_run import key, manifest, rich_run, sha
+from tests.verification.fake_run import key, manifest, sha
 from tests.verification.late_play import late_rich_run
+from tests.verification.rich_run import rich_run
 from verification.encoding import Json, canonical_json, from_json, to_json
 from verification.envelope import open_envelope, seal
 from verification.errors import BarnraiseError, FormatError, SignatureError
@@ -129,24 +130,26 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 
 GOLDEN = {
-    "appeal": "fe95aec04bcaed41e8da5d987ae474a3",
-    "commit-close": "c84eb8911fdd2824c3594bdb30f711d5",
-    "commitment": "1a41fe231b111c07abd96a03c7331e14",
-    "draw": "b0fe7ed3a8f6320b537e4aeda80a21fc",
-    "enrol": "382fe49aa22897c075a627a5b3aa8462",
-    "first-looks": "1a10a97bdf942542d32ec248c218b50d",
-    "key-revocation": "d0f3c368aff742686042a8ad7a64b02d",
-    "key-rotation": "7ba4126aa84ba4bc0ffc162b87f5b200",
-    "manifest": "c60fa3a3c37888a11f275a19dc06348f",
-    "reveal": "d46fbe0837226d2c1b4a0274edb77fc7",
-    "reveal-close": "17a775cb3a392f4009e0917b0385dd0b",
-    "round-close": "7e7c71dbfbabc5bedb4c4ff44f273512",
-    "round-open": "f53e01fad0e1488e8a60fcc4f361c147",
-    "run-close": "1cc90efd1371bf9d841c85d2d069e545",
-    "second-draw": "e429d5f50ad41f2336f80bc7c58b10ea",
-    "served": "5186a9b290e3ec50e37f27f845c149e4",
-    "settlement": "1ab098de4553aa3502494fcf6b8fff3e",
-    "verdict": "5678c4ad8ffc80434fdf7662d8f385f4",
+    "appeal": "d9b1ee56f941bb73d2f228314224d3da",
+    "commit-close": "6530ae46fcac3c194d8a245ef82af5bd",
+    "commitment": "22c60bf92efb5dafc330996c658b1bb2",
+    "draw": "6c4c28c566c06633ee7f50c3721535c1",
+    "enrol": "d25c4ae8f0a5035651353c4f69bad744",
+    "first-looks": "70769c1ff15f3c00d54b222dc268e2e5",
+    "key-revocation": "1b6b5af4382392b24175f29ba53123e3",
+    "key-rotation": "9e857bb94dcca3efe7487802f07fe242",
+    "leave": "38d1ade7a2e57665e7601e7079e22cca",
+    "manifest": "c790402c518a0010730acfe1ca77c0f6",
+    "return": "6e6dd72837610c912a4f0dc706570c76",
+    "reveal": "a5825dc37d4e985562210bc8626a584f",
+    "reveal-close": "4c5e7fb4ff3b3ae64ab4d8b31a8c0023",
+    "round-close": "b19a4dc6722cdc98a364cc9738da790f",
+    "round-open": "8040ef500a912c3f6aecb472688b7c6c",
+    "run-close": "2d8f5bd83efb4896c329a7b6111aa964",
+    "second-draw": "1135c9b529985c1321ab2e6b965b14ca",
+    "served": "ea1714c99391ff02646f7ede9e57ea28",
+    "settlement": "7a04a1ba15bcbbc76a07547f1072e579",
+    "verdict": "2890ec98dd4140b0eb20e16fb85c6e54",
 }
 
 

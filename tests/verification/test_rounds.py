@@ -24,11 +24,11 @@ from tests.verification.fake_run import (
     enrolments,
     key,
     played,
-    rich_run,
     scripts,
     sha,
     started,
 )
+from tests.verification.rich_run import rich_run
 from verification.errors import BarnraiseError, ProtocolError
 from verification.plans import plan_open
 from verification.records import (
@@ -38,6 +38,7 @@ from verification.records import (
     Enrol,
     KeyRevocation,
     KeyRotation,
+    Leave,
     Overruled,
     Record,
     Reveal,
@@ -96,7 +97,9 @@ def may_stand(i: int, j: int) -> bool:
     if j <= i:
         return False
     if isinstance(there, (KeyRotation, KeyRevocation)):
-        return STATES[i].turn is None and STATES[i].turns > 0
+        return STATES[i].between_turns
+    if isinstance(there, Leave):  # not of an earlier time
+        return STATES[i].between_turns and there.turn == STATES[i].turns
     if isinstance(there, RunClose):
         return isinstance(here, KeyRevocation) and i == j - 1
     if isinstance(here, Verdict):  # a sealed one may be lost, and a second one not given
@@ -167,8 +170,8 @@ CHANGES: dict[str, Any] = {
     "snapshot": None,
     "committed": (7,),
     "late": (0, 1, 2, 3),
-    "ms": (1, 2, 3, 4, 5),
-    "revealed": (0, 1, 2, 3, 4),
+    "ms": (1, 2, 3, 4, 5, 6),
+    "revealed": (0, 1, 2, 3, 4, 5),
     "refused": None,
     "pulse": 5,
     "served": (9,),
