@@ -36,7 +36,7 @@ from cluster.pool import REVIVALS, Answer, Machine, Seat
 from verification.errors import BarnraiseError, UsageError
 
 BIG = 1 << 16
-RETRY_PAUSE_S, USAGE_S = 0.2, 2.0
+RETRY_PAUSE_S = 0.2
 RESTART_S = 120.0
 ANSWERS_S = 10.0  # within which a head takes a connection
 ROLES = ("contributor", "auditor")
@@ -107,6 +107,8 @@ class RayPool:
         self.actors: dict[str, Any] = {}
         self._seats: dict[str, Seat] = {}
         self._down: dict[str, float] = {}  # since when a member could not be reached
+        self._usage: dict[Any, str] = {}  # calls under way, and what was answered last
+        self._used: dict[str, tuple[str, int, float]] = {}
         self._pings: dict[str, Any] = {}  # calls that such members answer once they are back
         for name, factory in factories.items():
             self.add(name, factory)
@@ -190,19 +192,19 @@ class RayPool:
         return list(done)
 
     def usage(self) -> dict[str, dict[str, Any]]:
-        """As `Pool.usage`; who does not answer at once is left out of the sums."""
+        """As `Pool.usage`, as it was when last asked: who is busy now answers in time for the next call."""
         there = self._there()
         found: dict[str, dict[str, Any]] = {}
-        asked = {
-            self.actors[name].usage.remote(): name for name in self.actors if self._may_answer(name, there)
-        }
-        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=USAGE_S) if asked else ([], [])
-        answers: dict[str, tuple[str, int, float]] = {}
+        calls = list(self._usage)
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
         for reference in done:
+            name = self._usage.pop(reference)
             with contextlib.suppress(RayError):
-                answers[asked[reference]] = ray.get(reference)
+                self._used[name] = ray.get(reference)
+        idle = self.actors.keys() - set(self._usage.values())
+        self._usage |= {self.actors[n].usage.remote(): n for n in idle if self._may_answer(n, there)}
         for name in self.actors:
-            used = answers.get(name)
+            used = self._used.get(name) if self._may_answer(name, there) else None
             seat = self._seats.get(name)
             if seat is None and used is None:
                 continue
@@ -328,7 +330,7 @@ def start(address: str | None, runtime_env: Mapping[str, Any]) -> None:
         answers = address is not None and _answers(address)
         ray.init(**options)
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
-        got = str(error).splitlines()[0][:200]
+        got = " ".join(str(error).split())[:300] or type(error).__name__
         if answers and isinstance(error, (ConnectionError, AuthenticationError)):
             raise UsageError(
                 f"the head at {address} is there, but does not let this process in",

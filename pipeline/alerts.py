@@ -53,7 +53,7 @@ class Watch:
         self._high: set[str] = set()
         for row in earlier:
             # A file may hold what only looks like a row.
-            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+            with contextlib.suppress(AttributeError, KeyError, OverflowError, TypeError, ValueError):
                 self.see(row)
 
     def see(self, row: Mapping[str, Any]) -> list[Alert]:

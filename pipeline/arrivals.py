@@ -16,6 +16,7 @@ from pipeline.log_reader import Entry
 from pipeline.parties import Answer, Begun, Members
 from verification.errors import ProtocolError
 
+LOOKS = 1_000  # at a call that is not answered, before it begins again
 TRIES = 3  # of a newcomer whose process ends on the way, or whose machine is gone for a while
 
 
@@ -33,6 +34,7 @@ class Arrival:
         self._tries = TRIES
         self._steps = self._way()
         self._begun: Begun | None = None
+        self._looks = 0
 
     def advance(self, look_ms: int) -> Entry | None:
         """Go on for about `look_ms` milliseconds of waiting; the enrolment, once it is there.
@@ -44,11 +46,16 @@ class Arrival:
             answer: Answer | None = None
             if self._begun:
                 answer = self._begun(max(1, int((stop - time.monotonic()) * 1000)))
-                if not answer.ok and not answer.error:
+                self._looks += 1
+                if not answer.ok and not answer.error and self._looks < LOOKS:
                     return None  # it is not done yet
+                if not answer.ok and not answer.error:
+                    self._start_again("no answer in time")
+                    return None
                 if not answer.ok:
                     self._start_again(answer.error or "")
                     return None
+            self._looks = 0 if answer else self._looks
             try:
                 self._begun = next(self._steps) if answer is None else self._steps.send(answer)
             except StopIteration as end:
@@ -58,7 +65,7 @@ class Arrival:
         self._tries -= 1
         if not self._tries:
             raise ProtocolError(f"{self.name} could not join the run", got=why)
-        self._steps, self._begun = self._way(), None
+        self._steps, self._begun, self._looks = self._way(), None, 0
 
     def _way(self) -> Generator[Begun, Answer, Entry]:
         """Each step begins a call; it is sent the answer when that is a good one."""

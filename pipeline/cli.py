@@ -76,7 +76,8 @@ def run(arguments: list[str]) -> int:
         print(f"barnraise {name}: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        print(f"\nbarnraise {name}: stopped; `barnraise resume RUN` goes on.", file=sys.stderr)  # noqa: T201
+        more = "; `barnraise resume RUN` goes on" if name in ("train", "resume") else ""
+        print(f"\nbarnraise {name}: stopped{more}.", file=sys.stderr)  # noqa: T201
         return 130
 
 

@@ -64,6 +64,11 @@ def _warn(text: str) -> None:
     print(f"barnraise: {text}", file=sys.stderr)  # noqa: T201
 
 
+def _remark(text: str) -> None:
+    """A line for people where standard output is for a program."""
+    print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+
+
 def _go(
     console: Console,
     folder: RunFolder,
@@ -101,7 +106,8 @@ def _go(
         *(_cluster_views(manifest) if on_ray else ()),
     ]
     if options.json or not console.is_terminal:
-        sinks.append(JsonLines(lambda line: print(line, flush=True)))  # noqa: T201
+        lines = JsonLines(lambda line: print(line, flush=True), _remark)  # noqa: T201
+        sinks.append(Fallible("standard output", lambda: lines, _warn))
     else:
         sinks.append(Bars(console, config.run.rounds, folder.rounds_on_disk()))
     monitor = Monitor(sinks, earlier)

@@ -141,7 +141,10 @@ class RunFolder:
         Of those below `floor` only every `sparse`-th is kept, unless that is 0.
         """
         for path in sorted((self.path / "checkpoints").glob("round-*")):
-            round_ = int(path.name[6:].split(".")[0])
+            number = path.name[6:].split(".")[0]
+            if not number.isdecimal():
+                continue  # somebody else's; level 1 names it
+            round_ = int(number)
             scheduled = is_scheduled(round_, every=every, floor=floor, sparse=sparse)
             if round_ > last or not (scheduled or round_ == last or round_ in needed):
                 path.unlink()

@@ -65,6 +65,13 @@ class Hiring:
         """
         machines = self._machines()
         offered = bool(self._places.machines())
+        if not offered and any(members[name][1] for name in self._machine_of if name in members):
+            raise UsageError(
+                "the members of this run live on machines of a cluster, and none is here that offers seats",
+                expected=", ".join(sorted(set(self._machine_of.values()))),
+                got="nowhere to look for them",
+                hint="Go on with --address, as the run was started: `barnraise resume RUN --address auto`.",
+            )
         # Newcomers that were on their way when a coordinator ended are hired anew. Who has not enrolled yet
         # has no key to look for, and need not wait for a machine that is gone.
         self._machine_of = {

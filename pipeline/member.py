@@ -149,9 +149,6 @@ class Member:
         if open_ and (open_.round, open_.attempt) != (found.round, found.attempt):
             raise ProtocolError("a receipt is of another turn", expected=f"turn {turn}", got=found.round)
         self.vault.put_receipt(found.round, found.attempt, receipt)
-        kept = manifest.config["retention"]["payload_rounds"]
-        if kept:
-            self.vault.forget_receipts_before(found.round - kept)
         self.vault.put_policy(write_policy(manifest.log_vkey, manifest.witness_vkeys, required))
 
     def opened(self, envelope: bytes) -> RoundOpen:

@@ -131,16 +131,18 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One JSON line a turn on `write`; notes are left out, so that a program reads nothing else."""
+    """One JSON line a turn on `write`; notes go to `note`, so that a program reads nothing else."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
+    def __init__(self, write: Callable[[str], None], note: Callable[[str], None] | None = None) -> None:
         self._write = write
+        self._note = note
 
     def turn(self, row: Row) -> None:  # noqa: D102
         self._write(json.dumps(row))
 
     def note(self, text: str) -> None:  # noqa: D102
-        del text
+        if self._note:
+            self._note(text)
 
     def close(self) -> None:  # noqa: D102
         return
@@ -158,6 +160,7 @@ class MetricsFile(JsonLines):
         data = line.encode() + b"\n"
         with self._path.open("ab", buffering=0) as file:
             start = file.seek(0, os.SEEK_END)
+            data = (b"" if self._ends_a_line(start) else b"\n") + data
             written = 0
             try:
                 written = file.write(data)
@@ -166,6 +169,14 @@ class MetricsFile(JsonLines):
                     file.truncate(start)
         if written < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _ends_a_line(self, size: int) -> bool:
+        """Whether it is empty or ends with a whole line; a machine that went down may have left less."""
+        if not size:
+            return True
+        with self._path.open("rb") as file:
+            file.seek(size - 1)
+            return file.read(1) == b"\n"
 
 
 def earlier_rows(folder: Path) -> list[Row]:

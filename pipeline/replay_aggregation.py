@@ -8,6 +8,7 @@ aggregation, initial weights and array bytes; imports no torch and writes nothin
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.config import Config, config_from_manifest, manifest_config
 from pipeline.folder import RunFolder
 from pipeline.lineage import Lineage, TurnWork
 from pipeline.records_table import contribution_rows, read_contributions
+from verification.durable import storage_error
 from verification.encoding import blake3_digest, to_json
 from verification.errors import BarnraiseError, FormatError, UsageError
 from verification.fsck import Failure, Findings, Turn
@@ -134,7 +136,11 @@ def _resumed(
         fail(failure)
     if failures:
         return None
-    return aggregator.load(folder.checkpoint(first), folder.outer_file(first).read_bytes())
+    try:
+        outer = folder.outer_file(first).read_bytes()
+    except OSError as error:
+        raise storage_error(folder.outer_file(first), error) from error
+    return aggregator.load(folder.checkpoint(first), outer)
 
 
 @dataclass
@@ -330,9 +336,13 @@ def _check_file(
 ) -> None:
     where = str(path.relative_to(folder.path))
     try:
-        if path.stat().st_size > size + MOST_HEADER:  # before it is read
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FormatError("no regular file")
+        with path.open("rb") as stream:
+            data = stream.read(size + MOST_HEADER + 1)
+        if len(data) > size + MOST_HEADER:
             raise FormatError("too long", expected=f"at most {size + MOST_HEADER} bytes")
-        got = arrays_digest(read(path.read_bytes()))
+        got = arrays_digest(read(data))
     except (BarnraiseError, OSError) as error:
         fail(Failure("a checkpoint file is damaged", where, digest, str(error)))
         return

@@ -217,11 +217,12 @@ class Watch:
         passed = record["outcome"] == "pass"
         who = self._roster[record["round"], record["attempt"]][record["slot"]]
         auditor = record["auditor"]
+        judge = self.members[auditor]  # before anything is made of the name: nobody checked it
         self.verdicts += 1
         self.failed += not passed
         mark = "pass" if passed else "fail"
         self.members[who].verdict = (mark, f"r{record['round']} {auditor}")
-        self.members[auditor].verdict = (mark, f"r{record['round']} {who}")
+        judge.verdict = (mark, f"r{record['round']} {who}")
 
     def _take_round_close(self, record: Predicate) -> None:
         self._outcome(record)

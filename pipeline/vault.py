@@ -89,12 +89,6 @@ class Vault:
                 hint=f"Both are signed by the coordinator: keep {path}, and what the log shows now.",
             )
 
-    def forget_receipts_before(self, round_: int) -> None:
-        """Drop the receipts of rounds before `round_`: the head of a later one covers what they prove."""
-        for path in (self.folder / "receipts").glob("r*-a*.tlog-proof"):
-            if int(path.name[1:].split("-")[0]) < round_:
-                path.unlink()
-
     def put_policy(self, policy: str) -> None:
         """Keep beside the receipts what `barnraise verify-receipt --policy` needs to check them."""
         path = self.folder / "receipts" / "policy.txt"

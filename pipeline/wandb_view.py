@@ -72,7 +72,7 @@ class Wandb:
         self._turns = 0
         self._tables = {name: deque[list[Any]](maxlen=TABLE_ROWS) for name in TABLES}
         for row in earlier:
-            with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+            with contextlib.suppress(AttributeError, KeyError, OverflowError, TypeError, ValueError):
                 self._keep(row)
 
     def turn(self, row: Row) -> None:  # noqa: D102

@@ -13,7 +13,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ CONFIG_FILE = "config.json"
 MOST_HEADER_BYTES = 1 << 24
 MOST_JSON_BYTES = 1 << 24
 # What transformers writes into config.json when it saves a model again, and that changes no number.
-HARMLESS = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"})
+HARMLESS = frozenset({"_name_or_path", "transformers_version", "use_cache"})
+DTYPES = ("dtype", "torch_dtype")  # transformers may turn the numbers into this when it loads them
+ADAPTER = "adapter_config.json"  # which it loads of itself
 _CLOSE, _SETTLEMENT = "barnraise:round-close:v1", "barnraise:settlement:v1"
 
 
@@ -85,7 +87,8 @@ def show_weights(tied: Tied, exported: Path | None, console: Console) -> None:
     early = "" if tied.settled else "; audits of what it holds were still due"
     lines = [f"model    {exported} is {where}{early}", f"         compared: {', '.join(tied.files)}"]
     if tied.other:
-        lines.append(f"         not compared: {', '.join(tied.other[:8])}")
+        more = f" and {len(tied.other) - 8} more" if len(tied.other) > 8 else ""
+        lines.append(f"         not compared: {', '.join(tied.other[:8])}{more}")
     for line in lines:
         console.print(f"      {line}", highlight=False, markup=False, soft_wrap=True)
 
@@ -94,12 +97,12 @@ def _tied(file: Path, run: Path, findings: Findings, failures: list[Failure]) ->
     manifest = parse_predicate(Manifest, findings.manifest)
     specs = [ArraySpec(name, shape) for name, shape in manifest.arrays]
     digest = arrays_digest(read_weights(file, specs))
-    named = {digest: (0, True)} if digest == manifest.initial.weights else {}
-    for found, round_, settled in named_weights(run, manifest, findings):
-        if found == digest:
-            named[digest] = (round_, settled or named.get(digest, (0, False))[1])
-    round_or_none, settled = named.get(digest, (None, False))
-    if round_or_none is None:
+    named = _named_weights(run, manifest, findings)
+    round_or_none = next((round_ for round_, one in named.now.items() if one == digest), None)
+    if round_or_none is None and digest in named.replaced:
+        what = f"a settlement took contributions out of these weights of round {named.replaced[digest]}"
+        failures.append(Failure(what, str(file), "weights as they stand", digest))
+    elif round_or_none is None:
         failures.append(
             Failure(
                 "no checkpoint in the log has these weights",
@@ -108,6 +111,7 @@ def _tied(file: Path, run: Path, findings: Findings, failures: list[Failure]) ->
                 digest,
             )
         )
+    settled = round_or_none in named.settled
     files = [file.name]
     for path, wrong in _beside(file.parent, manifest):
         files.append(path.name)
@@ -123,26 +127,54 @@ def _names(folder: Path) -> list[str]:
         raise StorageError(f"{folder} cannot be read", got=error.strerror or str(error)) from None
 
 
-def named_weights(run: Path, manifest: Manifest, findings: Findings) -> Iterator[tuple[str, int, bool]]:
-    """(weights digest, round, whether for good) as the entries say that level 1 has checked, in log order."""
+@dataclass
+class _Named:
+    """Which weights the log names, by round: as they stand, and those that settlements replaced."""
+
+    now: dict[int, str]
+    settled: set[int]
+    replaced: dict[str, int] = field(default_factory=dict)
+
+    def put(self, round_: int, digest: str) -> None:
+        before = self.now.get(round_, digest)
+        self.now[round_] = digest
+        if before != digest:
+            self.replaced[before] = round_
+
+    def outdate(self, first: int, last: int) -> None:
+        """Rounds in between whose checkpoints were changed and not named again."""
+        for round_ in range(first, last):
+            if round_ in self.now and round_ not in self.settled:
+                self.replaced[self.now.pop(round_)] = round_
+
+
+def _named_weights(run: Path, manifest: Manifest, findings: Findings) -> _Named:
+    """What the entries say that level 1 has checked."""
     log = Log.open(RunFolder(run).log, manifest.origin, None, manifest.log_vkey, manifest.witness_vkeys)
     # A run that goes on may have grown since: only what was checked counts.
     if log.size < findings.log_size or f"sha256:{log.root_at(findings.log_size).hex()}" != findings.log_head:
         raise StorageError("the log is not the one that was just checked", expected=findings.log_head)
     at_once = not manifest.config["audit"]["lag"]
-    last = 0
+    named, attempts, last = _Named({0: manifest.initial.weights}, {0}), dict[int, int](), 0
     for index in range(findings.log_size):
         sealed = open_envelope(log.entry(index))
         if sealed.predicate_type == _CLOSE:
             close = sealed.peek()
             if not close["void"]:
                 last = close["round"]
-                yield close["weights"], last, at_once
+                attempts[last] = close["attempt"]
+                named.put(last, close["weights"])
+                named.settled |= {last} if at_once else set()
         elif sealed.predicate_type == _SETTLEMENT:
             record = sealed.peek()
-            yield record["weights"], last, False
-            if last >= record["round"]:
-                yield record["settled"]["weights"], record["round"], True
+            round_ = record["round"]
+            if record["removed"]:
+                named.outdate(round_ + 1, last)
+            named.put(last, record["weights"])
+            if attempts.get(round_) == record["attempt"]:  # a void turn has no weights of its own
+                named.put(round_, record["settled"]["weights"])
+                named.settled.add(round_)
+    return named
 
 
 def read_weights(file: Path, specs: Sequence[ArraySpec]) -> Arrays:
@@ -221,6 +253,7 @@ def _places(header: bytes, specs: Sequence[ArraySpec]) -> dict[str, tuple[int, i
 
 def _beside(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, Failure | None]]:
     """The files beside the weights that decide what the numbers mean, each with what is wrong with it."""
+    yield from _adapter(folder)
     config = folder / CONFIG_FILE
     if os.path.lexists(config):
         wanted = json.loads(json.dumps(llama_config(config_from_manifest(manifest.config).model)))
@@ -233,12 +266,22 @@ def _beside(folder: Path, manifest: Manifest) -> Iterator[tuple[Path, Failure | 
         yield tokenizer, None if got == expected else Failure(what, str(tokenizer), expected, got)
 
 
+def _adapter(folder: Path) -> Iterator[tuple[Path, Failure | None]]:
+    path = folder / ADAPTER
+    if os.path.lexists(path):
+        what = "the folder has an adapter, which changes the model"
+        yield path, Failure(what, str(path), "no such file", path.name)
+
+
 def _other_config(path: Path, found: Any, wanted: Mapping[str, Any]) -> Failure | None:
     what = "config.json describes another model than the run's"
     if not isinstance(found, dict):
         return Failure(what, str(path), "an object", type(found).__name__)
+    for key in DTYPES:
+        if found.get(key, "float32") not in ("float32", None):
+            return Failure(what, str(path), f"{key} = float32", _short(found[key]))
     kept = {key: value for key, value in found.items() if key not in HARMLESS}
-    for key in sorted({*kept, *wanted} - HARMLESS):
+    for key in sorted({*kept, *wanted} - HARMLESS - {*DTYPES}):
         if not _same(kept.get(key), wanted.get(key)):
             expected = f"{key} = {_short(wanted[key])}" if key in wanted else f"no {_short(key)}"
             return Failure(what, str(path), expected, _short(kept.get(key)))

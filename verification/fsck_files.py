@@ -185,7 +185,8 @@ class FileCheck:
         every, last = self.manifest["config"]["checkpoint"]["every"], story.rounds
         bases = {number - 1 for number, _ in story.waiting}
         due = (number for number in range(0, last, every) if not self.missing.may_be_thinned(number))
-        for number in sorted({*due, last, *bases}):
+        wanted = {*due, last, *bases}
+        for number in sorted(wanted):
             for kind in _KINDS:
                 name = f"checkpoints/round-{number:05d}.{kind}"
                 path = self.run / name
@@ -200,10 +201,12 @@ class FileCheck:
         lowest = min(bases, default=last) - 1
 
         def belongs(name: str) -> bool:
-            found = _CHECKPOINT.fullmatch(name)
+            found, path = _CHECKPOINT.fullmatch(name), self.run / "checkpoints" / name
             if found is None or name != f"round-{int(found[1]):05d}.{found[2]}":
                 return False
             number = int(found[1])
+            if path.is_symlink() or not path.is_file():
+                return number in wanted  # and was named above
             kept = number == last or (number < last and number % every == 0)
             return kept or (_open_ended(story) and lowest <= number <= last + 1)
 

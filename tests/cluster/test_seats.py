@@ -126,6 +126,8 @@ def test_a_node_that_is_killed_takes_its_members_and_no_others_and_brings_them_b
         assert time.monotonic() - started < 4
         # When nobody is left to wait for, the deadline is not waited for either.
         assert pool.call("where", {"c2": ()}, deadline_ms=300_000)["c2"].ms < 4_000
+    pool.usage()
+    until(lambda: "m1" in pool.usage() and pool.usage()["m1"]["memory_bytes"])
     used = pool.usage()
     assert (used["m2"]["alive"], used["m2"]["members"]) == (False, ["c2"])
     assert (used["m1"]["alive"], sorted(used["m1"]["members"])) == (True, ["a0", "c0", "c1"])

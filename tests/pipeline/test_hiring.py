@@ -78,11 +78,13 @@ def test_enrolled_members_stay_where_their_keys_are_though_the_machine_is_gone(f
     places = Places([Machine("m1", {"contributor": 2, "auditor": 2}, "acme")])
     places.hiring(file).settle(FOUR)
     enrolled = {name: (role, "acme") for name, (role, _) in FOUR.items()}
-    for there in ([], [Machine("m2", {"contributor": 9, "auditor": 9}, "zeta")]):
-        places.there = there
-        specs = places.hiring(file).settle(enrolled)
-        assert set(places.settled.values()) == {"m1"}
-        assert set(operators(specs).values()) == {"acme"}
+    places.there = [Machine("m2", {"contributor": 9, "auditor": 9}, "zeta")]
+    specs = places.hiring(file).settle(enrolled)
+    assert set(places.settled.values()) == {"m1"}
+    assert set(operators(specs).values()) == {"acme"}
+    places.there = []  # as where a run of a cluster is taken up outside of it
+    with pytest.raises(UsageError, match="--address"):
+        places.hiring(file).settle(enrolled)
 
 
 def test_who_has_not_enrolled_goes_where_there_is_a_machine(file: Path) -> None:

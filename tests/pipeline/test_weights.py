@@ -21,14 +21,16 @@ from model.arrays import ArraySpec, arrays_digest, safetensors_bytes
 from pipeline import cli
 from pipeline.folder import RunFolder
 from pipeline.report import read_story
-from pipeline.weights import MOST_HEADER_BYTES, named_weights, read_weights
-from tests.pipeline.late_runs import late_story
+from pipeline.weights import MOST_HEADER_BYTES, _Named, _named_weights, read_weights
+from tests.pipeline.late_runs import late_story, records_of, settlements
 from tests.pipeline.verify_tools import asked
 from tests.tiny import copy_run
 from verification.errors import BarnraiseError, FormatError
 from verification.fsck import check_run
+from verification.records import RoundClose
 
 Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 ABSENT = ("torch", "ray", "wandb", "tokenizers", "datasets", "transformers")
 SPECS = [ArraySpec("a", (2, 3)), ArraySpec("b", (4,))]
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, dtype=np.float32)}
@@ -245,14 +247,61 @@ def test_where_audits_lag_only_what_is_settled_is_said_to_be(tmp_path: Path, cap
     file = RunFolder(story.folder).weights_file(4)
     code, answer = found(capsys, story.folder, file)
     assert (code, answer["weights"]["round"], answer["weights"]["settled"]) == (0, 4, True)
-    manifest = RunFolder(story.folder).parsed_manifest()
-    findings = check_run(story.folder)
-    named = list(named_weights(story.folder, manifest, findings))
-    # Each round is named when it closes, and again, for good, when it is settled.
-    assert [round_ for _, round_, settled in named if settled] == [1, 2, 3, 4]
-    first = next(i for i, (_, _, settled) in enumerate(named) if settled)
-    assert named[first][0] == named[0][0]
-    assert first > 2
+    named = _named_weights(story.folder, RunFolder(story.folder).parsed_manifest(), check_run(story.folder))
+    assert (sorted(named.now), named.settled, named.replaced) == ([0, 1, 2, 3, 4], {0, 1, 2, 3, 4}, {})
+
+
+@pytest.mark.slow
+def test_weights_that_a_settlement_changed_are_of_no_round_any_more(tmp_path: Path) -> None:
+    story = late_story(tmp_path / "late", 1, "lazy")
+    folder, records = RunFolder(story.folder), records_of(story)
+    named = _named_weights(story.folder, folder.parsed_manifest(), check_run(story.folder))
+    closes = {record.round: record for record in records if isinstance(record, RoundClose)}
+    final = {record.round: record.settled.weights for record in settlements(records)}
+    assert {round_: digest for round_, digest in named.now.items() if round_} == final
+    changed = {close.weights: round_ for round_, close in closes.items() if close.weights != final[round_]}
+    assert changed
+    assert changed.items() <= named.replaced.items()
+    assert not named.replaced.keys() & set(named.now.values())
+
+
+def test_what_was_replaced_is_said(run: Path, exported: Path, capsys: Capture, monkeypatch: Patch) -> None:
+    digest = found(capsys, run, exported)[1]["weights"]["digest"]
+    monkeypatch.setattr("pipeline.weights._named_weights", lambda *_: _Named({0: "x"}, {0}, {digest: 2}))
+    code, answer = found(capsys, run, exported)
+    assert (code, answer["weights"]["round"]) == (1, None)
+    assert answer["failures"][0]["what"].startswith("a settlement took contributions out")
+
+
+def test_a_void_turns_settlement_names_no_weights_of_its_own() -> None:
+    """Its `settled` is the checkpoint before it, which stays that round's."""
+    named = _Named({0: "start"}, {0})
+    for round_, digest in ((1, "one"), (2, "two")):
+        named.put(round_, digest)
+    named.put(2, "two")
+    named.outdate(1, 2)
+    assert (named.now, named.replaced) == ({0: "start", 2: "two"}, {"one": 1})
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_type_that_would_change_the_numbers_is_refused(
+    run: Path, exported: Path, tmp_path: Path, capsys: Capture, key: str
+) -> None:
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    for value, code in (("float32", 0), ("float16", 1)):
+        (copy / "config.json").write_text(json.dumps(config | {key: value}))
+        assert found(capsys, run, copy)[0] == code
+
+
+def test_an_adapter_beside_the_weights_is_refused(
+    run: Path, exported: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    (copy / "adapter_config.json").write_text("{}")
+    code, answer = found(capsys, run, copy)
+    assert code == 1
+    assert "adapter" in answer["failures"][0]["what"]
 
 
 # --- the format ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,15 @@ def test_checkpoints_below_may_be_thinned_and_no_others(run: Run) -> None:
     run.drop(*checkpoints(0, 2, 4))
     gone = [(name, GONE) for name in sorted(checkpoints(0, 4))]
     assert run.said() == gone, "not the one from which the oldest round that is kept starts"
+
+
+def test_a_checkpoint_that_may_be_missing_is_a_file_where_it_is_there(run: Run) -> None:
+    """Level 2 reads whatever lies there, and a pipe would hold it up for ever."""
+    run.manifest = manifest(checkpoint_every=6)
+    run.drop(*checkpoints(2))
+    name = sorted(checkpoints(2))[0]
+    os.mkfifo(run.path / name)
+    assert run.said() == [(name, "an unexpected file lies in the run folder")]
 
 
 def test_thinned_checkpoints_keep_a_schedule_of_their_own(tmp_path: Path, index: Index) -> None:
