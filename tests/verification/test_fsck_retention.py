@@ -218,7 +218,7 @@ def test_a_checkpoint_that_may_be_missing_is_a_file_where_it_is_there(run: Run) 
     """Level 2 reads whatever lies there, and a pipe would hold it up for ever."""
     run.manifest = manifest(checkpoint_every=6)
     run.drop(*checkpoints(2))
-    name = sorted(checkpoints(2))[0]
+    name = min(checkpoints(2))
     os.mkfifo(run.path / name)
     assert run.said() == [(name, "an unexpected file lies in the run folder")]
 
