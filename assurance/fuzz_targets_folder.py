@@ -143,7 +143,7 @@ def _level2(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     def replay(data: bytes) -> None:
         manifest = encoding.parse_canonical(data)
         fsck_shapes.RECORDS["manifest"](manifest, "manifest")
-        findings: Any = SimpleNamespace(manifest=manifest, turns=(), complete=True)
+        findings: Any = SimpleNamespace(manifest=manifest, turns=(), complete=True, dropped=None)
         failures: list[Any] = []
         list(replay_checkpoints(RunFolder(folder), findings, failures.append, lambda *_: None))
         if [failure for failure in failures if "initial" in failure.where or "arrays" in failure.where]:
@@ -180,8 +180,9 @@ def _level2_files(folder: Path) -> tuple[Iterable[Parser], Iterable[bytes]]:
     accepted: dict[str, Any] = {"slot": 0, "tokens": 5, "weight": 5}
     close = {"round": 1, "attempt": 0, "void": False, "accepted": [accepted], "rejected": []}
     close |= {"weights": digests.weights, "outer": digests.outer}
-    turn = SimpleNamespace(open={"roster": [{"slot": 0, "operator": "north"}], "outer_lr": rate}, close=close)
-    findings: Any = SimpleNamespace(manifest=manifest, turns=(turn,), complete=True)
+    roster = [{"slot": 0, "operator": "north"}]
+    turn = SimpleNamespace(open={"round": 1, "roster": roster, "outer_lr": rate}, close=close)
+    findings: Any = SimpleNamespace(manifest=manifest, turns=(turn,), complete=True, dropped=None)
     files = [run.weights_file(0), run.outer_file(0), run.weights_file(1), run.outer_file(1)]
     kept = [path.read_bytes() for path in files]
 

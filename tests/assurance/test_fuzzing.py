@@ -273,7 +273,7 @@ def test_huge_checkpoints_at_level_2(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for path in (folder.weights_file(0), folder.outer_file(0)):
         sparse(path)
-    findings: Any = SimpleNamespace(manifest=level2_manifest(), turns=(), complete=True)
+    findings: Any = SimpleNamespace(manifest=level2_manifest(), turns=(), complete=True, dropped=None)
     failures: list[Any] = []
     tracemalloc.start()
     try:

@@ -296,11 +296,11 @@ def test_members_that_are_made_anew_while_they_are_made(lazy: Undisturbed, when:
     """Deaths in the factory: vault, key and lock."""
 
     def child() -> int:
-        from pipeline import run
+        from pipeline import hiring
 
         deaths: dict[str, int] = {}
         active: list[str] = []
-        real = run.make_member
+        real = hiring.make_member
 
         def factory(spec: Any) -> Any:
             active[:] = [spec.name]
@@ -318,7 +318,7 @@ def test_members_that_are_made_anew_while_they_are_made(lazy: Undisturbed, when:
                     raise MemberDiedError
 
         count: dict[str, int] = {}
-        run.make_member = factory  # type: ignore[assignment]
+        hiring.make_member = factory  # type: ignore[assignment]
         watched(site, before, site.finish)
         return sum(deaths.values())
 
