@@ -224,8 +224,9 @@ def test_an_unknown_option_of_a_command(capsys: pytest.CaptureFixture[str], comm
         "data": ("x", "--out", "y"),
         "keys": ("new", "x"),
         "receipt": ("x", "--member", "y"),
+        "dashboard": ("--entity", "x", "--project", "y"),
     }
-    plain = ("resume", "verify", "report", "verify-receipt", "rerun")
+    plain = ("resume", "top", "verify", "report", "verify-receipt", "rerun")
     given = needs.get(command, ("x",) if command in plain else ())
     sentence = refused(capsys, command, *given, "--frobnicate")
     assert "--frobnicate" in sentence
