@@ -143,7 +143,7 @@ class AuditConfig(_Section):
     auditors: int = Field(
         3,
         ge=0,
-        le=MAX_INTEGER,
+        le=10_000,
         description="Auditors, each of an operator of its own; of fewer than three none can be overruled.",
     )
     rate_ppm: Ppm = Field(1_000_000, description="Audit rate in millionths, once probation is over.")
