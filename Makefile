@@ -12,7 +12,7 @@ train: $(READY)  ## train the demonstration, with one contributor that cheats
 	$(BIN)/barnraise train --config configs/demo.toml --run $(RUN) --adversary lazy=1
 
 test: $(READY)  ## all tests, a process a core
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## style, types, import rules
 	$(BIN)/ruff check .

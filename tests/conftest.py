@@ -19,13 +19,10 @@ prepare("exact", THREADS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what must stay together, and what to start first.
+    """Say what to start first: files with Ray's and other slow tests, for one begun last is waited for.
 
-    A file's tests share its fixtures, so they stay in one process; all of Ray's do, because two clusters
-    on one machine are in each other's way. Files with slow tests come first: one begun last is waited for.
+    A file's tests share its fixtures and stay in one process (`--dist loadfile`).
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not item.get_closest_marker("ray"), item.path not in slow))
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (item.path not in ray, item.path not in slow))
