@@ -6,9 +6,12 @@ Also how the tests are shared out when they run on several cores.
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["WANDB_MODE"] = "offline"
