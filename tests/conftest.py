@@ -10,8 +10,6 @@ import signal
 
 import pytest
 
-# A shell lets what it starts in the background ignore Ctrl-C, and so would all that the tests start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["WANDB_MODE"] = "offline"
@@ -19,6 +17,8 @@ os.environ["WANDB_MODE"] = "offline"
 from model.numerics import THREADS, prepare
 
 prepare("exact", THREADS)
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
