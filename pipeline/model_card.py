@@ -33,14 +33,6 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
     """Markdown with the front matter that model hubs read, for the checkpoint after `round_`."""
     manifest, dataset = story.manifest, story.dataset
     turns = [turn for turn in story.turns if turn.round <= round_ and not turn.void]
-    validation = [(r, nats) for r, _, nats in story.validation if r <= round_]
-    loss = (
-        f"{validation[-1][1]:.4f} nats a token after round {validation[-1][0]}"
-        if validation
-        else "not measured"
-    )
-    if validation and story.unigram is not None:
-        loss += f" (unigram cross-entropy {story.unigram:.4f})"
     head = f"{story.head.size}:{story.head.root.hex()}"
     anchors = f"--vkey '{manifest.log_vkey}' --expect-head {head}"
     facts = [
@@ -51,7 +43,7 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
         ("checkpoint", f"after round {round_} of {manifest.config['run']['rounds']}"),
         ("parameters", f"{story.parameters:,}"),
         ("accepted tokens", f"{turns[-1].total if turns else 0:,}"),
-        ("validation loss", loss),
+        ("validation loss", _loss(story, round_)),
         ("dataset root", _code(dataset.root)),
         ("data", f"{_code(str(manifest.config['data']['source']))}, tokenizer {_code(dataset.tokenizer)}"),
         ("licence of the data", ", ".join(map(_code, dataset.licence.values()))),
@@ -91,6 +83,15 @@ def model_card(story: RunStory, run: Path, round_: int) -> str:
         ),
     ]
     return _FRONT + "\n\n".join(sections) + "\n"
+
+
+def _loss(story: RunStory, round_: int) -> str:
+    validation = [(r, nats) for r, _, nats in story.validation if r <= round_]
+    if not validation:
+        return "not measured"
+    last, nats = validation[-1]
+    unigram = "" if story.unigram is None else f" (unigram cross-entropy {story.unigram:.4f})"
+    return f"{nats:.4f} nats a token after round {last}{unigram}"
 
 
 def _audits(story: RunStory, round_: int) -> list[tuple[str, str]]:
